@@ -1,0 +1,196 @@
+"""What can go wrong, as others see it: every exception with its code, HTTP status and remedy.
+
+GridError                               grid-error                  500
+├── BadRequest                          bad-request                 400
+│   ├── InvalidMessageError             invalid-message             400
+│   ├── InvalidDataError                invalid-data                400
+│   ├── LimitExceededError              limit-exceeded              413
+│   └── VersionMismatchError            version-mismatch            426
+├── NotAuthenticatedError               not-authenticated           401
+├── TooManyAttemptsError                too-many-attempts           429
+├── Forbidden                           forbidden                   403
+│   ├── GetNotPermittedError            get-not-permitted           403
+│   ├── SendNotPermittedError           send-not-permitted          403
+│   ├── ComputeNotPermittedError        compute-not-permitted       403
+│   └── OperationNotAllowedError        operation-not-allowed       403
+├── NotFound                            not-found                   404
+│   └── ObjectNotFoundError             object-not-found            404
+├── Conflict                            conflict                    409
+│   └── IdNotUniqueError                id-not-unique               409
+├── SessionLostError                    session-lost                410
+├── RemoteOperationError                remote-operation            422
+├── NodeUnavailableError                node-unavailable            503
+├── StorageFullError                    storage-full                507
+└── TensorsNotCollocatedException       tensors-not-collocated      400
+
+An error crosses the wire as its code and its text (`to_wire`, `from_wire`): never a traceback,
+never the text of an exception that is not in this tree.
+"""
+
+from __future__ import annotations
+
+
+class GridError(Exception):
+    """Anything this package raises on purpose. `str(error)` says what happened and what to do."""
+
+    code = "grid-error"
+    status = 500
+
+    def to_wire(self) -> dict[str, str]:
+        """The error as another party may see it."""
+        return {"code": self.code, "error": str(self)}
+
+
+class BadRequest(GridError):
+    """The request cannot be understood or served as it stands."""
+
+    code = "bad-request"
+    status = 400
+
+
+class InvalidMessageError(BadRequest):
+    """A frame or message does not follow docs/protocol.md."""
+
+    code = "invalid-message"
+
+
+class InvalidDataError(BadRequest):
+    """Data offered for publication is not what it claims to be."""
+
+    code = "invalid-data"
+
+
+class LimitExceededError(BadRequest):
+    """Something is larger, longer or more than the limit that the text names."""
+
+    code = "limit-exceeded"
+    status = 413
+
+
+class VersionMismatchError(BadRequest):
+    """Client and Node speak different protocol versions; the text says who must upgrade."""
+
+    code = "version-mismatch"
+    status = 426
+
+
+class NotAuthenticatedError(GridError):
+    """No credential, or one that does not count here."""
+
+    code = "not-authenticated"
+    status = 401
+
+
+class TooManyAttemptsError(GridError):
+    """Too many wrong credentials from one place; the text says how long to wait."""
+
+    code = "too-many-attempts"
+    status = 429
+
+
+class Forbidden(GridError):
+    """The caller is known and may not do this."""
+
+    code = "forbidden"
+    status = 403
+
+
+class GetNotPermittedError(Forbidden):
+    """The caller may compute on this value but may not read it."""
+
+    code = "get-not-permitted"
+
+
+class SendNotPermittedError(Forbidden):
+    """The caller may not publish here."""
+
+    code = "send-not-permitted"
+
+
+class ComputeNotPermittedError(Forbidden):
+    """The caller may not compute on this data set, or not on this Node."""
+
+    code = "compute-not-permitted"
+
+
+class OperationNotAllowedError(Forbidden):
+    """The operation is not on the allow-list (docs/operations.md)."""
+
+    code = "operation-not-allowed"
+
+
+class NotFound(GridError):
+    """There is no such thing here."""
+
+    code = "not-found"
+    status = 404
+
+
+class ObjectNotFoundError(NotFound):
+    """The remote value or data set does not exist, or no longer."""
+
+    code = "object-not-found"
+
+
+class Conflict(GridError):
+    """The request contradicts what is already here."""
+
+    code = "conflict"
+    status = 409
+
+
+class IdNotUniqueError(Conflict):
+    """The name is taken."""
+
+    code = "id-not-unique"
+
+
+class SessionLostError(GridError):
+    """The session's Worker ended, so the values computed in it are gone. Open the data again."""
+
+    code = "session-lost"
+    status = 410
+
+
+class RemoteOperationError(GridError):
+    """An operation failed where the tensor lives; raised at the next read of what depends on it."""
+
+    code = "remote-operation"
+    status = 422
+
+
+class NodeUnavailableError(GridError):
+    """The Node or Network does not answer."""
+
+    code = "node-unavailable"
+    status = 503
+
+
+class StorageFullError(GridError):
+    """The disk of the Node is full; nothing was kept of the request."""
+
+    code = "storage-full"
+    status = 507
+
+
+class TensorsNotCollocatedException(GridError):
+    """One operation was given tensors that live in different places."""
+
+    code = "tensors-not-collocated"
+    status = 400
+
+
+def _tree(root: type[GridError]) -> dict[str, type[GridError]]:
+    found = {root.code: root}
+    for child in root.__subclasses__():
+        found.update(_tree(child))
+    return found
+
+
+BY_CODE = _tree(GridError)
+
+
+def from_wire(code: object, text: object) -> GridError:
+    """The exception that another party reported; an unknown code becomes a plain GridError."""
+    kind = BY_CODE.get(code if isinstance(code, str) else "", GridError)
+    return kind(text if isinstance(text, str) else "the other side reported an error without a text")

@@ -1,0 +1,1 @@
+"""What travels: versions, limits, frames and messages. docs/protocol.md describes all of it."""

@@ -1,0 +1,206 @@
+"""What a client and a Node say to each other in a session: one struct a verb, each naming its reply.
+
+A request travels as `[request_id, message]`, its reply as `[request_id, reply]` with the same id.
+Operations on tensors are not here: they are streamed as commands (wire/commands.py).
+"""
+
+from __future__ import annotations
+
+from typing import Union
+
+import msgspec
+
+from grid_jupyter.wire import frames
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all messages: immutable, by keyword, closed to unknown fields."""
+
+
+# ------------------------------------------------------------------ descriptions
+
+
+class TensorInfo(Message):
+    """What anyone who may see a data set sees of one tensor in it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class ColumnInfo(Message):
+    """What anyone who may see a table sees of one column: never a category, never a row."""
+
+    name: str
+    dtype: str  # pandas' name: int64, Int64, boolean, category, datetime64[ns], string …
+
+
+class DatasetInfo(Message):
+    """A data set as a stranger with access to the Node may see it: metadata, no values."""
+
+    id: int
+    version: int
+    kind: str  # "tensor", "table" or "arrays"
+    name: str
+    tags: tuple[str, ...]  # in the owner's order
+    description: str
+    owner: str
+    tensors: tuple[TensorInfo, ...]
+    columns: tuple[ColumnInfo, ...] = ()
+    allowed_users: tuple[str, ...] | None = None  # may read values; None: not for this caller to know
+
+
+class Limits(Message):
+    """What one session may use."""
+
+    memory_bytes: int
+    values: int
+    operation_s: float
+
+
+class Caller(Message):
+    """Who the Node takes the caller for. An empty name is a guest."""
+
+    user: str = ""
+    roles: tuple[str, ...] = ()
+
+
+# ------------------------------------------------------------------ client → Node
+
+
+class Hello(Message, tag="hello"):
+    """First message of every session. Reply: Welcome."""
+
+    protocol: int
+    software: str
+
+
+class Login(Message, tag="login"):
+    """Make the credential's owner the caller of this session from here on. Reply: LoggedIn."""
+
+    credential: str
+
+
+class Search(Message, tag="search"):
+    """Data sets that carry all of these tags, and that the caller may see. Reply: Found."""
+
+    query: tuple[str, ...] = ()
+
+
+class Open(Message, tag="open"):
+    """Map a data set into the session's Worker. Reply: Opened.
+
+    `values` gives the id that the session uses for each tensor of the data set, by name.
+    """
+
+    dataset: int
+    version: int
+    values: dict[str, int]
+
+
+class Read(Message, tag="read"):
+    """Ask for a value. Reply: Value; its bytes are the payload, or wait for HTTP GET if `bulk`.
+
+    `credential` presents a further account of the caller's, for this one call. With `remove`, the
+    value leaves the session once it was released.
+    """
+
+    value: int
+    credential: str = ""
+    remove: bool = False
+
+
+class Sizes(Message, tag="sizes"):
+    """Ask for shapes that depend on values: a read, which passes the release gate. Reply: Shapes."""
+
+    values: tuple[int, ...]
+    credential: str = ""
+
+
+class Status(Message, tag="status"):
+    """What the session holds. Reply: SessionStatus."""
+
+
+# ------------------------------------------------------------------ Node → client
+
+
+class Welcome(Message, tag="welcome"):
+    """The session is open. `session` is its secret for bulk transfers over HTTP."""
+
+    protocol: int
+    node: str  # the Node's name
+    node_id: str
+    caller: Caller
+    session: str
+    limits: Limits
+
+
+class LoggedIn(Message, tag="logged-in"):
+    """The session's caller is now this one."""
+
+    caller: Caller
+
+
+class Found(Message, tag="found"):
+    """The data sets that answer a search, newest first."""
+
+    datasets: tuple[DatasetInfo, ...]
+
+
+class Opened(Message, tag="opened"):
+    """The data set is mapped, read-only."""
+
+
+class Value(Message, tag="value"):
+    """A released value. `readers` is None where it derives from no data set."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    readers: tuple[str, ...] | None = None
+    bulk: str = ""  # a ticket: fetch the bytes by HTTP GET
+
+
+class Layout(Message):
+    """Shape, strides (in elements), storage offset (in elements) and dtype of one value."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    dtype: str
+
+
+class Shapes(Message, tag="shapes"):
+    """Released shapes, in the order of the request."""
+
+    layouts: tuple[Layout, ...]
+
+
+class SessionStatus(Message, tag="session-status"):
+    """Live values of the session, and whether its Worker runs."""
+
+    values: int
+    worker: bool
+
+
+class Failed(Message, tag="failed"):
+    """The request, or the whole session where `request_id` is 0, failed. Codes: errors.py."""
+
+    code: str
+    error: str
+
+
+Request = Union[Hello, Login, Search, Open, Read, Sizes, Status]
+Reply = Union[Welcome, LoggedIn, Found, Opened, Value, Shapes, SessionStatus, Failed]
+
+request_decoder: msgspec.msgpack.Decoder[tuple[int, Request]] = msgspec.msgpack.Decoder(tuple[int, Request])
+reply_decoder: msgspec.msgpack.Decoder[tuple[int, Reply]] = msgspec.msgpack.Decoder(tuple[int, Reply])
+
+
+def request_frame(request_id: int, message: Request) -> bytes:
+    """A request as one frame."""
+    return frames.pack(frames.REQUEST, frames.encode((request_id, message)))
+
+
+def reply_frame(request_id: int, reply: Reply, payload: bytes | memoryview = b"") -> bytes:
+    """A reply as one frame, a released value's bytes behind it."""
+    return frames.pack(frames.REPLY, frames.encode((request_id, reply)), payload)
