@@ -20,7 +20,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 # ------------------------------------------------------------------ descriptions
 
 
-class TensorInfo(Message):
+class TensorInfo(Message, frozen=True):
     """What anyone who may see a data set sees of one tensor in it."""
 
     name: str
@@ -28,14 +28,14 @@ class TensorInfo(Message):
     shape: tuple[int, ...]
 
 
-class ColumnInfo(Message):
+class ColumnInfo(Message, frozen=True):
     """What anyone who may see a table sees of one column: never a category, never a row."""
 
     name: str
     dtype: str  # pandas' name: int64, Int64, boolean, category, datetime64[ns], string …
 
 
-class DatasetInfo(Message):
+class DatasetInfo(Message, frozen=True):
     """A data set as a stranger with access to the Node may see it: metadata, no values."""
 
     id: int
@@ -50,7 +50,7 @@ class DatasetInfo(Message):
     allowed_users: tuple[str, ...] | None = None  # may read values; None: not for this caller to know
 
 
-class Limits(Message):
+class Limits(Message, frozen=True):
     """What one session may use."""
 
     memory_bytes: int
@@ -58,7 +58,7 @@ class Limits(Message):
     operation_s: float
 
 
-class Caller(Message):
+class Caller(Message, frozen=True):
     """Who the Node takes the caller for. An empty name is a guest."""
 
     user: str = ""
@@ -68,26 +68,26 @@ class Caller(Message):
 # ------------------------------------------------------------------ client → Node
 
 
-class Hello(Message, tag="hello"):
+class Hello(Message, frozen=True, tag="hello"):
     """First message of every session. Reply: Welcome."""
 
     protocol: int
     software: str
 
 
-class Login(Message, tag="login"):
+class Login(Message, frozen=True, tag="login"):
     """Make the credential's owner the caller of this session from here on. Reply: LoggedIn."""
 
     credential: str
 
 
-class Search(Message, tag="search"):
+class Search(Message, frozen=True, tag="search"):
     """Data sets that carry all of these tags, and that the caller may see. Reply: Found."""
 
     query: tuple[str, ...] = ()
 
 
-class Open(Message, tag="open"):
+class Open(Message, frozen=True, tag="open"):
     """Map a data set into the session's Worker. Reply: Opened.
 
     `values` gives the id that the session uses for each tensor of the data set, by name.
@@ -98,7 +98,7 @@ class Open(Message, tag="open"):
     values: dict[str, int]
 
 
-class Read(Message, tag="read"):
+class Read(Message, frozen=True, tag="read"):
     """Ask for a value. Reply: Value; its bytes are the payload, or wait for HTTP GET if `bulk`.
 
     `credential` presents a further account of the caller's, for this one call. With `remove`, the
@@ -110,21 +110,21 @@ class Read(Message, tag="read"):
     remove: bool = False
 
 
-class Sizes(Message, tag="sizes"):
+class Sizes(Message, frozen=True, tag="sizes"):
     """Ask for shapes that depend on values: a read, which passes the release gate. Reply: Shapes."""
 
     values: tuple[int, ...]
     credential: str = ""
 
 
-class Status(Message, tag="status"):
+class Status(Message, frozen=True, tag="status"):
     """What the session holds. Reply: SessionStatus."""
 
 
 # ------------------------------------------------------------------ Node → client
 
 
-class Welcome(Message, tag="welcome"):
+class Welcome(Message, frozen=True, tag="welcome"):
     """The session is open. `session` is its secret for bulk transfers over HTTP."""
 
     protocol: int
@@ -135,23 +135,23 @@ class Welcome(Message, tag="welcome"):
     limits: Limits
 
 
-class LoggedIn(Message, tag="logged-in"):
+class LoggedIn(Message, frozen=True, tag="logged-in"):
     """The session's caller is now this one."""
 
     caller: Caller
 
 
-class Found(Message, tag="found"):
+class Found(Message, frozen=True, tag="found"):
     """The data sets that answer a search, newest first."""
 
     datasets: tuple[DatasetInfo, ...]
 
 
-class Opened(Message, tag="opened"):
+class Opened(Message, frozen=True, tag="opened"):
     """The data set is mapped, read-only."""
 
 
-class Value(Message, tag="value"):
+class Value(Message, frozen=True, tag="value"):
     """A released value. `readers` is None where it derives from no data set."""
 
     dtype: str
@@ -160,7 +160,7 @@ class Value(Message, tag="value"):
     bulk: str = ""  # a ticket: fetch the bytes by HTTP GET
 
 
-class Layout(Message):
+class Layout(Message, frozen=True):
     """Shape, strides (in elements), storage offset (in elements) and dtype of one value."""
 
     shape: tuple[int, ...]
@@ -169,20 +169,20 @@ class Layout(Message):
     dtype: str
 
 
-class Shapes(Message, tag="shapes"):
+class Shapes(Message, frozen=True, tag="shapes"):
     """Released shapes, in the order of the request."""
 
     layouts: tuple[Layout, ...]
 
 
-class SessionStatus(Message, tag="session-status"):
+class SessionStatus(Message, frozen=True, tag="session-status"):
     """Live values of the session, and whether its Worker runs."""
 
     values: int
     worker: bool
 
 
-class Failed(Message, tag="failed"):
+class Failed(Message, frozen=True, tag="failed"):
     """The request, or the whole session where `request_id` is 0, failed. Codes: errors.py."""
 
     code: str

@@ -1,0 +1,142 @@
+"""Argument checks in front of the allowed kernels that trust their caller.
+
+ATen checks in its public wrappers; some kernels below them crash, or read out of bounds, on arguments
+that no wrapper would pass. Fuzzing found these (docs/operations.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+aten = torch.ops.aten
+_INDEX = (torch.int64, torch.int32)
+
+
+def _need(condition: bool, what: str) -> None:
+    if not condition:
+        raise ValueError(f"bad argument: {what}")
+
+
+def _batch_norm(
+    x: torch.Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float
+) -> Any:
+    _need(x.dim() >= 2 and x.is_floating_point() and x.numel() > 0, "batch norm takes a floating [N, C, …] input")
+    for t in (weight, bias, mean, var):
+        _need(
+            t is None or (t.dim() == 1 and t.numel() == x.shape[1] and t.is_floating_point() and t.is_contiguous()),
+            "per-channel tensors have one value a channel",
+        )
+    _need(training or mean is not None, "running statistics are needed in eval mode")
+    _need((mean is None) == (var is None), "running_mean and running_var go together")
+    return aten.native_batch_norm.default(x, weight, bias, mean, var, training, momentum, eps)
+
+
+def _lstm_layer(
+    x: torch.Tensor, w0: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, w3: torch.Tensor, hx: torch.Tensor,
+    cx: torch.Tensor, reverse: bool, batch_sizes: list[int], mode: int, hidden: int, layers: int, has_biases: bool,
+    bidirectional: bool, batch_first: bool, train: bool,
+) -> Any:  # fmt: skip
+    _need(mode == 2 and not batch_sizes and has_biases and hidden > 0, "only plain LSTM layers")
+    tensors = (x, w0, w1, w2, w3, hx, cx)
+    _need(all(t.dtype == x.dtype and t.dtype in (torch.float32, torch.bfloat16) for t in tensors), "one float dtype")
+    _need(x.dim() == 3 and x.numel() > 0, "an LSTM layer takes a [T, N, F] input")
+    _need(
+        w0.shape == (4 * hidden, x.shape[2])
+        and w1.shape == (4 * hidden, hidden)
+        and w2.shape == w3.shape == (4 * hidden,),
+        "weights fit the input and the hidden size",
+    )
+    _need(
+        hx.numel() == cx.numel() == x.shape[1] * hidden and hx.shape[-1] == cx.shape[-1] == hidden,
+        "states fit the batch and the hidden size",
+    )
+    return aten.mkldnn_rnn_layer.default(
+        *(t.contiguous() for t in tensors), reverse, batch_sizes, mode, hidden, layers, has_biases,
+        bidirectional, batch_first, train,
+    )  # fmt: skip
+
+
+def _fft(x: torch.Tensor, dim: list[int], normalization: int, onesided: bool) -> Any:
+    _need(bool(dim) and len(set(dim)) == len(dim), "each dim once")
+    _need(all(0 <= d < x.dim() for d in dim), "dims of the input")
+    _need(normalization in (0, 1, 2) and x.numel() > 0, "a known normalization and a non-empty input")
+    return aten._fft_r2c.default(x, dim, normalization, onesided)
+
+
+def _fused(kernel: Any, lists: int) -> Callable[..., Any]:
+    names = [argument.name for argument in kernel._schema.arguments]
+
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        params = args[0]
+        _need(all(p.is_floating_point() and p.is_contiguous() for p in params), "parameters are dense floats")
+        for name, tensors in zip(names[1:lists], args[1:lists], strict=True):
+            if name in ("max_exp_avg_sqs", "momentum_buffer_list") and not tensors:
+                continue
+            _need(len(tensors) == len(params), f"{name} has one tensor a parameter")
+            for p, t in zip(params, tensors, strict=True):
+                if name == "state_steps":
+                    _need(t.numel() == 1 and t.dtype == torch.float32, "steps are single float32 values")
+                else:
+                    _need((p.shape, p.dtype, p.stride()) == (t.shape, t.dtype, t.stride()), f"{name} fits")
+        _need(all(v.numel() == 1 for v in kwargs.values() if isinstance(v, torch.Tensor)), "options are single values")
+        _need(not kwargs.get("amsgrad") or len(args[4]) == len(params), "amsgrad needs max_exp_avg_sqs")
+        _need(
+            not kwargs.get("momentum") or names[2] != "momentum_buffer_list" or len(args[2]) == len(params),
+            "momentum needs its buffers",
+        )
+        return kernel(*args, **kwargs)
+
+    return guarded
+
+
+def _embedding_bag(
+    weight: torch.Tensor, indices: torch.Tensor, offsets: torch.Tensor, scale: bool = False, mode: int = 0,
+    sparse: bool = False, per_sample: Any = None, include_last: bool = False, padding: int = -1,
+) -> Any:  # fmt: skip
+    _need(weight.dim() == 2 and weight.is_floating_point() and weight.numel() > 0, "weight is a [V, E] float tensor")
+    _need(indices.dim() == offsets.dim() == 1 and indices.dtype == offsets.dtype in _INDEX, "1-d integer indices")
+    _need(mode in (0, 1, 2) and not sparse and -weight.shape[0] <= padding < weight.shape[0], "mode and padding")
+    _need(
+        per_sample is None or (per_sample.shape == indices.shape and per_sample.dtype == weight.dtype and mode == 0),
+        "one weight an index, in mode sum",
+    )
+    _need(offsets.numel() > 0 and int(offsets[0]) == 0 and int(offsets.max()) <= indices.numel(), "offsets start at 0")
+    _need(bool((offsets[1:] >= offsets[:-1]).all()), "offsets rise")
+    _need(not include_last or int(offsets[-1]) == indices.numel(), "the last offset is the number of indices")
+    if indices.numel():
+        _need(int(indices.min()) >= 0 and int(indices.max()) < weight.shape[0], "indices within the table")
+    return aten._embedding_bag.default(weight, indices, offsets, scale, mode, sparse, per_sample, include_last, padding)
+
+
+def _ctc(
+    log_probs: torch.Tensor, targets: torch.Tensor, inputs: torch.Tensor, lengths: torch.Tensor, blank: int = 0,
+    zero_infinity: bool = False,
+) -> Any:  # fmt: skip
+    _need(log_probs.dim() == 3 and log_probs.is_floating_point() and log_probs.numel() > 0, "[T, N, C] input")
+    steps, batch, classes = log_probs.shape
+    _need(targets.dim() in (1, 2) and targets.dtype in _INDEX and targets.numel() > 0, "integer targets")
+    _need(0 <= blank < classes and int(targets.min()) >= 0 and int(targets.max()) < classes, "targets are classes")
+    _need(inputs.shape == lengths.shape == (batch,), "one length a row")
+    _need({inputs.dtype, lengths.dtype} <= set(_INDEX), "integer lengths")
+    _need(int(inputs.min()) > 0 and int(inputs.max()) <= steps and int(lengths.min()) >= 0, "lengths within the input")
+    if targets.dim() == 2:
+        _need(targets.shape[0] == batch and int(lengths.max()) <= targets.shape[1], "target lengths within the targets")
+    else:
+        _need(int(lengths.sum()) == targets.numel(), "target lengths add up to the targets")
+    return aten._ctc_loss.Tensor(log_probs, targets, inputs, lengths, blank, zero_infinity)
+
+
+GUARDS: dict[str, Callable[..., Any]] = {
+    "aten.native_batch_norm.default": _batch_norm,
+    "aten.mkldnn_rnn_layer.default": _lstm_layer,
+    "aten._fft_r2c.default": _fft,
+    "aten._fused_adam_.default": _fused(aten._fused_adam_.default, 6),
+    "aten._fused_adamw_.default": _fused(aten._fused_adamw_.default, 6),
+    "aten._fused_sgd_.default": _fused(aten._fused_sgd_.default, 3),
+    "aten._embedding_bag.default": _embedding_bag,
+    "aten._ctc_loss.Tensor": _ctc,
+}
+"""Full name of an operation → the callable that checks its arguments and then runs it."""

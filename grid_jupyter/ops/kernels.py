@@ -1,0 +1,108 @@
+"""The allowed operations as callables, with what their schemas say about aliases and mutation."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from grid_jupyter.errors import OperationNotAllowedError
+from grid_jupyter.ops.allowed import ALLOWED, why_refused
+from grid_jupyter.ops.guards import GUARDS
+
+aten = torch.ops.aten
+
+# Kernels that write to arguments although their schema does not say so: positions of those arguments.
+_HIDDEN_MUTATION = {"aten.native_batch_norm.default": (3, 4)}
+
+
+def _zeros_strided(like: torch.Tensor, size: list[int], stride: list[int], **options: Any) -> torch.Tensor:
+    made = torch.empty_strided(size, stride, dtype=options.get("dtype") or like.dtype)
+    made.untyped_storage().fill_(0)  # type: ignore[attr-defined]  # missing in torch's stubs
+    return made
+
+
+# Uninitialised memory holds what others computed before: whatever would be empty is zero instead.
+_ZEROED: dict[str, Callable[..., Any]] = {
+    "aten.empty_like.default": aten.zeros_like.default,
+    "aten.new_empty.default": aten.new_zeros.default,
+    "aten.new_empty_strided.default": _zeros_strided,
+    # a client's tensor cannot carry the conjugate or negative bit, so these are computed
+    "aten._conj.default": aten._conj_physical.default,
+    "aten._neg_view.default": aten.neg.default,
+}
+
+
+class Kernel(NamedTuple):
+    """An operation that may run, and what it does to its arguments."""
+
+    name: str
+    run: Callable[..., Any]
+    parameters: tuple[str, ...]
+    mutates: frozenset[int]  # positions of the arguments that it writes to
+    views: dict[int, int]  # result → argument whose storage it shares
+    writes: dict[int, int]  # result → argument that it is (in-place and out= forms)
+    results: int
+    returns_list: bool
+
+
+def overload(name: str) -> Any:
+    """torch's own OpOverload for an allowed full name. Raises OperationNotAllowedError."""
+    if name not in ALLOWED:
+        raise OperationNotAllowedError(f"{name} does not run on a Node: {why_refused(name)}")
+    found = _table().get(name)
+    if found is None:
+        raise OperationNotAllowedError(f"{name} is not in torch {torch.__version__}, which this side has")
+    return found
+
+
+@functools.cache
+def _table() -> dict[str, Any]:
+    """Names resolve through this closed table, built from our own list: no name off the wire reaches torch."""
+    found = {}
+    for full in ALLOWED:
+        _, base, variant = full.split(".")
+        packet = getattr(aten, base, None)
+        if packet is not None and variant in packet.overloads():
+            found[full] = getattr(packet, variant)
+    return found
+
+
+@functools.cache
+def kernel(name: str) -> Kernel:
+    """The operation of that full name. Raises OperationNotAllowedError if it is off the list."""
+    op = overload(name)
+    schema = op._schema
+    holders: dict[str, int] = {}
+    mutates = set(_HIDDEN_MUTATION.get(name, ()))
+    for position, argument in enumerate(schema.arguments):
+        alias = argument.alias_info
+        if alias is None:
+            continue
+        holders.update(dict.fromkeys(alias.before_set, position))
+        if alias.is_write:
+            mutates.add(position)
+    views: dict[int, int] = {}
+    writes: dict[int, int] = {}
+    for result, returned in enumerate(schema.returns):
+        alias = returned.alias_info
+        for label in alias.before_set if alias is not None else ():
+            if label in holders:
+                (writes if alias.is_write else views)[result] = holders[label]
+    return Kernel(
+        name,
+        GUARDS.get(name) or _ZEROED.get(name) or op,
+        tuple(argument.name for argument in schema.arguments),
+        frozenset(mutates),
+        views,
+        writes,
+        len(schema.returns),
+        len(schema.returns) == 1 and str(schema.returns[0].type).startswith("List[Tensor"),
+    )
+
+
+def full_name(op: Any) -> str:
+    """`aten.add.Tensor` for torch's OpOverload."""
+    return str(op)

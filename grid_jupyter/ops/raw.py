@@ -1,0 +1,45 @@
+"""Tensors as raw bytes and back, without a copy where that is possible."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from grid_jupyter.errors import InvalidMessageError
+from grid_jupyter.wire.dtypes import ITEM_BYTES, nbytes
+from grid_jupyter.wire.limits import MAX_RANK
+
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ITEM_BYTES}
+NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def to_bytes(tensor: torch.Tensor) -> memoryview:
+    """The elements of a strided CPU tensor in row-major order; a view if the tensor is contiguous."""
+    count = tensor.numel()
+    if count == 0:
+        return memoryview(b"")
+    flat = tensor.detach().resolve_conj().resolve_neg().contiguous()
+    # as_strided: a dimension of size 1 may have any stride and still count as contiguous
+    array: Any = flat.as_strided((count,), (1,)).view(torch.uint8).numpy()
+    return memoryview(array)
+
+
+def from_bytes(data: bytes | bytearray | memoryview, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """A tensor of that dtype and shape. Writable buffers are used as they are, others copied.
+
+    Raises InvalidMessageError if the bytes do not make such a tensor.
+    """
+    check_layout(dtype, shape)
+    if nbytes(dtype, shape) != len(data):
+        raise InvalidMessageError(f"a tensor of {dtype} {shape} has {nbytes(dtype, shape)} bytes, not {len(data)}")
+    if not len(data):
+        return torch.zeros(shape, dtype=DTYPES[dtype])
+    buffer: Any = data if not memoryview(data).readonly else bytearray(data)
+    return torch.frombuffer(buffer, dtype=DTYPES[dtype]).reshape(shape)
+
+
+def check_layout(dtype: str, shape: tuple[int, ...]) -> None:
+    """Raises InvalidMessageError unless dtype and shape could be those of a tensor."""
+    if dtype not in DTYPES or len(shape) > MAX_RANK or any(type(n) is not int or n < 0 for n in shape):
+        raise InvalidMessageError("a tensor needs a known dtype and a shape of non-negative integers")

@@ -1,0 +1,1 @@
+"""Tensors that live elsewhere, as their holder sees them. docs/architecture.md has the picture."""

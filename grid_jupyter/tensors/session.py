@@ -1,0 +1,182 @@
+"""The client's end of a session: buffers commands, chooses ids, reads values. One per place.
+
+What carries the bytes is a `Link`: a WebSocket to a Node, or a thread of this process.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+from collections.abc import Iterable
+from typing import Any, NoReturn, Protocol
+
+import torch
+
+from grid_jupyter.errors import GridError, SessionLostError
+from grid_jupyter.ops.raw import DTYPES, NAMES, from_bytes, to_bytes
+from grid_jupyter.ops.shapes import Layout, layout
+from grid_jupyter.wire import commands, frames
+from grid_jupyter.wire.limits import MAX_INLINE_BYTES
+from grid_jupyter.wire.messages import Read, Reply, Request, Shapes, Sizes, Value
+
+_FLUSH_AT = 64
+_MAX_FRAME = 512 << 10  # several inline tensors in one buffer are sent early
+
+TEMPLATES: list[tuple[str, Any, Any]] = []
+"""Operation and argument structure of every template of this process, by number."""
+
+
+class Link(Protocol):
+    """Carries frames to one Worker and replies back."""
+
+    def send(self, header: bytes) -> None:
+        """Send one OPERATIONS header; back-pressure blocks here. Raises SessionLostError."""
+
+    def request(self, message: Request) -> tuple[Reply, memoryview]:
+        """Ask and wait for the reply and its payload. Raises what the other side reported."""
+
+    def upload(self, identity: int, dtype: str, shape: tuple[int, ...], data: memoryview) -> None:
+        """Hand over a large tensor beside the stream."""
+
+    def download(self, ticket: str) -> bytearray:
+        """Fetch the bytes of a large released value."""
+
+    def credential(self, user: str) -> str:
+        """The token that presents `user` for one call. Raises NotAuthenticatedError."""
+
+
+class Lost(list[Any]):
+    """Takes the place of a lost session's buffer: whoever appends to it learns what happened."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__()
+        self.reason = reason
+
+    def append(self, command: Any) -> NoReturn:
+        raise SessionLostError(self.reason)
+
+
+class Ref:
+    """Owns one remote value: when the last holder lets go, the value is freed with the next frame."""
+
+    __slots__ = ("__weakref__", "id", "session")
+
+    def __init__(self, identity: int, session: Session) -> None:
+        self.id = identity
+        self.session = session
+
+    @property
+    def place(self) -> Any:
+        """Where the value is."""
+        return self.session.place
+
+    @property
+    def label(self) -> int:
+        """The number that reprs show for the value."""
+        return self.id
+
+    def __del__(self) -> None:
+        try:
+            self.session.dropped.append(self.id)
+        except AttributeError:  # the interpreter is going down, or __init__ did not finish
+            pass
+
+
+class Session:
+    """Streams commands to one Worker without waiting; only reads wait.
+
+    Appending to `buffer` and taking ids are atomic, so several threads may compute at once; `flush`
+    sends what is there in order.
+    """
+
+    def __init__(self, place: Any, link: Link) -> None:
+        self.place = place  # what pointers name as their location
+        self.link = link
+        self.buffer: list[Any] = []
+        self.dropped: list[int] = []
+        self.known: set[int] = set()
+        self.grad_mode = True
+        self.lock = threading.RLock()
+        self._ids = itertools.count(random.randrange(commands.FIRST_ID, 2 * commands.FIRST_ID))
+        self.new_id = self._ids.__next__
+        self.limit = _FLUSH_AT
+        self._pending_bytes = 0
+
+    # -------------------------------------------------------------- out
+
+    def flush(self) -> None:
+        """Send what is buffered. Raises SessionLostError if the session is gone."""
+        with self.lock:
+            count = len(self.dropped)
+            if count:
+                self.buffer.append([commands.FREE, *self.dropped[:count]])
+                del self.dropped[:count]
+            count = len(self.buffer)
+            if count:
+                batch = self.buffer[:count]
+                del self.buffer[:count]  # never swap the list: another thread may be appending to it
+                self._pending_bytes = 0
+                self.link.send(frames.encode(batch))
+
+    def define(self, template: int) -> None:
+        """Tell the Worker what a template number means, once."""
+        with self.lock:
+            if template not in self.known:
+                self.buffer.append([commands.DEFINE, template, *TEMPLATES[template]])
+                self.known.add(template)
+
+    def set_grad_mode(self, on: bool) -> None:
+        """Follow torch.is_grad_enabled() of this side."""
+        self.buffer.append([commands.GRAD_MODE, on])
+        self.grad_mode = on
+
+    def put(self, tensor: torch.Tensor) -> Ref:
+        """Copy a local tensor's values over; small ones travel in the stream."""
+        identity = self.new_id()
+        data, dtype, shape = to_bytes(tensor), NAMES.get(tensor.dtype), tuple(tensor.shape)
+        if dtype is None:
+            raise TypeError(f"tensors of {tensor.dtype} cannot be sent; convert it with .to(torch.float32) or the like")
+        if len(data) <= MAX_INLINE_BYTES:
+            self.buffer.append([commands.PUT, identity, dtype, shape, bytes(data)])
+            self._pending_bytes += len(data)
+            if self._pending_bytes > _MAX_FRAME or len(self.buffer) >= self.limit:
+                self.flush()
+        else:
+            with self.lock:
+                self.flush()
+                self.link.upload(identity, dtype, shape, data)
+        return Ref(identity, self)
+
+    # -------------------------------------------------------------- in
+
+    def read(
+        self, identity: int, user: str | None = None, remove: bool = False
+    ) -> tuple[torch.Tensor, tuple[str, ...] | None]:
+        """A released value, and who may read it (None: it derives from no data set).
+
+        Raises GetNotPermittedError, what its computation failed with, or SessionLostError.
+        """
+        credential = self.link.credential(user) if user else ""
+        with self.lock:
+            self.flush()
+            reply, payload = self.link.request(Read(value=identity, credential=credential, remove=remove))
+        if not isinstance(reply, Value):
+            raise GridError("the Node answered a read with something else; its version may differ")
+        data = self.link.download(reply.bulk) if reply.bulk else bytearray(payload)
+        return from_bytes(data, reply.dtype, reply.shape), reply.readers
+
+    def sizes(self, identities: Iterable[int]) -> list[tuple[Layout, int]]:
+        """Layouts that depend on values: a read, which passes the release gate."""
+        with self.lock:
+            self.flush()
+            reply, _ = self.link.request(Sizes(values=tuple(identities)))
+        if not isinstance(reply, Shapes):
+            raise GridError("the Node answered a question for sizes with something else; its version may differ")
+        return [(layout(found.shape, found.stride, DTYPES[found.dtype]), found.offset) for found in reply.layouts]
+
+    def lose(self, reason: str) -> None:
+        """The Worker is gone: every further use of this session's values says so."""
+        with self.lock:
+            self.buffer = Lost(reason)
+            self.dropped = []

@@ -1,0 +1,144 @@
+"""A template: one allowed operation with the structure of its arguments, ready to run on values by id.
+
+Templates are built from closures over a closed table of kernels; nothing that a client sends becomes code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from grid_jupyter.errors import InvalidMessageError, OperationNotAllowedError
+from grid_jupyter.ops.allowed import STRINGS
+from grid_jupyter.ops.kernels import Kernel, kernel
+from grid_jupyter.ops.raw import DTYPES
+
+MEMORY_FORMATS: dict[str, torch.memory_format] = {
+    name: getattr(torch, name)
+    for name in ("contiguous_format", "preserve_format", "channels_last", "channels_last_3d")
+}  # fmt: skip
+
+Getter = Callable[[dict[int, Any], list[Any]], Any]
+_is_alias: Callable[[torch.Tensor, torch.Tensor], bool] = torch._C._is_alias_of  # type: ignore[attr-defined]
+
+
+class Box:
+    """The lineage of one storage: every view of it shares this object.
+
+    `sources` has one bit for each data set of the session that the bytes derive from. A frozen storage
+    is published data: mapped read-only, never written to.
+    """
+
+    __slots__ = ("frozen", "sources")
+
+    def __init__(self, sources: int = 0, frozen: bool = False) -> None:
+        self.sources = sources
+        self.frozen = frozen
+
+
+class Template:
+    """`run(values, boxes, command)` executes one command of this template's operation."""
+
+    def __init__(self, name: object, args: object, kwargs: object) -> None:
+        if not isinstance(name, str) or not isinstance(args, list) or not isinstance(kwargs, list):
+            raise InvalidMessageError("a template is [DEFINE, id, operation, arguments, keywords]")
+        self.kernel: Kernel = kernel(name)
+        self.refs: list[int] = []
+        self._argument_refs: dict[int, list[int]] = {}
+        self._slots = iter(range(2, 1 << 30))
+        parameters = self.kernel.parameters
+        if len(args) > len(parameters):
+            raise InvalidMessageError(f"{name} takes {len(parameters)} arguments, not {len(args)}")
+        self._positional = [self._item(item, position) for position, item in enumerate(args)]
+        self._keywords: dict[str, Getter] = {}
+        for pair in kwargs:
+            if not isinstance(pair, list) or len(pair) != 2 or pair[0] not in parameters:
+                raise InvalidMessageError(f"{name} has no such keyword")
+            self._keywords[pair[0]] = self._item(pair[1], parameters.index(pair[0]))
+        self._mutated = [p for position in sorted(self.kernel.mutates) for p in self._argument_refs.get(position, ())]
+        self.length = next(self._slots)
+
+    def _item(self, item: Any, position: int, depth: int = 0) -> Getter:
+        if item == "r":
+            slot = next(self._slots)
+            self.refs.append(slot)
+            self._argument_refs.setdefault(position, []).append(slot)
+            return lambda values, command: values[command[slot]]
+        if item == "d":
+            slot = next(self._slots)
+            return lambda values, command: command[slot]
+        if item == "z":
+            slot = next(self._slots)
+            next(self._slots)
+            return lambda values, command: complex(command[slot], command[slot + 1])
+        if isinstance(item, list) and len(item) == 2 and depth < 2:
+            kind, content = item
+            if kind == "L" and isinstance(content, list):
+                parts = [self._item(part, position, depth + 1) for part in content]
+                return lambda values, command: [part(values, command) for part in parts]
+            if kind == "t" and content in DTYPES:
+                return _constant(DTYPES[content])
+            if kind == "m" and content in MEMORY_FORMATS:
+                return _constant(MEMORY_FORMATS[content])
+            if kind == "c" and (content is None or isinstance(content, bool)):
+                return _constant(content)
+            if kind == "c" and isinstance(content, str):
+                if content not in STRINGS:
+                    raise OperationNotAllowedError(f"{self.kernel.name} does not take this text as an argument")
+                return _constant(content)
+        raise InvalidMessageError(f"{self.kernel.name}: an argument is not in the protocol's form")
+
+    def run(self, values: dict[int, Any], boxes: dict[int, Box], command: list[Any]) -> None:
+        """Execute one command: results into `values`, lineage into `boxes`.
+
+        The lineage of a result is the union of the arguments' ones. A result that shares an argument's
+        storage shares its box, whatever the schema says of it.
+        """
+        sources = 0
+        for slot in self.refs:
+            sources |= boxes[command[slot]].sources
+        for slot in self._mutated:
+            box = boxes[command[slot]]
+            if box.frozen:
+                raise OperationNotAllowedError(
+                    f"{self.kernel.name} would change published data in place; work on a .copy() of it"
+                )
+            box.sources |= sources
+        result = self.kernel.run(
+            *[get(values, command) for get in self._positional],
+            **{name: get(values, command) for name, get in self._keywords.items()},
+        )
+        out = command[1]
+        if type(out) is int:
+            if out:
+                values[out] = result
+                boxes[out] = self._box(0, result, sources, values, boxes, command)
+        else:
+            results = result if self.kernel.returns_list else self._fresh(result)
+            for index, (identity, value) in enumerate(zip(out, results, strict=True)):
+                if value is not None:
+                    position = 0 if self.kernel.returns_list else index
+                    values[identity] = value
+                    boxes[identity] = self._box(position, value, sources, values, boxes, command)
+
+    def _fresh(self, result: Any) -> Iterator[Any]:
+        """Results of several, without those that are arguments written to."""
+        return (value for index, value in enumerate(result) if index not in self.kernel.writes)
+
+    def _box(
+        self, result: int, value: Any, sources: int, values: dict[int, Any], boxes: dict[int, Box], command: list[Any]
+    ) -> Box:
+        argument = self.kernel.views.get(result)
+        if argument is not None and argument in self._argument_refs:
+            return boxes[command[self._argument_refs[argument][0]]]
+        for slot in self.refs:
+            # some kernels (_unsafe_view, unsafe_split) return views that their schema does not declare
+            if _is_alias(value, values[command[slot]]):
+                return boxes[command[slot]]
+        return Box(sources)
+
+
+def _constant(value: Any) -> Getter:
+    return lambda values, command: value
