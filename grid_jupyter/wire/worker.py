@@ -1,0 +1,133 @@
+"""What a Node and one of its Workers say to each other; operations pass between them undecoded.
+
+A request travels as `[request_id, message]`, its reply with the same id. File descriptors travel beside
+the frame that names them (worker/channel.py). These messages never leave the Node's machine.
+"""
+
+from __future__ import annotations
+
+from typing import Union
+
+import msgspec
+
+from grid_jupyter.wire import frames
+from grid_jupyter.wire.messages import Failed, Layout
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all messages between Node and Worker."""
+
+
+class Mapped(Message, frozen=True):
+    """One tensor inside a data set's file: its bytes are file[begin:end]."""
+
+    value: int
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+class Load(Message, frozen=True, tag="load"):
+    """Map tensors of a data set from the descriptor sent along, as source number `source`. Reply: Done."""
+
+    source: int
+    tensors: tuple[Mapped, ...]
+
+
+class Receive(Message, frozen=True, tag="receive"):
+    """Take in a client's large tensor from the descriptor sent along. Reply: Done."""
+
+    value: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Fetch(Message, frozen=True, tag="fetch"):
+    """Hand a value to the Node, which decides on its release. Reply: Fetched."""
+
+    value: int
+
+
+class Measure(Message, frozen=True, tag="measure"):
+    """Layouts that depend on values, for the Node to decide on. Reply: Measured."""
+
+    values: tuple[int, ...]
+
+
+class Count(Message, frozen=True, tag="count"):
+    """How many values live. Reply: Counted."""
+
+
+class Done(Message, frozen=True, tag="done"):
+    """It is so."""
+
+
+class Fetched(Message, frozen=True, tag="fetched"):
+    """A value, its bytes as payload or in the descriptor sent along, and the sources it derives from."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    sources: tuple[int, ...]
+
+
+class Measured(Message, frozen=True, tag="measured"):
+    """Layouts, and the sources they derive from."""
+
+    layouts: tuple[Layout, ...]
+    sources: tuple[int, ...]
+
+
+class Counted(Message, frozen=True, tag="counted"):
+    """Live values."""
+
+    values: int
+
+
+Request = Union[Load, Receive, Fetch, Measure, Count]
+Reply = Union[Done, Fetched, Measured, Counted, Failed]
+
+request_decoder: msgspec.msgpack.Decoder[tuple[int, Request]] = msgspec.msgpack.Decoder(tuple[int, Request])
+reply_decoder: msgspec.msgpack.Decoder[tuple[int, Reply]] = msgspec.msgpack.Decoder(tuple[int, Reply])
+
+
+class WorkerLimits(Message, frozen=True):
+    """What one Worker may use."""
+
+    memory_bytes: int
+    operation_s: float
+    threads: int
+
+
+class Fork(Message, frozen=True, tag="fork"):
+    """To the fork server: start a Worker on the socket sent along."""
+
+    worker: int
+    limits: WorkerLimits
+
+
+class Ready(Message, frozen=True, tag="ready"):
+    """From the fork server: torch is loaded."""
+
+
+class Ended(Message, frozen=True, tag="ended"):
+    """From the fork server: a Worker ended, by a signal where `signal` is not 0."""
+
+    worker: int
+    signal: int
+    status: int
+
+
+fork_decoder: msgspec.msgpack.Decoder[Fork] = msgspec.msgpack.Decoder(Fork)
+event_decoder: msgspec.msgpack.Decoder[Union[Ready, Ended]] = msgspec.msgpack.Decoder(Union[Ready, Ended])
+
+
+def request_frame(request_id: int, message: Request) -> bytes:
+    """A request as one frame."""
+    return frames.pack(frames.REQUEST, frames.encode((request_id, message)))
+
+
+def reply_frame(request_id: int, reply: Reply, payload: bytes | memoryview = b"") -> bytes:
+    """A reply as one frame."""
+    return frames.pack(frames.REPLY, frames.encode((request_id, reply)), payload)

@@ -1,0 +1,87 @@
+"""The fork server: loads torch once, then forks a Worker in some tens of milliseconds for each session.
+
+Run as `python -m grid_jupyter.worker.forkserver FD`: FD is its end of a channel to the Node. It ends, with
+all its Workers, when the Node does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import sys
+
+from grid_jupyter.wire import frames, worker
+from grid_jupyter.worker.channel import Channel
+from grid_jupyter.worker.session import serve
+
+
+def main(descriptor: int) -> None:
+    """Serve fork requests until the channel closes."""
+    control = socket.socket(fileno=descriptor)
+    channel = Channel(control)
+    wake_out, wake_in = socket.socketpair()
+    wake_in.setblocking(False)
+    wake_out.setblocking(False)
+    signal.set_wakeup_fd(wake_in.fileno(), warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the Node's to handle
+    children: dict[int, int] = {}
+    selector = selectors.DefaultSelector()
+    selector.register(control, selectors.EVENT_READ)
+    selector.register(wake_out, selectors.EVENT_READ)
+    channel.send(frames.encode(worker.Ready()))
+    while True:
+        for key, _ in selector.select():
+            if key.fileobj is wake_out:
+                with contextlib.suppress(BlockingIOError):
+                    wake_out.recv(4096)
+                _report(channel, children)
+                continue
+            try:
+                frame, descriptors = channel.receive()
+            except EOFError:
+                for pid in children:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                return
+            asked = frames.decode(frame, worker.fork_decoder)
+            pid = os.fork()
+            if pid == 0:
+                selector.close()
+                for sock in (control, wake_in, wake_out):
+                    sock.close()
+                _worker(descriptors[0], asked.limits)
+            children[pid] = asked.worker
+            os.close(descriptors[0])
+
+
+def _report(channel: Channel, children: dict[int, int]) -> None:
+    while children:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            return
+        ended = worker.Ended(
+            worker=children.pop(pid),
+            signal=os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0,
+            status=os.WEXITSTATUS(status) if os.WIFEXITED(status) else 0,
+        )
+        channel.send(frames.encode(ended))
+
+
+def _worker(descriptor: int, limits: worker.WorkerLimits) -> None:
+    """The child's whole life; never returns."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    status = 1
+    try:
+        serve(socket.socket(fileno=descriptor), limits)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

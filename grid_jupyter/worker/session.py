@@ -1,0 +1,184 @@
+"""The Worker: one process, one session. Takes frames from its Node, runs them, answers requests.
+
+This is the outermost door of the process: what fails here ends the session, and says so to the Node.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import resource
+import signal
+import socket
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from grid_jupyter.errors import GridError, InvalidMessageError, LimitExceededError
+from grid_jupyter.ops.raw import DTYPES, NAMES, check_layout, from_bytes, to_bytes
+from grid_jupyter.wire import frames, worker
+from grid_jupyter.wire.limits import MAX_INLINE_BYTES
+from grid_jupyter.wire.messages import Failed
+from grid_jupyter.worker.channel import Channel
+from grid_jupyter.worker.executor import Executor
+
+
+def serve(sock: socket.socket, limits: worker.WorkerLimits) -> None:
+    """Serve one session until the Node closes it."""
+    _confine(limits)
+    channel = Channel(sock)
+    executor = Executor(limits.memory_bytes)
+    session = _Session(channel, executor)
+    while True:
+        try:
+            frame, descriptors = channel.receive()
+        except EOFError:
+            return
+        try:
+            with _deadline(limits.operation_s):
+                session.handle(frame, descriptors)
+        except GridError as error:
+            channel.send(worker.reply_frame(0, Failed(code=error.code, error=str(error))))
+            return
+        except MemoryError:
+            error_text = f"the session's memory of {limits.memory_bytes >> 20} MB is used up"
+            channel.send(worker.reply_frame(0, Failed(code=LimitExceededError.code, error=error_text)))
+            return
+
+
+class _Session:
+    def __init__(self, channel: Channel, executor: Executor) -> None:
+        self._channel = channel
+        self._executor = executor
+
+    def handle(self, frame: bytearray, descriptors: list[int]) -> None:
+        cut = frames.unpack(frame)
+        try:
+            if cut.kind == frames.OPERATIONS:
+                self._executor.feed(cut.header)
+                return
+            request_id, message = frames.decode(cut.header, worker.request_decoder)
+            try:
+                self._answer(request_id, message, descriptors)
+            except GridError as error:
+                self._reply(request_id, Failed(code=error.code, error=str(error)))
+            except MemoryError:
+                self._reply(request_id, Failed(code=LimitExceededError.code, error="the session's memory is used up"))
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def _answer(self, request_id: int, message: worker.Request, descriptors: list[int]) -> None:
+        if isinstance(message, worker.Fetch):
+            self._fetch(request_id, message.value)
+            return
+        reply: worker.Reply = worker.Done()
+        if isinstance(message, worker.Load):
+            self._load(message, descriptors)
+        elif isinstance(message, worker.Receive):
+            self._receive(message, descriptors)
+        elif isinstance(message, worker.Measure):
+            layouts = self._executor.layouts(message.values)
+            reply = worker.Measured(layouts=layouts, sources=bits(self._executor.lineage(message.values)))
+        else:
+            reply = worker.Counted(values=len(self._executor.values))
+        self._reply(request_id, reply)
+
+    def _reply(self, request_id: int, reply: worker.Reply) -> None:
+        self._channel.send(worker.reply_frame(request_id, reply))
+
+    def _fetch(self, request_id: int, value: int) -> None:
+        found = self._executor.read(value)
+        data = to_bytes(found.tensor)
+        reply = worker.Fetched(
+            dtype=NAMES[found.tensor.dtype],
+            shape=tuple(found.tensor.shape),
+            nbytes=len(data),
+            sources=bits(found.sources),
+        )
+        if len(data) <= MAX_INLINE_BYTES:
+            self._channel.send(worker.reply_frame(request_id, reply, data))
+            return
+        memory = os.memfd_create("value", os.MFD_CLOEXEC)
+        try:
+            written = 0
+            while written < len(data):
+                written += os.write(memory, data[written : written + (64 << 20)])
+            self._channel.send(worker.reply_frame(request_id, reply), [memory])
+        finally:
+            os.close(memory)
+
+    def _load(self, message: worker.Load, descriptors: list[int]) -> None:
+        if len(descriptors) != 1:
+            raise InvalidMessageError("loading a data set takes its descriptor")
+        mapping: mmap.mmap | None = None
+        for part in message.tensors:
+            check_layout(part.dtype, part.shape)
+            if part.begin == part.end:
+                tensor = torch.zeros(part.shape, dtype=DTYPES[part.dtype])
+            else:
+                if mapping is None:
+                    mapping = mmap.mmap(descriptors[0], 0, prot=mmap.PROT_READ)
+                tensor = _view(mapping, part)
+            self._executor.put(part.value, tensor, 1 << message.source, frozen=True)
+
+    def _receive(self, message: worker.Receive, descriptors: list[int]) -> None:
+        if len(descriptors) != 1:
+            raise InvalidMessageError("receiving a tensor takes its descriptor")
+        check_layout(message.dtype, message.shape)
+        size = os.fstat(descriptors[0]).st_size
+        data = bytearray(size)
+        view, offset = memoryview(data), 0
+        while offset < size:
+            count = os.preadv(descriptors[0], [view[offset : offset + (64 << 20)]], offset)
+            if not count:
+                raise InvalidMessageError("the upload ended early")
+            offset += count
+        self._executor.put(message.value, from_bytes(data, message.dtype, message.shape))
+
+
+def bits(mask: int) -> tuple[int, ...]:
+    """Numbers of the bits that are set."""
+    return tuple(index for index in range(mask.bit_length()) if mask >> index & 1)
+
+
+def _view(mapping: mmap.mmap, part: worker.Mapped) -> torch.Tensor:
+    """A tensor over the file's own pages: nothing is copied, every session shares them."""
+    # torch warns that the buffer is read-only; the executor refuses to write to it (Box.frozen)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data = memoryview(mapping)[part.begin : part.end]
+        return torch.frombuffer(data, dtype=DTYPES[part.dtype]).reshape(part.shape)
+
+
+@contextlib.contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    """End the process by SIGALRM if one frame's work takes longer: kernels cannot be interrupted otherwise."""
+    if seconds > 0:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _confine(limits: worker.WorkerLimits) -> None:
+    torch.set_num_threads(limits.threads)
+    torch.manual_seed(int.from_bytes(os.urandom(8), "big") >> 1)  # forks would share one state otherwise
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("800")  # the kernel should rather end a session than the Node
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if limits.memory_bytes:
+        ceiling = _data_bytes() + limits.memory_bytes
+        resource.setrlimit(resource.RLIMIT_DATA, (ceiling, ceiling))
+
+
+def _data_bytes() -> int:
+    """Private writable memory of this process, which RLIMIT_DATA counts."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmData:"):
+            return int(line.split()[1]) << 10
+    return 0
