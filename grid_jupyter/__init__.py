@@ -10,7 +10,36 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_PUBLIC: dict[str, str] = {}
+_PUBLIC: dict[str, str] = {
+    "Credentials": "grid_jupyter.client.credentials",
+    "DataCentricFLClient": "grid_jupyter.client.node",
+    "ModelCentricFLClient": "grid_jupyter.client.model_centric",
+    "MultiPointerTensor": "grid_jupyter.tensors.multi",
+    "NodeClient": "grid_jupyter.client.node",
+    "PrivateTensor": "grid_jupyter.tensors.private",
+    "PublicGridNetwork": "grid_jupyter.client.grid",
+    "RemoteTensor": "grid_jupyter.tensors.remote",
+    "TorchHook": "grid_jupyter.client.virtual",
+    "VirtualWorker": "grid_jupyter.client.virtual",
+    "get_module": "grid_jupyter.tensors.modules",
+    "local": "grid_jupyter.client.local",
+    "private_tensor": "grid_jupyter.tensors.private",
+    "send": "grid_jupyter.tensors.hook",
+    "send_module": "grid_jupyter.tensors.modules",
+    **dict.fromkeys(
+        (
+            "GetNotPermittedError",
+            "GridError",
+            "NotAuthenticatedError",
+            "ObjectNotFoundError",
+            "SendNotPermittedError",
+            "SessionLostError",
+            "TensorsNotCollocatedException",
+        ),
+        "grid_jupyter.errors",
+    ),
+}
+"""Public name → the module that has it. docs/api.md describes them."""
 
 
 def __getattr__(name: str) -> Any:

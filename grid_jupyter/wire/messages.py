@@ -90,12 +90,14 @@ class Search(Message, frozen=True, tag="search"):
 class Open(Message, frozen=True, tag="open"):
     """Map a data set into the session's Worker. Reply: Opened.
 
-    `values` gives the id that the session uses for each tensor of the data set, by name.
+    `values` gives the id that the session uses for each tensor of the data set, by name. The words behind
+    a table's codes are opened only for who may read them: `credential` presents a further account.
     """
 
     dataset: int
     version: int
     values: dict[str, int]
+    credential: str = ""
 
 
 class Read(Message, frozen=True, tag="read"):
@@ -204,3 +206,43 @@ def request_frame(request_id: int, message: Request) -> bytes:
 def reply_frame(request_id: int, reply: Reply, payload: bytes | memoryview = b"") -> bytes:
     """A reply as one frame, a released value's bytes behind it."""
     return frames.pack(frames.REPLY, frames.encode((request_id, reply)), payload)
+
+
+# ------------------------------------------------------------------ HTTP bodies of the Node
+
+
+class Publish(Message, frozen=True):
+    """POST /data-centric/datasets: make an uploaded safetensors file a data set. Reply: DatasetInfo.
+
+    `upload` is the id under which the bytes were PUT, and makes a retry harmless.
+    """
+
+    upload: str
+    kind: str
+    name: str = ""
+    tags: tuple[str, ...] = ()  # in the owner's order
+    description: str = ""
+    allowed_users: tuple[str, ...] = ()  # may read values, besides the owner
+    compute_users: tuple[str, ...] | None = None  # may compute; None: everybody whom the Node lets
+    public_tags: bool | None = None  # None: as the Node's setting says
+    columns: tuple[ColumnInfo, ...] = ()
+    dataset: int | None = None  # publish the next version of this one
+
+
+class Edit(Message, frozen=True):
+    """PATCH /data-centric/datasets/<id>: change what is given. Reply: DatasetInfo."""
+
+    tags: tuple[str, ...] | None = None
+    description: str | None = None
+    allowed_users: tuple[str, ...] | None = None
+    compute_users: tuple[str, ...] | None | msgspec.UnsetType = msgspec.UNSET
+    public_tags: bool | None = None
+
+
+class Unpublished(Message, frozen=True):
+    """Reply to DELETE /data-centric/datasets/<id>: what ended with it."""
+
+    dataset: int
+    versions: int
+    nbytes: int
+    sessions_ended: int

@@ -43,6 +43,7 @@ def main(descriptor: int) -> None:
             try:
                 frame, descriptors = channel.receive()
             except EOFError:
+                signal.set_wakeup_fd(-1)
                 for pid in children:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)

@@ -127,7 +127,9 @@ class WorkerPool:
         else:
             self._bwrap = None
             first = said.decode(errors="replace").strip().splitlines()[:1]
-            self.isolation = f"reduced: a process each, no sandbox ({' '.join(first) or 'bubblewrap does not work here'})"
+            self.isolation = (
+                f"reduced: a process each, no sandbox ({' '.join(first) or 'bubblewrap does not work here'})"
+            )
         return self.isolation
 
     async def start(self) -> WorkerProcess:
@@ -145,9 +147,7 @@ class WorkerPool:
         number = next(self._numbers)
         process = self._workers[number] = WorkerProcess(number, ours)
         try:
-            await control.send(
-                frames.encode(worker.Fork(worker=number, limits=self.limits)), [theirs.fileno()]
-            )
+            await control.send(frames.encode(worker.Fork(worker=number, limits=self.limits)), [theirs.fileno()])
         except EOFError:
             self._workers.pop(number).end("its Worker could not be started")
             raise NodeUnavailableError("this Node's Workers cannot be started just now; try again") from None
@@ -205,7 +205,7 @@ class WorkerPool:
         try:
             while True:
                 frame, _ = await channel.receive()
-                event = frames.decode(frame, worker.event_decoder)
+                event = frames.decode(bytes(frame), worker.event_decoder)
                 if isinstance(event, worker.Ended):
                     process = self._workers.pop(event.worker, None)
                     if process is not None:

@@ -1,0 +1,52 @@
+# `make lab` is all a user needs; `make help` lists the rest. PYTHON chooses the interpreter of a new environment.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TORCH ?= torch==2.13.0
+PANEL := $(wildcard labextension/*.json labextension/*.py labextension/src/* labextension/style/*)
+
+.PHONY: help install lab test lint bench dist clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | column -t -s @
+
+install: $(STAMP) ## make the environment .venv and install the project into it
+
+$(STAMP): pyproject.toml $(PANEL)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@# torch first: the tested release if the package index has it, else the one that it has
+	$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' \
+	  || $(BIN)/python -m pip install --quiet '$(TORCH)' \
+	  || $(BIN)/python -m pip install --quiet torch
+	$(BIN)/python -m pip install --quiet --editable '.[lab,test]'
+	touch $@
+
+lab: install ## start a Network, four Nodes and JupyterLab; Ctrl-C ends them all
+	$(BIN)/jupyter-grid up --lab
+
+lint: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint ## check the code, run all tests and all tutorials
+	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests/server
+	$(BIN)/python -m pytest tests/ui
+	PYTHONPATH=tests $(BIN)/python -m pytest -p notebook_grid --nbval --nbval-current-env \
+	  --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 180 notebooks/tutorials
+
+bench: install ## run all benchmarks and write docs/benchmarks.md again
+	$(BIN)/python -m benchmarks all
+
+dist: install ## build the source distribution and the wheel into dist/
+	$(BIN)/python -m pip install --quiet build
+	$(BIN)/python -m build --outdir dist
+
+clean: ## remove what was built, and the environment
+	rm -rf $(VENV) build dist artefacts grid_jupyter/labextension labextension/lib labextension/node_modules

@@ -1,0 +1,1 @@
+"""The command line: it puts processes together, and does nothing else."""

@@ -1,0 +1,400 @@
+"""`jupyter grid`: its sub-commands and their options. What a command needs is imported when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from grid_jupyter import __version__
+from grid_jupyter.errors import GridError
+
+NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_BYTES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 failed with a reason on stderr, 2 misused, 130 interrupted."""
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(
+        level=logging.DEBUG if getattr(options, "verbose", False) else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    for noisy in ("asyncio", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    command: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return command(options)
+    except GridError as error:
+        print(f"jupyter grid: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("grid_jupyter"):
+            raise
+        print(f"jupyter grid: {error.name} is not installed; pip install 'grid-jupyter[lab]'", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+# ------------------------------------------------------------------ the commands
+
+
+def _node(options: argparse.Namespace) -> int:
+    from grid_jupyter.cli.serve import node
+
+    return node(options)
+
+
+def _network(options: argparse.Namespace) -> int:
+    from grid_jupyter.cli.serve import network
+
+    return network(options)
+
+
+def _up(options: argparse.Namespace) -> int:
+    from grid_jupyter.cli.up import up
+
+    return up(options)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from grid_jupyter.cli.demo import demo
+
+    return demo(options)
+
+
+def _token(options: argparse.Namespace) -> int:
+    from grid_jupyter.cli.owner import token
+
+    return token(options)
+
+
+def _invite(options: argparse.Namespace) -> int:
+    from grid_jupyter.cli.owner import invite
+
+    return invite(options)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from grid_jupyter.cli.owner import status
+
+    return status(options)
+
+
+def _reset(options: argparse.Namespace) -> int:
+    from grid_jupyter.cli.reset import reset
+
+    return reset(options)
+
+
+# ------------------------------------------------------------------ their options
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="jupyter grid",
+        description="Private data science where the data stays: run Nodes and Networks, and let people in.",
+        epilog="State is kept in $GRID_JUPYTER_HOME, or else in the user's data directory; see 'jupyter grid status'.",
+    )
+    parser.add_argument("--version", action="version", version=f"grid_jupyter {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_up(commands)
+    _add_demo(commands)
+    _add_node(commands)
+    _add_network(commands)
+    _add_invite(commands)
+    _add_token(commands)
+    _add_status(commands)
+    _add_reset(commands)
+    return parser
+
+
+_Commands = argparse._SubParsersAction  # the type that add_subparsers returns has no public name
+
+
+def _command(
+    commands: _Commands[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    *,
+    summary: str,
+    text: str,
+    examples: str,
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}. {text}",
+        epilog=f"examples:\n{examples}",
+        formatter_class=_Help,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Descriptions are wrapped, examples are not."""
+
+    def add_text(self, text: str | None) -> None:
+        if text is not None and text is not argparse.SUPPRESS and not text.startswith("examples:"):
+            text = self._fill(text)
+        super().add_text(text)
+
+    def _fill(self, text: str) -> str:
+        return argparse.HelpFormatter._fill_text(self, text, self._width, "")
+
+
+def _add_up(commands: _Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "up",
+        _up,
+        summary="start a whole grid on this machine: a Network and the Nodes Bob, Alice, Bill and James",
+        text=(
+            "Makes the users Bob, Ana and Alice on each Node and stores their credentials for you, so that "
+            "'import grid_jupyter as sy; sy.local()' finds everything. It is a grid to try things: guests may "
+            "compute, and tags are public. Ctrl-C ends all of it; what was published is there again next time."
+        ),
+        examples=(
+            "  jupyter grid up                    # ports 5000 and 3000 to 3003, or the next free ones\n"
+            '  jupyter grid up --json             # first line: {"network": URL, "nodes": {NAME: URL}}\n'
+            "  jupyter grid up --lab              # and JupyterLab; prints one URL"
+        ),
+    )
+    parser.add_argument("--lab", action="store_true", help="start JupyterLab too; its notebook server is the Node Bob")
+    parser.add_argument("--lab-port", type=_port, default=8888, metavar="PORT", help="port of JupyterLab (8888)")
+    parser.add_argument("--network-port", type=_port, default=5000, metavar="PORT", help="port of the Network (5000)")
+    parser.add_argument(
+        "--node-port", type=_port, default=3000, metavar="PORT", help="port of the first Node; the others follow (3000)"
+    )
+    _add_json(parser, "print the addresses as JSON, on the first line")
+    _add_verbose(parser)
+
+
+def _add_demo(commands: _Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "demo",
+        _demo,
+        summary="see the main job done in a minute or two, without a browser",
+        text=(
+            "Starts a grid that is forgotten afterwards. Four owners publish parts of a set of handwritten digits; "
+            "a guest finds them, computes, and is refused every value; Ana computes statistics and trains a model "
+            "over the four Nodes without downloading a row."
+        ),
+        examples="  jupyter grid demo\n  jupyter grid demo --output accuracy.png --json",
+    )
+    parser.add_argument("--output", type=Path, metavar="PNG", help="where the plot of accuracy by round goes")
+    _add_json(parser, "print the results as JSON, on the last line")
+    _add_verbose(parser)
+
+
+def _add_node(commands: _Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "node",
+        _node,
+        summary="run one Node: a data owner's server",
+        text=(
+            "The first start prints a one-time owner invite. Beyond this machine give a certificate: without one, "
+            "credentials and values cross the network unencrypted."
+        ),
+        examples=(
+            "  jupyter grid node --name ward7\n"
+            "  jupyter grid node --name ward7 --invite 'https://grid.example.org:5000/#gji1_…'\n"
+            "  jupyter grid node --name ward7 --host 0.0.0.0 --address https://ward7.example.org:3000 \\\n"
+            "      --certfile cert.pem --keyfile key.pem"
+        ),
+    )
+    parser.add_argument("--name", type=_node_name, required=True, help="the Node's name in the grid")
+    _add_serving(parser, port=3000, state="nodes/NAME")
+    parser.add_argument("--network", metavar="URL", help="the Network to join; an invite link names it as well")
+    parser.add_argument(
+        "--invite",
+        metavar="LINK",
+        default=os.environ.get("GRID_JUPYTER_INVITE"),
+        help="one-time invite for the first join; other users of this machine cannot read it from "
+        "$GRID_JUPYTER_INVITE, as they can from a command line",
+    )
+    parser.add_argument("--allow-guests", action="store_true", help="let people without a credential compute")
+    parser.add_argument("--public-tags", action="store_true", help="show the tags of data sets to anyone")
+    limits = parser.add_argument_group("limits of one session")
+    limits.add_argument("--session-memory", type=_size, default=2 << 30, metavar="SIZE", help="memory (2G)")
+    limits.add_argument("--session-idle", type=_duration, default=1800.0, metavar="TIME", help="rest before it ends (30m)")
+    limits.add_argument("--operation-time", type=_duration, default=60.0, metavar="TIME", help="one operation (60s)")
+    limits.add_argument("--max-sessions", type=_positive, default=16, metavar="N", help="sessions at once (16)")
+    limits.add_argument("--max-upload", type=_size, default=64 << 30, metavar="SIZE", help="one data set (64G)")
+
+
+def _add_network(commands: _Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "network",
+        _network,
+        summary="run a Network: where Nodes are found",
+        text="Nodes join by invite; who is connected is open to anyone, a search needs a credential.",
+        examples=(
+            "  jupyter grid network\n"
+            "  jupyter grid network --host 0.0.0.0 --address https://grid.example.org:5000 \\\n"
+            "      --certfile cert.pem --keyfile key.pem\n"
+            "  jupyter grid invite --network --role Node     # while it runs: an invite for one Node"
+        ),
+    )
+    parser.add_argument("--name", type=_node_name, default="Network", help="the Network's name (Network)")
+    _add_serving(parser, port=5000, state="network")
+    parser.add_argument("--allow-guests", action="store_true", help="let people without a credential search")
+    parser.add_argument(
+        "--replicas", type=_positive, default=1, metavar="N", help="how many hosts choose-model-host names (1)"
+    )
+
+
+def _add_serving(parser: argparse.ArgumentParser, *, port: int, state: str) -> None:
+    where = parser.add_argument_group("where it listens")
+    where.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
+    where.add_argument(
+        "--port", type=_port, default=port, help=f"port; if it is taken, the next free one; 0: any ({port})"
+    )
+    where.add_argument("--address", metavar="URL", help="what others are told, if host and port are not what they see")
+    where.add_argument("--certfile", type=Path, metavar="PEM", help="certificate (with its chain) for TLS")
+    where.add_argument("--keyfile", type=Path, metavar="PEM", help="its private key, if it is in a file of its own")
+    parser.add_argument(
+        "--state", type=Path, metavar="DIR", help=f"private directory of its data ({state} in the data directory)"
+    )
+    parser.add_argument(
+        "--heartbeat", type=_duration, default=5.0, metavar="TIME", help="how often Nodes say that they live (5s)"
+    )
+    parser.add_argument(
+        "--supervised", action="store_true", help="end when standard input ends, and with it the parent process"
+    )
+    _add_json(parser, "print name, address, socket as JSON when it is ready")
+    _add_verbose(parser)
+
+
+def _add_invite(commands: _Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "invite",
+        _invite,
+        summary="let a person or a Node in, with a link that works once",
+        text="For a person on a Node that runs here; or, with --network, for a Node or a person on a Network.",
+        examples=(
+            "  jupyter grid invite                                   # one User, within 7 days\n"
+            "  jupyter grid invite --node Bob --role Publisher --for Ana --expires 1h\n"
+            "  jupyter grid invite --network --role Node             # for 'jupyter grid node --invite …'"
+        ),
+    )
+    _add_target(parser)
+    parser.add_argument("--role", help="what the account may do (User; with --network: Node)")
+    parser.add_argument("--for", dest="username", metavar="NAME", help="the only user name that the link is good for")
+    parser.add_argument("--expires", type=_duration, default=7 * 86_400.0, metavar="TIME", help="good for (7d)")
+    _add_json(parser, "print invite and expiry as JSON")
+
+
+def _add_token(commands: _Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "token",
+        _token,
+        summary="make or end credentials on a Node or Network that runs here",
+        text="'issue' prints a new token of a user; it is shown once. 'revoke' ends all tokens of a user.",
+        examples=(
+            "  jupyter grid token issue Bob --store                  # kept for user='Bob' in notebooks\n"
+            "  jupyter grid token issue Ana --node Bob --role User --expires 30d\n"
+            "  jupyter grid token revoke Ana --node Bob"
+        ),
+    )
+    parser.add_argument("action", choices=("issue", "revoke"))
+    parser.add_argument("username")
+    _add_target(parser)
+    parser.add_argument("--role", help="make the account with this role, if it is not there")
+    parser.add_argument("--expires", type=_duration, metavar="TIME", help="good for (until it is revoked)")
+    parser.add_argument("--store", action="store_true", help="keep it with your credentials, instead of printing it")
+    _add_json(parser, "print the answer as JSON")
+
+
+def _add_status(commands: _Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "status",
+        _status,
+        summary="show what runs here, and how it is",
+        text="Every Node and Network with state in the data directory, also those that do not run.",
+        examples="  jupyter grid status\n  jupyter grid status --json",
+    )
+    _add_json(parser, "print it as JSON")
+
+
+def _add_reset(commands: _Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "reset",
+        _reset,
+        summary="forget what the grid of 'jupyter grid up' has stored",
+        text="Says what it removes, and asks. Refuses while any of it runs.",
+        examples="  jupyter grid reset\n  jupyter grid reset --yes",
+    )
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument("--all", action="store_true", help="every Node of the data directory, not only the grid's four")
+
+
+def _add_target(parser: argparse.ArgumentParser) -> None:
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("--node", metavar="NAME", help="the Node that is meant; needed where several run")
+    target.add_argument("--network", action="store_true", help="the Network is meant")
+    target.add_argument("--state", type=Path, metavar="DIR", help="the one with this state directory is meant")
+
+
+def _add_json(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--json", action="store_true", help=text)
+
+
+def _add_verbose(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--verbose", action="store_true", help="log every request (never a query, header or body)")
+
+
+# ------------------------------------------------------------------ their values
+
+
+def _node_name(text: str) -> str:
+    if not NODE_NAME.fullmatch(text):
+        raise argparse.ArgumentTypeError(
+            "a name has letters, digits, '.', '_' and '-', a letter or digit first, at most 64 characters"
+        )
+    return text
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError("this is a number from 1 up")
+    return int(text)
+
+
+def _duration(text: str) -> float:
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)", text)
+    if not found or float(found[1]) <= 0:
+        raise argparse.ArgumentTypeError("a time is a number of seconds, or like 45s, 30m, 12h, 7d")
+    return float(found[1]) * _SECONDS[found[2] or "s"]
+
+
+def _size(text: str) -> int:
+    found = re.fullmatch(r"([0-9]+)([KMGT]?)(?:i?B)?", text)
+    if not found or int(found[1]) < 1:
+        raise argparse.ArgumentTypeError("a size is a number of bytes, or like 512M, 2G, 1T")
+    return int(found[1]) * _BYTES[found[2]]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

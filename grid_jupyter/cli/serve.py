@@ -1,0 +1,84 @@
+"""`jupyter grid node` and `jupyter grid network`: from the command line's options to a running process."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from urllib.parse import urlsplit
+
+from grid_jupyter.errors import BadRequest
+from grid_jupyter.identity.tokens import invite_code
+from grid_jupyter.server.running import NetworkOptions, NodeOptions
+from grid_jupyter.wire.home import data_home
+
+
+def node(options: argparse.Namespace) -> int:
+    """Run a Node. Raises BadRequest for options that do not fit together."""
+    from grid_jupyter.server.node_door import run_node
+
+    os.environ.pop("GRID_JUPYTER_INVITE", None)  # what a Node starts needs none of it
+    network_url, invite = _membership(options.network, options.invite)
+    return run_node(
+        NodeOptions(
+            name=options.name,
+            host=options.host,
+            port=options.port,
+            state_dir=options.state or data_home() / "nodes" / options.name,
+            public_address=_address(options.address),
+            network_url=network_url,
+            invite=invite,
+            allow_guests=options.allow_guests,
+            public_tags=options.public_tags,
+            heartbeat_s=options.heartbeat,
+            session_memory_bytes=options.session_memory,
+            session_idle_s=options.session_idle,
+            max_sessions=options.max_sessions,
+            max_upload_bytes=options.max_upload,
+            operation_s=options.operation_time,
+            certfile=options.certfile,
+            keyfile=options.keyfile,
+            supervised=options.supervised,
+            json=options.json,
+        )
+    )
+
+
+def network(options: argparse.Namespace) -> int:
+    """Run a Network. Raises BadRequest for options that do not fit together."""
+    from grid_jupyter.server.network_door import run_network
+
+    return run_network(
+        NetworkOptions(
+            name=options.name,
+            host=options.host,
+            port=options.port,
+            state_dir=options.state or data_home() / "network",
+            public_address=_address(options.address),
+            allow_guests=options.allow_guests,
+            replicas=options.replicas,
+            heartbeat_s=options.heartbeat,
+            certfile=options.certfile,
+            keyfile=options.keyfile,
+            supervised=options.supervised,
+            json=options.json,
+        )
+    )
+
+
+def _membership(network: str | None, invite: str | None) -> tuple[str | None, str | None]:
+    """The Network to join and the bare invite code, from options of which an invite link may name both."""
+    if not invite:
+        return network, None
+    code = invite_code(invite)
+    if code is None:
+        raise BadRequest("--invite is not an invite: it looks like https://grid.example.org:5000/#gji1_…")
+    link = invite.strip().rpartition("#")[0].rstrip("/")
+    if network is None and not link:
+        raise BadRequest("--invite is a bare code; say with --network which Network it is for, or give the whole link")
+    return network or link, code
+
+
+def _address(address: str | None) -> str | None:
+    if address is not None and (urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).hostname):
+        raise BadRequest(f"--address {address!r} is not one: it begins with http:// or https://")
+    return address

@@ -1,0 +1,1 @@
+"""Who is calling: accounts, roles, groups, passwords, tokens, invites, and the lock-out of those who guess."""

@@ -1,0 +1,121 @@
+"""HTTP from the client's side: short JSON calls, and bulk bytes up and down. Knows no tensors.
+
+Connections go straight to the address, through no proxy of the environment: a Node is usually near.
+"""
+
+from __future__ import annotations
+
+import http.client
+import ssl
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+
+from grid_jupyter.errors import BadRequest, GridError, NodeUnavailableError, from_wire
+
+TIMEOUT_S = 60.0
+"""How long a call waits for the next bytes."""
+_CHUNK = 1 << 20
+
+T = TypeVar("T")
+
+
+class Address:
+    """An http:// or https:// address, checked; `ca_file` names the certificates to trust, if not the system's."""
+
+    def __init__(self, url: str, ca_file: str | Path | None = None) -> None:
+        parts = urlsplit(url if "//" in url else f"http://{url}")
+        scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
+        if scheme not in ("http", "https") or not parts.hostname:
+            raise BadRequest(f"{url!r} is not an address: give one such as http://localhost:3000")
+        try:
+            self.port = parts.port or (443 if scheme == "https" else 80)
+        except ValueError:
+            raise BadRequest(f"{url!r} has no valid port") from None
+        self.host = parts.hostname
+        self.path = parts.path.rstrip("/")
+        self.tls = ssl.create_default_context(cafile=ca_file) if scheme == "https" else None
+        shown = f"[{self.host}]" if ":" in self.host else self.host
+        self.url = f"{scheme}://{shown}:{self.port}{self.path}"
+        self.websocket_url = self.url.replace("http", "ws", 1)
+
+    def connect(self) -> http.client.HTTPConnection:
+        """A connection of its own for one call."""
+        if self.tls is not None:
+            return http.client.HTTPSConnection(self.host, self.port, timeout=TIMEOUT_S, context=self.tls)
+        return http.client.HTTPConnection(self.host, self.port, timeout=TIMEOUT_S)
+
+
+def call(
+    address: Address, method: str, path: str, body: Any = None, *, token: str = "", kind: type[T] | Any = Any
+) -> T:
+    """One JSON call; the answer as `kind`. Raises what the other side reported, or NodeUnavailableError."""
+    data = None if body is None else msgspec.json.encode(body)
+    headers = {"Content-Type": "application/json"} if data is not None else {}
+    answer = transfer(address, method, path, data, headers=headers, token=token)
+    try:
+        return msgspec.json.decode(bytes(answer), type=kind)
+    except msgspec.MsgspecError:
+        raise GridError(f"{address.url} answered with something else than expected; its version may differ") from None
+
+
+def transfer(
+    address: Address,
+    method: str,
+    path: str,
+    body: bytes | memoryview | Iterable[bytes | memoryview] | None = None,
+    *,
+    length: int | None = None,
+    headers: dict[str, str] | None = None,
+    token: str = "",
+) -> bytearray:
+    """One call with bytes both ways. A body that is not bytes comes with its `length`. Raises as `call` does."""
+    sent = dict(headers or {})
+    if token:
+        sent["Authorization"] = f"Bearer {token}"
+    if length is not None:
+        sent["Content-Length"] = str(length)
+    connection = address.connect()
+    try:
+        try:
+            connection.request(method, address.path + path, body=body, headers=sent)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # refused before all was sent: the answer says why
+        response = connection.getresponse()
+        return _read(address, response)
+    except (OSError, http.client.HTTPException) as error:
+        raise NodeUnavailableError(
+            f"{address.url} does not answer ({type(error).__name__}): is it running, and is the address right?"
+        ) from None
+    finally:
+        connection.close()
+
+
+def _read(address: Address, response: http.client.HTTPResponse) -> bytearray:
+    size = response.length
+    if response.status != 200:
+        raise reported(response.status, response.read(_CHUNK), address.url)
+    if size is None:
+        return bytearray(response.read())
+    data = bytearray(size)
+    view = memoryview(data)
+    while view:
+        count = response.readinto(view[: 8 * _CHUNK])
+        if not count:
+            raise http.client.IncompleteRead(b"")
+        view = view[count:]
+    return data
+
+
+def reported(status: int, body: bytes, url: str) -> GridError:
+    """The error that an answer with another status than 200 tells of."""
+    try:
+        told = msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        told = None
+    if isinstance(told, dict) and "error" in told:
+        return from_wire(told.get("code"), told["error"])
+    return GridError(f"{url} answered with status {status}; is it a Node or Network of a grid?")

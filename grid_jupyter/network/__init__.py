@@ -1,0 +1,1 @@
+"""The Network: which Nodes there are, which of them live, and what they hold."""

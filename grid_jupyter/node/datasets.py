@@ -1,0 +1,308 @@
+"""The data sets of a Node: taking in what owners publish, describing it to others, letting it go."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from grid_jupyter.errors import (
+    Forbidden,
+    InvalidDataError,
+    LimitExceededError,
+    ObjectNotFoundError,
+    SendNotPermittedError,
+)
+from grid_jupyter.identity.accounts import Account
+from grid_jupyter.identity.roles import OWNER
+from grid_jupyter.node import policy
+from grid_jupyter.node.policy import Rules
+from grid_jupyter.store.blobs import Blob, BlobStore, Upload
+from grid_jupyter.store.datasets import KEEP, DatasetTable, NewDataset, StoredColumn, StoredDataset, StoredTensor
+from grid_jupyter.wire.limits import (
+    MAX_COLUMNS,
+    MAX_DESCRIPTION_CHARS,
+    MAX_NAME_CHARS,
+    MAX_TAG_CHARS,
+    MAX_TAGS,
+    MAX_USERS,
+)
+from grid_jupyter.wire.messages import ColumnInfo, DatasetInfo, Edit, Publish, TensorInfo, Unpublished
+from grid_jupyter.wire.safetensors import BlobTensor, read_header
+
+PUBLISH = "can_upload_data"
+"""The right to publish."""
+UNCLAIMED_S = 3600.0
+"""How long an upload waits for the Publish that names it."""
+KINDS = ("tensor", "table", "arrays")
+
+
+@dataclass(frozen=True)
+class _Arrived:
+    blob: Blob
+    tensors: tuple[BlobTensor, ...]
+    at: float
+
+
+class Datasets:
+    """Publishing and describing. Values never pass through here: bytes go to a blob, blobs to Workers."""
+
+    def __init__(
+        self,
+        table: DatasetTable,
+        blobs: BlobStore,
+        *,
+        max_upload_bytes: int,
+        public_tags: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.max_upload_bytes = max_upload_bytes
+        self._table = table
+        self._blobs = blobs
+        self._public_tags = public_tags
+        self._clock = clock
+        self._arrived: dict[tuple[str, str], _Arrived] = {}
+        self._known: dict[tuple[int, int], StoredDataset] = {}
+        self._ended: Callable[[int], int] = lambda dataset: 0
+
+    def on_unpublish(self, end_sessions: Callable[[int], int]) -> None:
+        """What ends the sessions that have a data set open, and says how many."""
+        self._ended = end_sessions
+
+    # -------------------------------------------------------------- publishing
+
+    async def begin_upload(self, account: Account, upload_id: str, nbytes: int) -> Upload:
+        """Room for the bytes of a data set. Raises SendNotPermittedError, LimitExceededError."""
+        check_may_publish(account)
+        if nbytes > self.max_upload_bytes:
+            raise LimitExceededError(
+                f"an upload of {nbytes} bytes is over this Node's limit of {self.max_upload_bytes}; "
+                f"its owner can raise it with --max-upload-bytes"
+            )
+        return await asyncio.to_thread(self._blobs.begin, upload_id)
+
+    async def finish_upload(self, account: Account, upload_id: str, upload: Upload) -> None:
+        """Check that the bytes are what they claim, and keep them until they are published.
+
+        Raises InvalidDataError, StorageFullError; then nothing is kept.
+        """
+        blob = await asyncio.to_thread(upload.commit)
+        try:
+            tensors = await asyncio.to_thread(self._tensors, blob.name)
+        except (InvalidDataError, LimitExceededError):
+            await asyncio.to_thread(self._blobs.delete, blob.name)
+            raise
+        now = self._clock()
+        stale = [key for key, arrived in self._arrived.items() if now - arrived.at > UNCLAIMED_S]
+        replaced = [self._arrived.pop(key) for key in [*stale, (account.username, upload_id)] if key in self._arrived]
+        self._arrived[account.username, upload_id] = _Arrived(blob, tensors, now)
+        for arrived in replaced:
+            await asyncio.to_thread(self._blobs.delete, arrived.blob.name)
+
+    def _tensors(self, blob: str) -> tuple[BlobTensor, ...]:
+        with self._blobs.path(blob).open("rb") as file:
+            return read_header(file)[0]
+
+    async def publish(self, account: Account, request: Publish) -> DatasetInfo:
+        """Make an upload a data set; durable when this returns. A retry with the same upload is harmless.
+
+        Raises SendNotPermittedError, ObjectNotFoundError for an upload that is not here, LimitExceededError,
+        InvalidDataError.
+        """
+        check_may_publish(account)
+        check_words(request.name, request.tags, request.description)
+        users = (*request.allowed_users, *(request.compute_users or ()))
+        check_users(users)
+        key = (account.username, request.upload)
+        arrived = self._arrived.get(key)
+        if arrived is None:  # perhaps a retry of one that was published already
+            done = await self._table.by_upload(request.upload, account.username)
+            if done is None:
+                raise ObjectNotFoundError("there is no such upload here, or no longer; send the bytes again")
+            return self.describe(done, account.username)
+        blob, tensors = arrived.blob, arrived.tensors
+        _check_kind(request, tensors)
+        new = NewDataset(
+            name=request.name,
+            owner=account.username,
+            kind=request.kind,
+            tags=tuple(dict.fromkeys(request.tags)),
+            description=request.description,
+            allowed_users=tuple(dict.fromkeys(request.allowed_users)),
+            compute_users=request.compute_users,
+            public_tags=self._public_tags if request.public_tags is None else request.public_tags,
+            tensors=tuple(StoredTensor(t.name, t.dtype, t.shape, t.begin, t.end) for t in tensors),
+            columns=tuple(StoredColumn(c.name, c.dtype) for c in request.columns),
+            blob=blob.name,
+            nbytes=blob.nbytes,
+            sha256=blob.sha256,
+        )
+        found = await self._table.publish(new, request.upload, request.dataset)
+        self._arrived.pop(key, None)
+        stored = await self._table.get(*found)
+        if stored.blob != blob.name:  # the same upload id came twice, at the same time
+            await asyncio.to_thread(self._blobs.delete, blob.name)
+        return self.describe(stored, account.username)
+
+    async def edit(self, account: Account, dataset: int, request: Edit) -> DatasetInfo:
+        """Change tags, description or rules. Raises Forbidden for anyone but the owners, ObjectNotFoundError."""
+        await self._owned(account, dataset)
+        check_words("", request.tags or (), request.description or "")
+        compute = request.compute_users
+        check_users((*(request.allowed_users or ()), *(compute if isinstance(compute, tuple) else ())))
+        stored = await self._table.edit(
+            dataset,
+            tags=request.tags,
+            description=request.description,
+            allowed_users=request.allowed_users,
+            compute_users=compute if compute is None or isinstance(compute, tuple) else KEEP,
+            public_tags=request.public_tags,
+        )
+        self._forget(dataset)
+        return self.describe(stored, account.username)
+
+    async def unpublish(self, account: Account, dataset: int) -> Unpublished:
+        """End a data set: rows, bytes, and the sessions that have it open. Raises Forbidden, ObjectNotFoundError."""
+        await self._owned(account, dataset)
+        gone = await self._table.unpublish(dataset)
+        self._forget(dataset)
+        ended = self._ended(dataset)  # a Worker that maps the file would keep its bytes
+        for blob in gone:
+            await asyncio.to_thread(self._blobs.delete, blob.name)
+        return Unpublished(
+            dataset=dataset, versions=len(gone), nbytes=sum(blob.nbytes for blob in gone), sessions_ended=ended
+        )
+
+    async def _owned(self, account: Account, dataset: int) -> StoredDataset:
+        stored = await self._table.get(dataset)
+        if account.username != stored.owner and account.role != OWNER:
+            if not policy.may_compute(account.username, rules_of(stored)):
+                raise ObjectNotFoundError("there is no such data set or version here, or no longer; search again")
+            raise Forbidden(f"only {stored.owner}, who published it, or this Node's owner may do that")
+        return stored
+
+    def _forget(self, dataset: int) -> None:
+        self._known = {key: stored for key, stored in self._known.items() if key[0] != dataset}
+
+    # -------------------------------------------------------------- finding
+
+    async def get(self, dataset: int, version: int | None = None) -> StoredDataset:
+        """One version of a data set. Raises ObjectNotFoundError."""
+        known = self._known.get((dataset, version or 0))
+        if known is None:
+            known = await self._table.get(dataset, version)
+            if len(self._known) > 10_000:
+                self._known.clear()
+            self._known[known.id, known.version] = known
+        return known
+
+    async def visible(self, caller: str, query: Sequence[str] = ()) -> list[StoredDataset]:
+        """Data sets with all of these tags, as far as this caller may compute on them, newest first."""
+        found = await self._table.search(query)
+        return [stored for stored in found if policy.may_compute(caller, rules_of(stored))]
+
+    async def all(self) -> tuple[StoredDataset, ...]:
+        """Every data set, for the Node's owner."""
+        return await self._table.list()
+
+    async def public(self, query: Sequence[str] = ()) -> list[StoredDataset]:
+        """Data sets whose tags their owner made public."""
+        return [stored for stored in await self._table.search(query) if stored.public_tags]
+
+    def open(self, stored: StoredDataset) -> int:
+        """A descriptor of the bytes, to hand to a Worker."""
+        return self._blobs.open(stored.blob)
+
+    async def used_bytes(self) -> int:
+        """Bytes on the disk."""
+        return await asyncio.to_thread(self._blobs.used_bytes)
+
+    async def sweep(self, also_known: frozenset[str]) -> None:
+        """Remove bytes that nothing names: what was left by a kill between upload and publication."""
+        known = await self._table.blobs()
+        await asyncio.to_thread(self._blobs.sweep, known | also_known)
+
+    def describe(self, stored: StoredDataset, caller: str) -> DatasetInfo:
+        """What this caller may know: no category, no row, and the readers only for those among them."""
+        reads = policy.may_read(caller, rules_of(stored))
+        return DatasetInfo(
+            id=stored.id,
+            version=stored.version,
+            kind=stored.kind,
+            name=stored.name,
+            tags=stored.tags,
+            description=stored.description,
+            owner=stored.owner,
+            tensors=tuple(
+                TensorInfo(name=t.name, dtype=t.dtype, shape=t.shape)
+                for t in stored.tensors
+                if reads or not is_vocabulary(t.name)
+            ),
+            columns=tuple(ColumnInfo(name=c.name, dtype=c.dtype) for c in stored.columns),
+            allowed_users=stored.allowed_users if reads else None,
+        )
+
+
+def rules_of(stored: StoredDataset) -> Rules:
+    """What the owner said, as the gates take it."""
+    return Rules(stored.id, stored.owner, stored.allowed_users, stored.compute_users)
+
+
+def is_vocabulary(tensor: str) -> bool:
+    """Whether a tensor of a table holds the words behind a column's codes: values, down to their number."""
+    return tensor.startswith("vocab/")
+
+
+def new_upload_id() -> str:
+    """An id for an upload that the Node makes itself."""
+    return secrets.token_hex(16)
+
+
+def check_may_publish(account: Account) -> None:
+    """Raises SendNotPermittedError."""
+    if PUBLISH not in account.flags:
+        raise SendNotPermittedError(
+            f"{account.username} has no right to publish on this Node; its owner can give the role Publisher"
+        )
+
+
+def check_words(name: str, tags: Sequence[str], description: str) -> None:
+    """Text is kept as it is, within limits. Raises LimitExceededError, InvalidDataError."""
+    if len(name) > MAX_NAME_CHARS:
+        raise LimitExceededError(f"a name has at most {MAX_NAME_CHARS} characters")
+    if len(tags) > MAX_TAGS:
+        raise LimitExceededError(f"a data set has at most {MAX_TAGS} tags")
+    if any(len(tag) > MAX_TAG_CHARS for tag in tags):
+        raise LimitExceededError(f"a tag has at most {MAX_TAG_CHARS} characters")
+    if not all(tag.strip() for tag in tags):
+        raise InvalidDataError("a tag cannot be empty")
+    if len(description) > MAX_DESCRIPTION_CHARS:
+        raise LimitExceededError(f"a description has at most {MAX_DESCRIPTION_CHARS} characters")
+
+
+def check_users(users: Sequence[str]) -> None:
+    """Raises LimitExceededError, InvalidDataError."""
+    if len(users) > MAX_USERS:
+        raise LimitExceededError(f"a data set names at most {MAX_USERS} users")
+    if not all(0 < len(user) <= MAX_NAME_CHARS for user in users):
+        raise InvalidDataError(f"a user's name has 1 to {MAX_NAME_CHARS} characters")
+
+
+def _check_kind(request: Publish, tensors: Sequence[BlobTensor]) -> None:
+    if request.kind not in KINDS:
+        raise InvalidDataError(f"a data set is one of {', '.join(KINDS)}")
+    if request.kind == "tensor" and [t.name for t in tensors] != ["data"]:
+        raise InvalidDataError("a data set of kind tensor holds one tensor, named data")
+    if request.kind != "table":
+        if request.columns:
+            raise InvalidDataError("only a table has columns")
+        return
+    if len(request.columns) > MAX_COLUMNS:
+        raise LimitExceededError(f"a table has at most {MAX_COLUMNS} columns")
+    if any(not 0 < len(c.name) <= MAX_NAME_CHARS or len(c.dtype) > MAX_NAME_CHARS for c in request.columns):
+        raise InvalidDataError(f"names and dtypes of columns have 1 to {MAX_NAME_CHARS} characters")
+    values = {t.name for t in tensors if t.name.startswith("col/")}
+    if values != {f"col/{index}" for index in range(len(request.columns))}:
+        raise InvalidDataError("a table holds one tensor col/<i> for each of its columns")

@@ -1,0 +1,165 @@
+"""The Node as a whole: puts accounts, data sets, models, Workers and sessions together, and speaks for them."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from grid_jupyter.identity.accounts import Accounts
+from grid_jupyter.link.peer import Membership
+from grid_jupyter.node.datasets import Datasets
+from grid_jupyter.node.models import Models
+from grid_jupyter.node.sessions import Sessions
+from grid_jupyter.store.accounts import AccountTable
+from grid_jupyter.store.blobs import BlobStore
+from grid_jupyter.store.database import Database, sqlite_url
+from grid_jupyter.store.datasets import DatasetTable
+from grid_jupyter.store.models import ModelTable
+from grid_jupyter.store.settings import SettingTable
+from grid_jupyter.wire import network, worker
+from grid_jupyter.worker.pool import WorkerPool
+
+
+class GridNode:
+    """One Node, without its doors. Make it with `open`; `start` it inside the running event loop."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        node_id: str,
+        database: Database,
+        blobs: BlobStore,
+        limits: worker.WorkerLimits,
+        guests: bool,
+        public_tags: bool,
+        max_sessions: int,
+        idle_s: float,
+        max_upload_bytes: int,
+    ) -> None:
+        self.name = name
+        self.node_id = node_id
+        self.guests = guests
+        self.database = database
+        self.settings = SettingTable(database)
+        self.accounts = Accounts(AccountTable(database), node_id)
+        self.pool = WorkerPool(limits)
+        self.models = Models(ModelTable(database), blobs)
+        self.datasets = Datasets(
+            DatasetTable(database), blobs, max_upload_bytes=max_upload_bytes, public_tags=public_tags
+        )
+        self.sessions = Sessions(
+            name=name,
+            node_id=node_id,
+            accounts=self.accounts,
+            datasets=self.datasets,
+            pool=self.pool,
+            guests=guests,
+            max_sessions=max_sessions,
+            idle_s=idle_s,
+        )
+        self.datasets.on_unpublish(self.sessions.end_with)
+        self.membership: Membership | None = None
+
+    @classmethod
+    async def open(
+        cls,
+        state: Path,
+        *,
+        name: str,
+        limits: worker.WorkerLimits,
+        guests: bool = False,
+        public_tags: bool = False,
+        max_sessions: int = 16,
+        idle_s: float = 1800.0,
+        max_upload_bytes: int = 64 << 30,
+    ) -> GridNode:
+        """The Node whose state lies in this directory; made there at its first start."""
+        database = Database(sqlite_url(state / "grid.db"))
+        node_id = await SettingTable(database).keep("node-id", secrets.token_hex(8))
+        return cls(
+            name=name,
+            node_id=node_id,
+            database=database,
+            blobs=BlobStore(state / "blobs"),
+            limits=limits,
+            guests=guests,
+            public_tags=public_tags,
+            max_sessions=max_sessions,
+            idle_s=idle_s,
+            max_upload_bytes=max_upload_bytes,
+        )
+
+    async def start(self) -> str | None:
+        """Make it ready to serve. Returns the owner's one-time invite at the first start, else None."""
+        await self.datasets.sweep(await self.models.blobs())
+        await self.pool.probe()
+        self.sessions.start()
+        return await self.accounts.first_start()
+
+    def join(self, network_url: str, *, address: Callable[[], str], invite: str | None, heartbeat_s: float) -> None:
+        """Join a Network, and stay joined."""
+        key = f"network-credential {network_url}"
+
+        async def load() -> str | None:
+            return await self.settings.get(key) or None
+
+        async def save(credential: str) -> None:
+            await self.settings.set(key, credential)
+
+        self.membership = Membership(
+            network_url,
+            name=self.name,
+            node_id=self.node_id,
+            address=address,
+            load=load,
+            save=save,
+            answer=self.answer,
+            beat=lambda: self.beat(address()),
+            invite=invite,
+            heartbeat_s=heartbeat_s,
+        )
+        self.membership.start()
+
+    async def stop(self) -> None:
+        """Leave the Network for now, end all sessions and Workers, close the database."""
+        if self.membership is not None:
+            await self.membership.stop()
+        await self.sessions.stop()
+        await self.pool.stop()
+        self.database.close()
+
+    # -------------------------------------------------------------- what the Network asks
+
+    async def answer(self, question: network.Question) -> network.Answer:
+        """Answer a question that came through the Network, whose asker is nobody in particular here."""
+        if isinstance(question, network.ListModels):
+            models = await self.models.list()
+            return network.Models(
+                id=question.id, models=tuple(network.HostedModel(id=model.id, mpc=model.mpc) for model in models)
+            )
+        if isinstance(question, network.ListTags):
+            return network.Tags(id=question.id, tags=await self.tags(public=True))
+        found = await self.datasets.public(question.query)
+        listed = tuple(network.DatasetTags(id=stored.id, tags=stored.tags) for stored in found)
+        return network.Datasets(id=question.id, datasets=listed)
+
+    async def beat(self, address: str) -> network.Heartbeat:
+        """How the Node is."""
+        listed = await self.datasets.public()
+        return network.Heartbeat(
+            address=address,
+            tags=len({tag for stored in listed for tag in stored.tags}),
+            datasets=len(listed),
+            models=len(await self.models.list()),
+            cpu=psutil.cpu_percent(interval=None),
+            memory=psutil.virtual_memory().percent,
+        )
+
+    async def tags(self, *, public: bool, caller: str = "") -> tuple[str, ...]:
+        """All tags: those made public, or those that a caller may see."""
+        found = await (self.datasets.public() if public else self.datasets.visible(caller))
+        return tuple(sorted({tag for stored in found for tag in stored.tags}))

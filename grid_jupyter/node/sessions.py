@@ -1,0 +1,442 @@
+"""Sessions: one caller, one Worker, and the gates in between.
+
+Frames of one session are handled in order; answers that wait for the Worker do not hold up the next frame.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from grid_jupyter.errors import (
+    ComputeNotPermittedError,
+    GridError,
+    InvalidMessageError,
+    LimitExceededError,
+    NotAuthenticatedError,
+    ObjectNotFoundError,
+    SessionLostError,
+    VersionMismatchError,
+)
+from grid_jupyter.identity.accounts import Account, Accounts
+from grid_jupyter.node import policy
+from grid_jupyter.node.datasets import Datasets, is_vocabulary, rules_of
+from grid_jupyter.store.datasets import StoredDataset
+from grid_jupyter.wire import commands, frames, messages, worker
+from grid_jupyter.wire.dtypes import ITEM_BYTES, nbytes
+from grid_jupyter.wire.limits import MAX_DATASETS_OPEN, MAX_RANK, MAX_VALUES, PROTOCOL
+from grid_jupyter.worker.channel import close_all
+from grid_jupyter.worker.pool import WorkerPool, WorkerProcess
+
+log = logging.getLogger("grid_jupyter")
+
+Send = Callable[[bytes], Awaitable[None]]
+MAX_BULK_WAITING = 16
+"""Large released values of one session that wait for their download."""
+MAX_CONNECTIONS = 1000
+"""Sessions that are connected at once, with a Worker or without."""
+
+
+class Sessions:
+    """All sessions of a Node, by their secret."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        node_id: str,
+        accounts: Accounts,
+        datasets: Datasets,
+        pool: WorkerPool,
+        guests: bool,
+        max_sessions: int,
+        idle_s: float,
+    ) -> None:
+        self.name = name
+        self.node_id = node_id
+        self.accounts = accounts
+        self.datasets = datasets
+        self.pool = pool
+        self.guests = guests
+        self.max_sessions = max_sessions
+        self.idle_s = idle_s
+        self._open: dict[str, NodeSession] = {}
+        self._sweeper: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to end idle sessions."""
+        self._sweeper = asyncio.create_task(self._sweep(), name="idle sessions")
+
+    async def stop(self) -> None:
+        """End all sessions."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.wait([self._sweeper])
+        for session in list(self._open.values()):
+            await session.end("the Node stops")
+
+    def open(self, account: Account | None, origin: str, send: Send, hang_up: Callable[[str], None]) -> NodeSession:
+        """A session for a new connection. Raises LimitExceededError."""
+        if len(self._open) >= MAX_CONNECTIONS:
+            raise LimitExceededError("this Node has too many connections; try again later")
+        session = NodeSession(self, account, origin, send, hang_up)
+        self._open[session.secret] = session
+        return session
+
+    def find(self, secret: str) -> NodeSession:
+        """The session with this secret. Raises NotAuthenticatedError."""
+        session = self._open.get(secret)
+        if session is None:
+            raise NotAuthenticatedError("there is no such session here, or no longer; connect again")
+        return session
+
+    def closed(self, session: NodeSession) -> None:
+        """A session has ended."""
+        self._open.pop(session.secret, None)
+
+    def end_with(self, dataset: int) -> int:
+        """End the sessions that have a data set open; how many there were."""
+        ending = [session for session in self._open.values() if session.has_open(dataset)]
+        for session in ending:
+            session.end_soon(f"data set {dataset} was unpublished, and what was computed from it ended with it")
+        return len(ending)
+
+    def working(self) -> list[NodeSession]:
+        """Sessions that have a Worker."""
+        return [session for session in self._open.values() if session.has_worker]
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(min(30.0, self.idle_s / 2))
+            now = time.monotonic()
+            for session in self.working():
+                if now - session.last_used > self.idle_s:
+                    session.end_soon(f"it was idle for {self.idle_s:g} s")
+
+
+class NodeSession:
+    """One connection of one caller, with at most one Worker. Frames come in through `handle`."""
+
+    def __init__(
+        self, sessions: Sessions, account: Account | None, origin: str, send: Send, hang_up: Callable[[str], None]
+    ) -> None:
+        self.secret = secrets.token_urlsafe(32)
+        self.last_used = time.monotonic()
+        self._sessions = sessions
+        self._caller = _caller(account)
+        self._origin = origin
+        self._send = send
+        self._hang_up = hang_up
+        self._greeted = False
+        self._worker: WorkerProcess | None = None
+        self._starting = asyncio.Lock()
+        self._sources: list[StoredDataset] = []
+        self._bulk: dict[str, int] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ended = False
+
+    @property
+    def has_worker(self) -> bool:
+        """Whether a Worker runs for this session."""
+        return self._worker is not None
+
+    @property
+    def user(self) -> str:
+        """The caller's name; empty for a guest."""
+        return self._caller.user
+
+    def has_open(self, dataset: int) -> bool:
+        """Whether the session maps this data set."""
+        return any(source.id == dataset for source in self._sources)
+
+    # -------------------------------------------------------------- frames
+
+    async def handle(self, data: bytes) -> None:
+        """One frame from the client. Raises InvalidMessageError, LimitExceededError: the connection ends."""
+        self.last_used = time.monotonic()
+        cut = frames.unpack(data)
+        if cut.kind == frames.OPERATIONS:
+            await self._operations(data)
+            return
+        if cut.kind != frames.REQUEST:
+            raise InvalidMessageError("a client sends operations and requests")
+        request_id, message = frames.decode(cut.header, messages.request_decoder)
+        try:
+            await self._request(request_id, message)
+        except SessionLostError:
+            raise
+        except GridError as error:
+            await self._fail(request_id, error)
+            if isinstance(error, VersionMismatchError):
+                self._hang_up(str(error))
+
+    async def _operations(self, data: bytes) -> None:
+        if not self._greeted:
+            raise InvalidMessageError("the first message of a session is hello")
+        policy.check_session(self._caller.user, self._sessions.guests)
+        await (await self._running()).operations(data)
+
+    async def _request(self, request_id: int, message: messages.Request) -> None:
+        if isinstance(message, messages.Hello):
+            await self._hello(request_id, message)
+            return
+        if not self._greeted:
+            raise InvalidMessageError("the first message of a session is hello")
+        if isinstance(message, messages.Login):
+            account = await self._sessions.accounts.identify(message.credential, self._origin)
+            self._caller = _caller(account)
+            await self._reply(request_id, messages.LoggedIn(caller=self._caller))
+            return
+        if isinstance(message, messages.Status):
+            await self._status(request_id)
+            return
+        if isinstance(message, messages.Read | messages.Sizes | messages.Open) and message.credential:
+            reader = (await self._sessions.accounts.identify(message.credential, self._origin)).username
+        else:
+            reader = self._caller.user
+        policy.check_session(self._caller.user, self._sessions.guests)
+        if isinstance(message, messages.Search):
+            await self._search(request_id, message)
+        elif isinstance(message, messages.Open):
+            await self._open(request_id, message, reader)
+        elif isinstance(message, messages.Read):
+            waiting = await (await self._running()).send(worker.Fetch(value=message.value))
+            self._spawn(self._release(request_id, message, reader, waiting))
+        else:
+            waiting = await (await self._running()).send(worker.Measure(values=message.values))
+            self._spawn(self._measure(request_id, reader, waiting))
+
+    async def _hello(self, request_id: int, message: messages.Hello) -> None:
+        if message.protocol != PROTOCOL:
+            older, newer = ("client", "Node") if message.protocol < PROTOCOL else ("Node", "client")
+            raise VersionMismatchError(
+                f"this Node speaks protocol {PROTOCOL} and the client {message.protocol}: the {older} is older than "
+                f"the {newer}, upgrade it with 'pip install --upgrade grid-jupyter'"
+            )
+        self._greeted = True
+        limits = self._sessions.pool.limits
+        await self._reply(
+            request_id,
+            messages.Welcome(
+                protocol=PROTOCOL,
+                node=self._sessions.name,
+                node_id=self._sessions.node_id,
+                caller=self._caller,
+                session=self.secret,
+                limits=messages.Limits(
+                    memory_bytes=limits.memory_bytes, values=MAX_VALUES, operation_s=limits.operation_s
+                ),
+            ),
+        )
+
+    async def _status(self, request_id: int) -> None:
+        if self._worker is None:
+            await self._reply(request_id, messages.SessionStatus(values=0, worker=False))
+            return
+        waiting = await self._worker.send(worker.Count())
+
+        async def answer() -> None:
+            reply, _, _ = await waiting
+            count = reply.values if isinstance(reply, worker.Counted) else 0
+            await self._reply(request_id, messages.SessionStatus(values=count, worker=True))
+
+        self._spawn(self._answering(request_id, answer()))
+
+    async def _search(self, request_id: int, message: messages.Search) -> None:
+        datasets = self._sessions.datasets
+        found = await datasets.visible(self._caller.user, message.query)
+        described = tuple(datasets.describe(stored, self._caller.user) for stored in found)
+        await self._reply(request_id, messages.Found(datasets=described))
+
+    # -------------------------------------------------------------- gate 2: opening a data set
+
+    async def _open(self, request_id: int, message: messages.Open, reader: str) -> None:
+        datasets = self._sessions.datasets
+        stored = await datasets.get(message.dataset, message.version)
+        rules = rules_of(stored)
+        if not policy.may_compute(self._caller.user, rules):
+            # the same answer as for one that is not there: an id is not a capability, nor a probe
+            raise ObjectNotFoundError("there is no such data set or version here, or no longer; search again")
+        parts = {tensor.name: tensor for tensor in stored.tensors}
+        mapped = []
+        for name, value in message.values.items():
+            part = parts.get(name)
+            if part is None:
+                raise ObjectNotFoundError(f"data set {stored.id} has no tensor of that name")
+            if is_vocabulary(name) and not policy.may_read(reader, rules):
+                raise ComputeNotPermittedError("the words behind a column's codes are for those who may read them")
+            mapped.append(
+                worker.Mapped(value=value, dtype=part.dtype, shape=part.shape, begin=part.begin, end=part.end)
+            )
+        running = await self._running()
+        source = self._source(stored)
+        descriptor = datasets.open(stored)
+        try:
+            waiting = await running.send(worker.Load(source=source, tensors=tuple(mapped)), (descriptor,))
+        finally:
+            os.close(descriptor)
+        await waiting
+        await self._reply(request_id, messages.Opened())
+
+    def _source(self, stored: StoredDataset) -> int:
+        """The session's number for a version of a data set: its bit in the lineage of values."""
+        for number, source in enumerate(self._sources):
+            if (source.id, source.version) == (stored.id, stored.version):
+                return number
+        if len(self._sources) >= MAX_DATASETS_OPEN:
+            raise LimitExceededError(f"a session has at most {MAX_DATASETS_OPEN} data sets open; start another one")
+        self._sources.append(stored)
+        return len(self._sources) - 1
+
+    # -------------------------------------------------------------- gate 4: releasing a value
+
+    async def _rules(self, sources: tuple[int, ...]) -> list[policy.Rules]:
+        """What the owners of these sources say now. Raises ObjectNotFoundError for one that was unpublished."""
+        opened = [self._sources[number] for number in sources]
+        return [rules_of(await self._sessions.datasets.get(source.id, source.version)) for source in opened]
+
+    async def _release(
+        self,
+        request_id: int,
+        message: messages.Read,
+        reader: str,
+        waiting: asyncio.Future[tuple[worker.Reply, memoryview, list[int]]],
+    ) -> None:
+        try:
+            reply, payload, descriptors = await waiting
+            try:
+                if not isinstance(reply, worker.Fetched):
+                    raise GridError("the Worker answered a read with something else")
+                rules = await self._rules(reply.sources)
+                policy.check_release(reader, rules)
+                readers = policy.readers(rules) if rules else None
+                ticket = self._keep(descriptors.pop()) if descriptors else ""
+                value = messages.Value(dtype=reply.dtype, shape=reply.shape, readers=readers, bulk=ticket)
+            finally:
+                close_all(descriptors)
+            if message.remove and self._worker is not None:
+                forget = frames.encode([[commands.FREE, message.value]])
+                await self._worker.operations(frames.pack(frames.OPERATIONS, forget))
+            await self._send(messages.reply_frame(request_id, value, payload))
+        except GridError as error:
+            await self._fail(request_id, error)
+
+    async def _measure(
+        self,
+        request_id: int,
+        reader: str,
+        waiting: asyncio.Future[tuple[worker.Reply, memoryview, list[int]]],
+    ) -> None:
+        try:
+            reply, _, _ = await waiting
+            if not isinstance(reply, worker.Measured):
+                raise GridError("the Worker answered a question for sizes with something else")
+            policy.check_release(reader, await self._rules(reply.sources))
+            await self._reply(request_id, messages.Shapes(layouts=reply.layouts))
+        except GridError as error:
+            await self._fail(request_id, error)
+
+    def _keep(self, descriptor: int) -> str:
+        if len(self._bulk) >= MAX_BULK_WAITING:
+            os.close(descriptor)
+            raise LimitExceededError("too many large values wait for their download; fetch one after the other")
+        ticket = secrets.token_urlsafe(16)
+        self._bulk[ticket] = descriptor
+        return ticket
+
+    def take_bulk(self, ticket: str) -> int:
+        """The descriptor of a large released value; it is the caller's to close. Raises ObjectNotFoundError."""
+        descriptor = self._bulk.pop(ticket, None)
+        if descriptor is None:
+            raise ObjectNotFoundError("there is no such value to download, or it was fetched already")
+        self.last_used = time.monotonic()
+        return descriptor
+
+    def check_receive(self, dtype: str, shape: tuple[int, ...], size: int) -> None:
+        """May a large tensor of this form come in. Raises NotAuthenticatedError, InvalidMessageError, LimitExceeded."""
+        policy.check_session(self._caller.user, self._sessions.guests)
+        if dtype not in ITEM_BYTES or len(shape) > MAX_RANK or any(length < 0 for length in shape):
+            raise InvalidMessageError("a tensor needs a known dtype and a shape of non-negative integers")
+        if nbytes(dtype, shape) != size:
+            raise InvalidMessageError(f"a tensor of {dtype} {shape} has {nbytes(dtype, shape)} bytes, not {size}")
+        limit = self._sessions.pool.limits.memory_bytes
+        if size > limit:
+            raise LimitExceededError(f"a tensor of {size} bytes is over the session's memory of {limit} bytes")
+
+    async def receive(self, value: int, dtype: str, shape: tuple[int, ...], descriptor: int) -> None:
+        """Hand a large tensor of the client's to the Worker."""
+        self.last_used = time.monotonic()
+        running = await self._running()
+        await (await running.send(worker.Receive(value=value, dtype=dtype, shape=shape), (descriptor,)))
+
+    # -------------------------------------------------------------- the Worker
+
+    async def _running(self) -> WorkerProcess:
+        async with self._starting:
+            if self._ended:
+                raise SessionLostError("the session has ended")
+            if self._worker is None:
+                if len(self._sessions.working()) >= self._sessions.max_sessions:
+                    raise LimitExceededError(
+                        f"this Node already serves {self._sessions.max_sessions} sessions; try again later, or ask "
+                        f"its owner to raise --max-sessions"
+                    )
+                self._worker = await self._sessions.pool.start()
+                self._spawn(self._watch(self._worker))
+            return self._worker
+
+    async def _watch(self, running: WorkerProcess) -> None:
+        reason = await asyncio.shield(running.lost)
+        await self.end(reason)
+
+    def end_soon(self, reason: str) -> None:
+        """End the session from outside of it."""
+        self._spawn(self.end(reason))
+
+    async def end(self, reason: str = "") -> None:
+        """End the session: tell the client why, end the Worker, forget everything."""
+        if self._ended:
+            return
+        self._ended = True
+        self._sessions.closed(self)
+        if reason:
+            log.info("a session ended: %s", reason)
+            await self._fail(0, SessionLostError(f"the session ended: {reason}. Open the data again to go on"))
+            self._hang_up("session ended")
+        if self._worker is not None:
+            await self._worker.close()
+            self._worker = None
+        close_all(list(self._bulk.values()))
+        self._bulk.clear()
+        for task in self._tasks - {asyncio.current_task()}:
+            task.cancel()
+
+    # -------------------------------------------------------------- answers
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answering(self, request_id: int, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except GridError as error:
+            await self._fail(request_id, error)
+
+    async def _reply(self, request_id: int, reply: messages.Reply) -> None:
+        await self._send(messages.reply_frame(request_id, reply))
+
+    async def _fail(self, request_id: int, error: GridError) -> None:
+        await self._send(messages.reply_frame(request_id, messages.Failed(code=error.code, error=str(error))))
+
+
+def _caller(account: Account | None) -> messages.Caller:
+    if account is None:
+        return messages.Caller()
+    return messages.Caller(user=account.username, roles=(account.role,))

@@ -1,0 +1,1 @@
+"""Doors: the sockets through which people and other machines reach a Node, a Network, or this notebook server."""

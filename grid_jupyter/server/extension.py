@@ -1,0 +1,206 @@
+"""The Jupyter server's extension: starts this notebook server's Node, keeps it running, tells its owner how it is.
+
+It is thin on purpose: whatever strangers may ask for is answered by the Node, a process with a port of its own.
+"""
+
+from __future__ import annotations
+
+import getpass
+import importlib.util
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from jupyter_core.paths import is_hidden
+from jupyter_server.auth.decorator import authorized
+from jupyter_server.base.handlers import APIHandler
+from jupyter_server.extension.application import ExtensionApp
+from jupyter_server.extension.handler import ExtensionHandlerMixin
+from tornado import web
+from traitlets import Bool, Float, Int, List, TraitError, Unicode, default, validate
+
+from grid_jupyter.errors import GridError
+from grid_jupyter.server.owner_client import OwnerClient
+from grid_jupyter.server.supervisor import GRACE_S, ChildProcess
+from grid_jupyter.wire.home import data_home
+
+NODE_NEEDS = ("alembic", "argon2", "pandas", "psutil", "pyarrow", "sqlalchemy", "torch", "tqdm")
+"""Modules that `grid-jupyter[node]` brings. They are looked for, not imported."""
+NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""What a Node may be called; also the name of its state directory."""
+
+
+class StatusHandler(ExtensionHandlerMixin, APIHandler):
+    """GET <base_url>/grid/api/status: how the Node is, for whoever may use this Jupyter server."""
+
+    auth_resource = "grid"
+
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        self.finish(msgspec.json.encode(await self.settings["grid_jupyter"].status()))
+
+
+class GridExtension(ExtensionApp):
+    """This notebook server is a Node of the grid."""
+
+    name = "grid_jupyter"
+    extension_url = "/lab"
+    load_other_extensions = True
+
+    enabled = Bool(True, help="Start a Node together with the Jupyter server.").tag(config=True)
+    supervise = Bool(True, help="Start the Node again when it dies, with growing pauses.").tag(config=True)
+    node_name = Unicode(
+        help="Name of the Node in the grid: letters, digits, '.', '_' and '-', at most 64 characters. "
+        "By default the user's name."
+    ).tag(config=True)
+    node_host = Unicode(
+        "127.0.0.1",
+        help="Address that the Node listens on. Beyond this machine it needs a certificate: see node_arguments.",
+    ).tag(config=True)
+    node_port = Int(
+        3000, min=0, max=65535, help="Port that the Node listens on. If it is taken, the next free one is used."
+    ).tag(config=True)
+    state_dir = Unicode(
+        help="Directory of the Node's database, data and keys; must not be served by Jupyter. "
+        "By default nodes/<node_name> in $GRID_JUPYTER_HOME or in the user's data directory."
+    ).tag(config=True)
+    network_url = Unicode(
+        "",
+        help="Address of the Network that the Node joins. Empty: none, unless an invite names one. The first time "
+        "it needs an invite: an environment variable GRID_JUPYTER_INVITE of the Jupyter server is passed on to it.",
+    ).tag(config=True)
+    node_arguments = List(
+        Unicode(),
+        help="Further options of 'jupyter grid node', such as --certfile and --keyfile.",
+    ).tag(config=True)
+    node_command = List(
+        Unicode(),
+        help="Command that starts a Node, before its options: for a Node under another interpreter.",
+    ).tag(config=True)
+    stop_grace_s = Float(GRACE_S, min=0.0, help="Time that the Node has to end before it is killed, in seconds.").tag(
+        config=True
+    )
+
+    @default("node_name")
+    def _node_name_of_user(self) -> str:
+        try:
+            user = os.environ.get("JUPYTERHUB_USER") or getpass.getuser()
+        except (KeyError, OSError):  # a container whose user has no name
+            user = ""
+        return node_name_for(user)
+
+    @validate("node_name")
+    def _valid_node_name(self, proposal: dict[str, Any]) -> str:
+        name = str(proposal["value"])
+        if not NODE_NAME.fullmatch(name):
+            raise TraitError(
+                f"{name!r} is not a name for a Node: it has letters, digits, '.', '_' and '-', "
+                "a letter or digit first, and at most 64 characters"
+            )
+        return name
+
+    @default("state_dir")
+    def _state_dir_of_node(self) -> str:
+        return str(data_home() / "nodes" / self.node_name)
+
+    @default("node_command")
+    def _own_node_command(self) -> list[str]:
+        return [sys.executable, "-m", "grid_jupyter.cli.main", "node"]
+
+    def initialize_settings(self) -> None:
+        self.node = ChildProcess(
+            Path(self.state_dir).expanduser(), restart=self.supervise, on_line=lambda line: self.log.info("%s", line)
+        )
+        self.refused = ""
+
+    def initialize_handlers(self) -> None:
+        self.handlers.append((r"grid/api/status", StatusHandler))
+
+    async def _start_jupyter_server_extension(self, serverapp: Any) -> None:
+        """Called by Jupyter inside its running event loop; must not keep it waiting."""
+        if not self.enabled:
+            return
+        self.refused = missing_packages() or served_by_jupyter(self.node.state_dir, serverapp)
+        if self.refused:
+            self.log.error("No Node is started: %s", self.refused)
+            return
+        await self.node.start(self._command(), node_environment())
+
+    async def stop_extension(self) -> None:
+        await self.node.stop(self.stop_grace_s)
+
+    async def status(self) -> dict[str, Any]:
+        """How the Node is: the supervisor's view, and the Node's own while it answers."""
+        node = self.node
+        answer: dict[str, Any] = {
+            "state": node.state,
+            "detail": node.detail,
+            "pid": node.running.pid if node.running else None,
+            "restarts": node.restarts,
+            "attached": node.attached,
+            "node": None,
+        }
+        if self.refused:
+            answer.update(state="failed", detail=self.refused)
+        elif not self.enabled:
+            answer.update(detail="Switched off by GridExtension.enabled; set it to True and restart Jupyter.")
+        elif node.running is not None:
+            try:
+                answer["node"] = await OwnerClient(node.running.socket).status()
+            except GridError as error:
+                answer["detail"] = str(error)
+        return answer
+
+    def _command(self) -> list[str]:
+        options = {"--name": self.node_name, "--host": self.node_host, "--port": str(self.node_port)}
+        options["--state"] = str(self.node.state_dir)
+        if self.network_url:
+            options["--network"] = self.network_url
+        pairs = [part for option in options.items() for part in option]
+        return [*self.node_command, *pairs, *self.node_arguments, "--supervised"]
+
+
+def node_name_for(user: str) -> str:
+    """The user's name as a Node may bear it: `ana@example.org` becomes `ana-example.org`."""
+    found = NODE_NAME.search(re.sub(r"[^A-Za-z0-9._-]+", "-", user))
+    return found[0].rstrip("-") if found else "node"
+
+
+def missing_packages() -> str:
+    """What to install before a Node can run here; empty if nothing is missing."""
+    missing = [name for name in NODE_NEEDS if importlib.util.find_spec(name) is None]
+    return f"{', '.join(missing)} not installed: pip install 'grid-jupyter[node]'" if missing else ""
+
+
+def node_environment() -> dict[str, str]:
+    """This process's environment without Jupyter's tokens: a Node serves strangers, and needs none of them."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "JPY_"))}
+
+
+def served_by_jupyter(state_dir: Path, serverapp: Any) -> str:
+    """Why this directory must not hold a Node's state: Jupyter would serve its files. Empty if it would not.
+
+    A directory that is hidden below Jupyter's root is not served, unless the contents manager allows hidden files.
+    """
+    contents = serverapp.contents_manager
+    place = state_dir.resolve()
+    for found in (serverapp.root_dir, getattr(contents, "root_dir", "")):
+        if not found or not Path(found).is_absolute():  # a contents manager that keeps its files elsewhere
+            continue
+        root = Path(found).resolve()
+        if root != place and root.is_relative_to(place):
+            return f"Jupyter serves {root}, a part of the Node's state directory; start Jupyter in another directory"
+        if not place.is_relative_to(root):
+            continue
+        hidden = is_hidden(str(place), str(root))
+        if not hidden or contents.allow_hidden:
+            because = "with its hidden files (allow_hidden)" if hidden else "with all that is in it"
+            return (
+                f"the Node's state directory {place} lies in {root}, which Jupyter serves {because}; "
+                "set GridExtension.state_dir to a directory elsewhere"
+            )
+    return ""

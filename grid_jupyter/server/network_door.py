@@ -1,0 +1,449 @@
+"""The Network's doors: the routes of 0.2.9's Network, the link for Nodes, the owner's service, and the process."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import os
+import secrets
+import time
+from typing import Annotated, Any
+
+import msgspec
+from tornado.httpserver import HTTPServer
+from tornado.iostream import StreamBufferFullError
+from tornado.web import Application
+from tornado.websocket import WebSocketClosedError, WebSocketHandler
+
+from grid_jupyter import __version__
+from grid_jupyter.errors import Forbidden, GridError, NodeUnavailableError
+from grid_jupyter.identity.accounts import Accounts
+from grid_jupyter.network.registry import Registered, Registry
+from grid_jupyter.network.search import NodeLink, union
+from grid_jupyter.network.service import GridNetwork
+from grid_jupyter.server.accounts import NETWORK_ACCOUNT_RULES
+from grid_jupyter.server.door import Door, application, http_server, tls_context
+from grid_jupyter.server.owner_door import open_owner_door, owner_application
+from grid_jupyter.server.running import (
+    NetworkOptions,
+    Running,
+    StateDir,
+    address_of,
+    listen,
+    say_owner_token,
+    say_ready,
+    told_to_end,
+    warn_if_exposed,
+)
+from grid_jupyter.store.accounts import AccountTable
+from grid_jupyter.store.database import Database, sqlite_url
+from grid_jupyter.store.settings import SettingTable
+from grid_jupyter.wire.limits import MAX_NAME_CHARS, MAX_TAG_CHARS, MAX_TAGS
+from grid_jupyter.wire.network import MAX_LINK_BYTES, Question, Welcome, decode, encode, from_node_decoder
+
+MAX_UNSENT_BYTES = 8 << 20
+"""What may wait to be sent to one Node, in bytes; one that does not read is cut off."""
+
+_Tag = Annotated[str, msgspec.Meta(max_length=MAX_TAG_CHARS)]
+
+
+class _Join(msgspec.Struct, rename="kebab"):
+    node_id: str
+    node_address: str
+    invite: str | None = None
+    id: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] | None = None
+
+
+class _Leave(msgspec.Struct, rename="kebab"):
+    node_id: str
+
+
+class _Query(msgspec.Struct):
+    query: Annotated[list[_Tag], msgspec.Meta(max_length=MAX_TAGS)]
+
+
+class _ModelQuery(msgspec.Struct):
+    model_id: Annotated[str, msgspec.Meta(max_length=MAX_NAME_CHARS)]
+
+
+class NetworkDoor(Door):
+    """Base of the Network's routes."""
+
+    @property
+    def network(self) -> GridNetwork:
+        network: GridNetwork = self.settings["network"]
+        return network
+
+
+# ------------------------------------------------------------------ open to anyone
+
+
+class Card(NetworkDoor):
+    """GET /: a card for people."""
+
+    open_to_all = frozenset({"GET"})
+
+    async def get(self) -> None:
+        names = [html.escape(node.name) for node in await self.network.alive()]
+        listed = "".join(f"<li>{name}</li>" for name in names) or "<li>no Node is connected</li>"
+        self.set_header("Content-Type", "text/html; charset=utf-8")
+        self.set_header("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
+        self.finish(
+            "<!doctype html><html lang=en><meta charset=utf-8><title>Open Grid Network</title>"
+            "<style>body{font:16px system-ui;margin:4rem auto;max-width:32rem}</style>"
+            f"<h1>Open Grid Network</h1><p>{html.escape(self.network.name)}: Nodes that are connected</p>"
+            f"<ul>{listed}</ul></html>"
+        )
+
+
+class Identity(NetworkDoor):
+    """GET: the Network's name."""
+
+    open_to_all = frozenset({"GET"})
+
+    async def get(self) -> None:
+        self.reply({"success": True, "identity": self.network.name})
+
+
+class Status(NetworkDoor):
+    """GET: it runs."""
+
+    open_to_all = frozenset({"GET"})
+
+    async def get(self) -> None:
+        self.reply({"success": True, "status": "OpenGrid"})
+
+
+class ConnectedNodes(NetworkDoor):
+    """GET: names of the Nodes that live, in order of joining."""
+
+    open_to_all = frozenset({"GET"})
+
+    async def get(self) -> None:
+        self.reply({"grid-nodes": [node.name for node in await self.network.alive()]})
+
+
+class AvailableTags(NetworkDoor):
+    """GET: tags; without a credential those that their owners made public."""
+
+    open_to_all = frozenset({"GET"})
+
+    async def get(self) -> None:
+        public = await self.account() is None
+        self.reply(await self.network.tags(public=public))
+
+
+# ------------------------------------------------------------------ membership
+
+
+class Join(NetworkDoor):
+    """POST: a Node joins, by invite (in the body) or by the credential that it got at its first join."""
+
+    open_to_all = frozenset({"POST"})
+    error_key = "message"
+
+    async def post(self) -> None:
+        body = self.body(_Join)
+        token = await self.network.join(
+            body.node_id,
+            body.node_address,
+            caller=await self.account(),
+            invite=body.invite,
+            origin=self.origin,
+            node_id=body.id,
+        )
+        answer = {"message": "Successfully Connected!"}
+        self.reply(answer if token is None else {**answer, "token": token})
+
+
+class DeleteNode(NetworkDoor):
+    """DELETE: strike a Node off."""
+
+    error_key = "message"
+
+    async def delete(self) -> None:
+        caller = await self.require()
+        await self.network.forget(self.body(_Leave).node_id, caller)
+        self.reply({"message": "Successfully Deleted!"})
+
+
+class Link(NetworkDoor, WebSocketHandler):
+    """GET, upgraded: the link of a Node that joined. wire/network.py says what goes over it."""
+
+    max_message_size = MAX_LINK_BYTES
+    _node: Registered
+    _link: NodeLink | None = None
+    _timer: asyncio.TimerHandle | None = None
+
+    async def prepare(self) -> None:
+        if "Origin" in self.request.headers:
+            raise Forbidden("a link is for Nodes, not for browsers")
+        await super().prepare()
+        self._node = await self.network.member(await self.require())
+
+    async def open(self, *_args: str, **_kwargs: str) -> None:
+        stream = None if self.ws_connection is None else self.ws_connection.stream
+        if stream is not None:
+            stream.max_write_buffer_size = MAX_UNSENT_BYTES
+        self.set_nodelay(True)
+        self._link = await self.network.open_link(self._node, send=self._send, close=self._end)
+        self._watch(self._link)
+
+    async def on_message(self, message: str | bytes) -> None:
+        if self._link is None:
+            return
+        try:
+            await self.network.received(self._link, decode(message, from_node_decoder))
+        except GridError as error:
+            self._end(str(error), code=1002)
+
+    def on_close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._link is not None:
+            self.network.close_link(self._link)
+
+    def _watch(self, link: NodeLink) -> None:
+        if self.network.is_silent(link):
+            self._end("no heartbeat came")
+        else:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self.network.heartbeat_s, self._watch, link)
+
+    def _send(self, message: Question | Welcome) -> None:
+        try:
+            sent = self.write_message(encode(message))
+        except WebSocketClosedError:
+            raise NodeUnavailableError(f"the Node {self._node.name} is gone") from None
+        except StreamBufferFullError:
+            self._end("the Node does not read")
+            raise NodeUnavailableError(f"the Node {self._node.name} does not read") from None
+        sent.add_done_callback(lambda done: done.cancelled() or done.exception())  # on_close knows of it, too
+
+    def _end(self, reason: str, code: int = 1000) -> None:
+        self.close(code, reason.encode()[:120].decode(errors="ignore"))  # the protocol's limit is 123 bytes
+
+
+# ------------------------------------------------------------------ search
+
+
+class Search(NetworkDoor):
+    """POST: Nodes with a data set that carries all the tags. Open to guests where the Network's owner allows it."""
+
+    def is_open(self) -> bool:
+        return bool(self.settings["allow_guests"])
+
+    async def post(self) -> None:
+        public = await self.account() is None
+        self.reply(await self.network.search(tuple(self.body(_Query).query), public=public))
+
+
+class AvailableModels(NetworkDoor):
+    """GET: ids of all hosted models."""
+
+    async def get(self) -> None:
+        answers = await self.network.models()
+        self.reply(union([model.id for model in answer.models] for answer in answers.values()))
+
+
+class SearchModel(NetworkDoor):
+    """POST: Nodes that host a model."""
+
+    async def post(self) -> None:
+        self.reply(await self.network.model_hosts(self.body(_ModelQuery).model_id))
+
+
+class SearchEncryptedModel(NetworkDoor):
+    """POST: Nodes that host a model in shares, and who holds the shares."""
+
+    async def post(self) -> None:
+        hosts = await self.network.encrypted_hosts(self.body(_ModelQuery).model_id)
+        self.reply(
+            {
+                name: {
+                    "address": address,
+                    "nodes": {"workers": model.workers, "crypto_provider": model.crypto_provider or []},
+                }
+                for name, (address, model) in hosts.items()
+            }
+        )
+
+
+class ChooseModelHost(NetworkDoor):
+    """GET: where to host a model."""
+
+    async def get(self) -> None:
+        self.reply(await self.network.choose_hosts(self.get_query_argument("model_id", "")))
+
+
+class ChooseEncryptedModelHost(NetworkDoor):
+    """GET: where to host a model in shares."""
+
+    async def get(self) -> None:
+        self.reply(await self.network.choose_encrypted_hosts())
+
+
+class NodeInfo(NetworkDoor):
+    """GET: how one Node is."""
+
+    async def get(self, name: str) -> None:
+        report = await self.network.report(name)
+        beat = report.heartbeat
+        self.reply(
+            {
+                "id": report.node.name,
+                "status": report.status,
+                "address": report.node.address,
+                "nodes": [],  # Nodes of this software do not connect to one another
+                "datasets": report.datasets.datasets if report.datasets else [],
+                "models": [model.id for model in report.models.models] if report.models else [],
+                "cpu": beat.cpu if beat else None,
+                "memory": beat.memory if beat else None,
+            }
+        )
+
+
+class Datasets(NetworkDoor):
+    """GET: the data sets of each Node, ids with tags."""
+
+    async def get(self) -> None:
+        self.reply({name: answer.datasets for name, answer in (await self.network.datasets()).items()})
+
+
+class Models(NetworkDoor):
+    """GET: the models of each Node."""
+
+    async def get(self) -> None:
+        answers = await self.network.models()
+        self.reply({name: [model.id for model in answer.models] for name, answer in answers.items()})
+
+
+NETWORK_RULES: list[tuple[str, type[Door]]] = [
+    (r"/", Card),
+    (r"/identity/?", Identity),
+    (r"/status/?", Status),
+    (r"/connected-nodes/?", ConnectedNodes),
+    (r"/search-available-tags/?", AvailableTags),
+    (r"/join/?", Join),
+    (r"/delete-node/?", DeleteNode),
+    (r"/link", Link),
+    (r"/search/?", Search),
+    (r"/search-available-models/?", AvailableModels),
+    (r"/search-model/?", SearchModel),
+    (r"/search-encrypted-model/?", SearchEncryptedModel),
+    (r"/choose-model-host/?", ChooseModelHost),
+    (r"/choose-encrypted-model-host/?", ChooseEncryptedModelHost),
+    (r"/node/([^/]+)/?", NodeInfo),
+    (r"/datasets/?", Datasets),
+    (r"/models/?", Models),
+    *NETWORK_ACCOUNT_RULES,
+]
+
+
+def network_application(network: GridNetwork, accounts: Accounts, *, allow_guests: bool) -> Application:
+    """All public routes of a Network."""
+    return application(NETWORK_RULES, accounts, network=network, allow_guests=allow_guests)
+
+
+# ------------------------------------------------------------------ the owner, and the process
+
+
+class NetworkOwner:
+    """What the Network does for its owner (owner_door.OwnerService)."""
+
+    def __init__(
+        self, network: GridNetwork, accounts: Accounts, *, node_id: str, address: str, options: NetworkOptions
+    ) -> None:
+        self._network = network
+        self._accounts = accounts
+        self._id = node_id
+        self._address = address
+        self._options = options
+        self._began = time.monotonic()
+
+    async def status(self) -> dict[str, Any]:
+        return {
+            "role": "network",
+            "name": self._network.name,
+            "id": self._id,
+            "address": self._address,
+            "status": "running",
+            "version": __version__,
+            "network": {"address": None, "state": "none", "detail": ""},
+            "isolation": "",
+            "sessions": 0,
+            "datasets": 0,
+            "storage_bytes": sum(
+                file.stat().st_size for file in self._options.state_dir.glob("grid.db*") if file.is_file()
+            ),
+            "guests": self._options.allow_guests,
+            "uptime_s": time.monotonic() - self._began,
+            "nodes": [node.name for node in await self._network.alive()],
+        }
+
+    async def ensure_account(self, username: str, role: str) -> None:
+        await self._accounts.ensure(username, role)
+
+    async def issue_token(self, username: str, expires_s: float | None) -> str:
+        return await self._accounts.issue_token(username, label="owner door", expires_s=expires_s)
+
+    async def revoke_tokens(self, username: str) -> int:
+        return await self._accounts.revoke_tokens(username)
+
+    async def invite(self, role: str, expires_s: float, username: str | None) -> tuple[str, float]:
+        code, expires = await self._accounts.invite(role, expires_s, username)
+        return f"{self._address}/#{code}", expires
+
+
+def run_network(options: NetworkOptions) -> int:
+    """Run a Network until it is told to end; returns the process's exit code. Raises GridError."""
+    with StateDir(options.state_dir, "network") as state:
+        asyncio.run(_serve(options, state))
+    return 0
+
+
+async def _serve(options: NetworkOptions, state: StateDir) -> None:
+    tls = tls_context(options.certfile, options.keyfile)
+    database = Database(sqlite_url(state.path / "grid.db"))
+    servers: list[HTTPServer] = []
+    try:
+        registry = Registry(database)
+        node_id = await SettingTable(database).keep("network-id", secrets.token_hex(8))
+        accounts = Accounts(AccountTable(database), node_id)
+        owner_code = await accounts.first_start()
+        network = GridNetwork(
+            options.name,
+            registry=registry,
+            accounts=accounts,
+            heartbeat_s=options.heartbeat_s,
+            replicas=options.replicas,
+        )
+        sockets = listen(options.host, options.port)
+        address = address_of(sockets, options.host, tls=tls is not None, public_address=options.public_address)
+        warn_if_exposed("Network", options.host, tls=tls is not None)
+        async with told_to_end(supervised=options.supervised) as end:
+            public = http_server(network_application(network, accounts, allow_guests=options.allow_guests), tls)
+            public.add_sockets(sockets)
+            owner = NetworkOwner(network, accounts, node_id=node_id, address=address, options=options)
+            socket_path = state.socket_path()
+            servers += [public, open_owner_door(owner_application(owner), socket_path)]
+            running = Running(
+                role="network",
+                name=options.name,
+                id=node_id,
+                address=address,
+                socket=str(socket_path),
+                pid=os.getpid(),
+            )
+            state.announce(running)
+            say_ready(running, supervised=options.supervised, json=options.json)
+            if owner_code is not None:
+                say_owner_token(owner_code, address, supervised=options.supervised, json=options.json)
+            await end.wait()
+            network.close()
+    finally:
+        for server in servers:
+            server.stop()
+        for server in servers:
+            await server.close_all_connections()
+        database.close()

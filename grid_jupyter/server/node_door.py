@@ -1,0 +1,342 @@
+"""The Node's doors: the data-centric routes of 0.2.9, data sets over HTTP, the owner's service, and the process."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import os
+import time
+from typing import Annotated, Any
+
+import msgspec
+from tornado.httpserver import HTTPServer
+from tornado.web import Application
+
+from grid_jupyter import __version__
+from grid_jupyter.errors import NotFound
+from grid_jupyter.node import policy
+from grid_jupyter.node.service import GridNode
+from grid_jupyter.server.accounts import NODE_ACCOUNT_RULES
+from grid_jupyter.server.door import Door, application, http_server, tls_context
+from grid_jupyter.server.node_streams import STREAM_RULES, NodeDoor
+from grid_jupyter.server.owner_door import open_owner_door, owner_application
+from grid_jupyter.server.running import (
+    NodeOptions,
+    Running,
+    StateDir,
+    address_of,
+    listen,
+    say_owner_token,
+    say_ready,
+    told_to_end,
+    warn_if_exposed,
+)
+from grid_jupyter.wire.limits import MAX_NAME_CHARS, MAX_TAG_CHARS, MAX_TAGS
+from grid_jupyter.wire.messages import Edit, Publish
+from grid_jupyter.wire.worker import WorkerLimits
+
+_Tag = Annotated[str, msgspec.Meta(max_length=MAX_TAG_CHARS)]
+
+
+class _Query(msgspec.Struct):
+    query: Annotated[list[_Tag], msgspec.Meta(max_length=MAX_TAGS)]
+
+
+class _ModelQuery(msgspec.Struct):
+    model_id: Annotated[str, msgspec.Meta(max_length=MAX_NAME_CHARS)]
+
+
+# ------------------------------------------------------------------ open to anyone
+
+
+class Card(NodeDoor):
+    """GET /: a card for people."""
+
+    open_to_all = frozenset({"GET"})
+
+    async def get(self) -> None:
+        name, address = html.escape(self.node.name), html.escape(str(self.settings["address"]()))
+        self.set_header("Content-Type", "text/html; charset=utf-8")
+        self.set_header("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
+        self.finish(
+            f"<!doctype html><html lang=en><meta charset=utf-8><title>{name}</title>"
+            "<style>body{font:16px system-ui;margin:4rem auto;max-width:32rem}</style>"
+            f"<h1>{name}</h1><p>A Node of a grid, at <code>{address}</code>.</p></html>"
+        )
+
+
+class Identity(NodeDoor):
+    """GET: the Node's name."""
+
+    open_to_all = frozenset({"GET"})
+
+    async def get(self) -> None:
+        self.reply({"success": True, "identity": self.node.name})
+
+
+class Status(NodeDoor):
+    """GET: it runs."""
+
+    open_to_all = frozenset({"GET"})
+
+    async def get(self) -> None:
+        self.reply({"success": True, "status": "OpenGrid"})
+
+
+class DatasetTags(NodeDoor):
+    """GET: tags; without a credential those that their owners made public."""
+
+    open_to_all = frozenset({"GET"})
+
+    async def get(self) -> None:
+        account = await self.account()
+        caller = "" if account is None else account.username
+        self.reply(await self.node.tags(public=account is None, caller=caller))
+
+
+# ------------------------------------------------------------------ data sets
+
+
+class GuestDoor(NodeDoor):
+    """Base of what guests may use where the Node's owner allows guests."""
+
+    def is_open(self) -> bool:
+        return self.node.guests
+
+    async def caller(self) -> str:
+        """The caller's name; empty for a guest. Raises NotAuthenticatedError where guests may not be here."""
+        account = await self.account()
+        name = policy.GUEST if account is None else account.username
+        policy.check_session(name, self.node.guests)
+        return name
+
+
+class Search(GuestDoor):
+    """POST {"query": tags}: is there a data set with all of these tags."""
+
+    async def post(self) -> None:
+        query = self.body(_Query).query
+        self.reply({"content": bool(await self.node.datasets.visible(await self.caller(), query))})
+
+
+class Datasets(GuestDoor):
+    """GET: what the caller may compute on. POST: publish an upload."""
+
+    def is_open(self) -> bool:
+        return self.request.method == "GET" and super().is_open()
+
+    async def get(self) -> None:
+        caller = await self.caller()
+        found = await self.node.datasets.visible(caller)
+        self.reply([self.node.datasets.describe(stored, caller) for stored in found])
+
+    async def post(self) -> None:
+        self.reply(await self.node.datasets.publish(await self.require(), self.body(Publish)))
+
+
+class DatasetDoor(NodeDoor):
+    """PATCH: change tags, description, rules. DELETE: unpublish, and say what ended."""
+
+    async def patch(self, dataset: str) -> None:
+        self.reply(await self.node.datasets.edit(await self.require(), int(dataset), self.body(Edit)))
+
+    async def delete(self, dataset: str) -> None:
+        self.reply(await self.node.datasets.unpublish(await self.require(), int(dataset)))
+
+
+# ------------------------------------------------------------------ models and workers
+
+
+class WorkerIds(NodeDoor):
+    """GET: ids of the Workers; those of others only for who may triage requests."""
+
+    async def get(self) -> None:
+        account = await self.require()
+        sees_all = "can_triage_requests" in account.flags
+        ids = [
+            f"{session.user or 'guest'}-{number}"
+            for number, session in enumerate(self.node.sessions.working(), start=1)
+            if sees_all or session.user == account.username
+        ]
+        self.reply({"success": True, "workers": ids})
+
+
+class ModelIds(NodeDoor):
+    """GET: ids of the served models."""
+
+    async def get(self) -> None:
+        await self.require()
+        self.reply({"success": True, "models": [model.id for model in await self.node.models.list()]})
+
+
+class DetailedModels(NodeDoor):
+    """GET: the served models with what may be done with each."""
+
+    async def get(self) -> None:
+        await self.require()
+        listed = [
+            {
+                "id": model.id,
+                "model_size": f"{model.nbytes / 1000:g}KB",
+                "allow_download": model.allow_download,
+                "allow_remote_inference": model.allow_remote_inference,
+                "mpc": model.mpc,
+            }
+            for model in await self.node.models.list()
+        ]
+        self.reply({"success": True, "models": listed})
+
+
+class ModelDoor(NodeDoor):
+    """GET: a served model's safetensors bytes, where its owner allows that. DELETE: serve it no longer."""
+
+    async def get(self, model_id: str) -> None:
+        data = await self.node.models.download(await self.require(), model_id)
+        self.set_header("Content-Type", "application/octet-stream")
+        self.set_header("Content-Disposition", "attachment")
+        self.finish(data)
+
+    async def delete(self, model_id: str) -> None:
+        await self.node.models.delete(await self.require(), model_id)
+        self.reply({"success": True, "message": "Model deleted with success!"})
+
+
+class SearchEncryptedModels(NodeDoor):
+    """POST {"model_id"}: who holds the shares of a shared model. This Node serves none, so it is never found."""
+
+    async def post(self) -> None:
+        await self.require()
+        self.body(_ModelQuery)
+        raise NotFound("Model ID not found!")
+
+
+NODE_RULES: list[tuple[str, type[Door]]] = [
+    (r"/", Card),
+    (r"/data-centric/identity/?", Identity),
+    (r"/data-centric/status/?", Status),
+    (r"/data-centric/workers/?", WorkerIds),
+    (r"/data-centric/models/?", ModelIds),
+    (r"/data-centric/models/([^/]{1,384})", ModelDoor),
+    (r"/data-centric/detailed-models-list/?", DetailedModels),
+    (r"/data-centric/dataset-tags/?", DatasetTags),
+    (r"/data-centric/search/?", Search),
+    (r"/data-centric/search-encrypted-models/?", SearchEncryptedModels),
+    (r"/data-centric/datasets/?", Datasets),
+    (r"/data-centric/datasets/([0-9]{1,18})", DatasetDoor),
+    *STREAM_RULES,
+    *NODE_ACCOUNT_RULES,
+]
+
+
+def node_application(node: GridNode, address: Any) -> Application:
+    """All public routes of a Node; `address` gives what the card shows."""
+    return application(NODE_RULES, node.accounts, node=node, address=address)
+
+
+# ------------------------------------------------------------------ the owner, and the process
+
+
+class NodeOwner:
+    """What the Node does for its owner (owner_door.OwnerService)."""
+
+    def __init__(self, node: GridNode, address: str) -> None:
+        self._node = node
+        self._address = address
+        self._began = time.monotonic()
+
+    async def status(self) -> dict[str, Any]:
+        node = self._node
+        membership = node.membership
+        joined = {"address": None, "state": "none", "detail": ""}
+        if membership is not None:
+            joined = {"address": membership.network_url, "state": membership.state, "detail": membership.detail}
+        return {
+            "role": "node",
+            "name": node.name,
+            "id": node.node_id,
+            "address": self._address,
+            "status": "running",
+            "version": __version__,
+            "network": joined,
+            "isolation": node.pool.isolation,
+            "sessions": len(node.sessions.working()),
+            "datasets": len(await node.datasets.all()),
+            "storage_bytes": await node.datasets.used_bytes(),
+            "guests": node.guests,
+            "uptime_s": time.monotonic() - self._began,
+        }
+
+    async def ensure_account(self, username: str, role: str) -> None:
+        await self._node.accounts.ensure(username, role)
+
+    async def issue_token(self, username: str, expires_s: float | None) -> str:
+        return await self._node.accounts.issue_token(username, label="owner door", expires_s=expires_s)
+
+    async def revoke_tokens(self, username: str) -> int:
+        return await self._node.accounts.revoke_tokens(username)
+
+    async def invite(self, role: str, expires_s: float, username: str | None) -> tuple[str, float]:
+        code, expires = await self._node.accounts.invite(role, expires_s, username)
+        return f"{self._address}/#{code}", expires
+
+
+def run_node(options: NodeOptions) -> int:
+    """Run a Node until it is told to end; returns the process's exit code. Raises GridError."""
+    with StateDir(options.state_dir, "node") as state:
+        asyncio.run(_serve(options, state))
+    return 0
+
+
+async def _serve(options: NodeOptions, state: StateDir) -> None:
+    tls = tls_context(options.certfile, options.keyfile)
+    node = await GridNode.open(
+        state.path,
+        name=options.name,
+        limits=WorkerLimits(
+            memory_bytes=options.session_memory_bytes,
+            operation_s=options.operation_s,
+            threads=max(1, (os.cpu_count() or 1) // 2),
+        ),
+        guests=options.allow_guests,
+        public_tags=options.public_tags,
+        max_sessions=options.max_sessions,
+        idle_s=options.session_idle_s,
+        max_upload_bytes=options.max_upload_bytes,
+    )
+    servers: list[HTTPServer] = []
+    try:
+        owner_code = await node.start()
+        sockets = listen(options.host, options.port)
+        address = address_of(sockets, options.host, tls=tls is not None, public_address=options.public_address)
+        warn_if_exposed("Node", options.host, tls=tls is not None)
+        async with told_to_end(supervised=options.supervised) as end:
+            public = http_server(node_application(node, lambda: address), tls)
+            public.add_sockets(sockets)
+            socket_path = state.socket_path()
+            servers += [public, open_owner_door(owner_application(NodeOwner(node, address)), socket_path)]
+            if options.network_url is not None:
+                node.join(
+                    options.network_url,
+                    address=lambda: address,
+                    invite=options.invite,
+                    heartbeat_s=options.heartbeat_s,
+                )
+            running = Running(
+                role="node",
+                name=options.name,
+                id=node.node_id,
+                address=address,
+                socket=str(socket_path),
+                pid=os.getpid(),
+            )
+            state.announce(running)
+            say_ready(running, supervised=options.supervised, json=options.json)
+            if owner_code is not None:
+                say_owner_token(owner_code, address, supervised=options.supervised, json=options.json)
+            await end.wait()
+    finally:
+        for server in servers:
+            server.stop()
+        await node.stop()
+        for server in servers:
+            await server.close_all_connections()

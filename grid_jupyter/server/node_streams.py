@@ -1,0 +1,287 @@
+"""The Node's doors for what flows: the session's WebSocket, and bulk bytes by HTTP PUT and GET beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from typing import Annotated, Any
+
+import msgspec
+from tornado.iostream import StreamClosedError
+from tornado.web import stream_request_body
+from tornado.websocket import WebSocketClosedError, WebSocketHandler
+
+from grid_jupyter.errors import BadRequest, GridError, InvalidDataError, LimitExceededError
+from grid_jupyter.identity.accounts import Account
+from grid_jupyter.node.service import GridNode
+from grid_jupyter.node.sessions import NodeSession
+from grid_jupyter.server.door import Door
+from grid_jupyter.store.blobs import Upload
+from grid_jupyter.wire import messages
+from grid_jupyter.wire.limits import MAX_FRAME_BYTES
+
+log = logging.getLogger("grid_jupyter")
+
+CHUNK = 1 << 20
+"""Bytes of a bulk answer that are read and sent at a time."""
+TRANSFER_S = 6 * 3600.0
+"""Longest time that one bulk transfer may take."""
+SESSION_HEADER = "X-Grid-Session"
+"""Carries the session's secret with bulk transfers."""
+
+
+class NodeDoor(Door):
+    """Base of the Node's routes."""
+
+    @property
+    def node(self) -> GridNode:
+        node: GridNode = self.settings["node"]
+        return node
+
+
+class SessionDoor(NodeDoor, WebSocketHandler):
+    """GET, upgraded: one session. wire/messages.py and wire/commands.py say what goes over it."""
+
+    open_to_all = frozenset({"GET"})  # guests may connect; the gates are inside
+    max_message_size = MAX_FRAME_BYTES
+    ping_interval = 20.0
+    ping_timeout = 20.0
+    _session: NodeSession | None = None
+
+    def check_origin(self, origin: str) -> bool:
+        """No browser speaks this protocol, and no page may use its visitor's place in the network."""
+        return False
+
+    async def open(self, *_args: str, **_kwargs: str) -> None:
+        self.set_nodelay(True)
+        try:
+            self._session = self.node.sessions.open(await self.account(), self.origin, self._send, self._hang_up)
+        except GridError as error:
+            await self._refuse(error)
+
+    async def on_message(self, message: str | bytes) -> None:
+        if self._session is None:
+            return
+        try:
+            if isinstance(message, str):
+                raise BadRequest("a session takes binary frames")
+            await self._session.handle(message)
+        except GridError as error:
+            await self._refuse(error)
+
+    def on_close(self) -> None:
+        if self._session is not None:
+            session, self._session = self._session, None
+            task = asyncio.create_task(session.end())
+            _ENDING.add(task)
+            task.add_done_callback(_ENDING.discard)
+
+    async def _refuse(self, error: GridError) -> None:
+        await self._send(messages.reply_frame(0, messages.Failed(code=error.code, error=str(error))))
+        self._hang_up(error.code)
+
+    async def _send(self, frame: bytes) -> None:
+        try:
+            await self.write_message(frame, binary=True)
+        except (WebSocketClosedError, StreamClosedError):
+            pass  # the client left; on_close ends the session
+
+    def _hang_up(self, reason: str) -> None:
+        self.close(1008, reason.encode()[:120].decode(errors="ignore"))  # the protocol's limit is 123 bytes
+
+
+_ENDING: set[asyncio.Task[None]] = set()
+
+
+class BulkDoor(NodeDoor):
+    """Base of transfers that belong to a session: the session's secret is the credential."""
+
+    def is_open(self) -> bool:
+        return SESSION_HEADER in self.request.headers
+
+    @property
+    def session(self) -> NodeSession:
+        return self.node.sessions.find(self.request.headers.get(SESSION_HEADER, ""))
+
+    def length(self) -> int:
+        """Content-Length of the request. Raises BadRequest without one."""
+        text = self.request.headers.get("Content-Length", "")
+        if not text.isdigit() or len(text) > 18:
+            raise BadRequest("a bulk transfer says its Content-Length")
+        return int(text)
+
+    def take(self, limit: int) -> None:
+        """Let the body of this request be as large as the limit, and take its time."""
+        connection: Any = self.request.connection
+        connection.set_max_body_size(limit)
+        connection.set_body_timeout(TRANSFER_S)
+
+
+@stream_request_body
+class ValueIn(BulkDoor):
+    """PUT /data-centric/values/<id>?dtype=&shape=: a large tensor into the session, under the client's id."""
+
+    _descriptor = -1
+
+    async def prepare(self) -> None:
+        await super().prepare()
+        self._dtype = self.get_query_argument("dtype", "")
+        self._shape = _shape(self.get_query_argument("shape", ""))
+        size = self.length()
+        self.session.check_receive(self._dtype, self._shape, size)
+        self.take(size)
+        self._descriptor = os.memfd_create("upload", os.MFD_CLOEXEC)
+
+    def data_received(self, chunk: bytes) -> None:
+        rest = memoryview(chunk)
+        while rest:
+            rest = rest[os.write(self._descriptor, rest) :]
+
+    async def put(self, value: str) -> None:
+        await self.session.receive(_number(value), self._dtype, self._shape, self._descriptor)
+        self.reply({"success": True})
+
+    def on_finish(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def on_connection_close(self) -> None:
+        super().on_connection_close()
+        self.on_finish()
+
+
+class ValueOut(BulkDoor):
+    """GET /data-centric/released/<ticket>: the bytes of a large value that was released to this session."""
+
+    async def get(self, ticket: str) -> None:
+        descriptor = self.session.take_bulk(ticket)
+        try:
+            size = os.fstat(descriptor).st_size
+            self.set_header("Content-Type", "application/octet-stream")
+            self.set_header("Content-Length", str(size))
+            offset = 0
+            while offset < size:
+                part = os.pread(descriptor, CHUNK, offset)
+                offset += len(part)
+                self.write(part)
+                await self.flush()
+        finally:
+            os.close(descriptor)
+
+
+@stream_request_body
+class UploadIn(BulkDoor):
+    """PUT /data-centric/uploads/<id>: the safetensors bytes of a data set; Publish then names the id."""
+
+    _upload: Upload | None = None
+
+    def is_open(self) -> bool:
+        return False
+
+    async def prepare(self) -> None:
+        await super().prepare()
+        self._publisher: Account = await self.require()
+        size = self.length()
+        upload_id = self.path_args[0] if self.path_args else ""
+        self._upload = await self.node.datasets.begin_upload(self._publisher, upload_id, size)
+        self._expected = size
+        self.take(size)
+
+    async def data_received(self, chunk: bytes) -> None:
+        if self._upload is not None:
+            await asyncio.to_thread(self._upload.write, chunk)
+
+    async def put(self, upload_id: str) -> None:
+        upload = self._upload
+        if upload is None or upload.size != self._expected:
+            raise InvalidDataError("the upload ended early; send it again")
+        await self.node.datasets.finish_upload(self._publisher, upload_id, upload)
+        self.reply({"success": True})
+
+    def on_finish(self) -> None:
+        if self._upload is not None:
+            self._upload.abort()  # does nothing once it was committed
+
+    def on_connection_close(self) -> None:
+        super().on_connection_close()
+        self.on_finish()
+
+
+@stream_request_body
+class ServeModel(BulkDoor):
+    """POST /data-centric/serve-model/: a model's safetensors bytes, as a form or a multipart form."""
+
+    limit = 256 << 20
+
+    def is_open(self) -> bool:
+        return False
+
+    async def prepare(self) -> None:
+        await super().prepare()
+        await self.require()
+        if self.length() > self.limit:
+            raise LimitExceededError(f"a model has at most {self.limit} bytes here")
+        self.take(self.limit)
+        self._body = bytearray()
+
+    def data_received(self, chunk: bytes) -> None:
+        self._body += chunk
+
+    async def post(self) -> None:
+        self.request.body = bytes(self._body)
+        self.request._parse_body()
+        model_id = self.get_body_argument("model_id", "")
+        await self.node.models.serve(
+            await self.require(),
+            model_id,
+            self._model(),
+            allow_download=self._flag("allow_download"),
+            allow_remote_inference=self._flag("allow_remote_inference"),
+            mpc=self._flag("mpc"),
+        )
+        self.reply({"success": True, "message": f"Model saved with id: {model_id}"})
+
+    def _flag(self, name: str) -> bool:
+        return self.get_body_argument(name, "False") == "True"
+
+    def _model(self) -> bytes:
+        files = self.request.files.get("model")
+        if files:
+            return bytes(files[0].body)
+        raw = self.request.body_arguments.get("model")
+        if not raw:
+            raise BadRequest("the form lacks the part 'model'")
+        encoding = self.get_body_argument("encoding", "ISO-8859-1")
+        if encoding.upper() not in ("ISO-8859-1", "LATIN-1"):
+            raise BadRequest("the encoding of a model in a form is ISO-8859-1; a multipart file needs none")
+        try:
+            return raw[0].decode().encode("latin-1")
+        except UnicodeError:
+            raise InvalidDataError("the model is not text in ISO-8859-1; send it as a multipart file") from None
+
+
+def _number(text: str) -> int:
+    if not text.isdigit() or len(text) > 18:
+        raise BadRequest("the id of a value is a number")
+    return int(text)
+
+
+_Shape = Annotated[tuple[int, ...], msgspec.Meta(max_length=64)]
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        return msgspec.json.decode(text or "null", type=_Shape)
+    except (msgspec.DecodeError, UnicodeError):
+        raise BadRequest("shape is a JSON list of lengths, such as [5,3]") from None
+
+
+STREAM_RULES: list[tuple[str, type[Door]]] = [
+    (r"/data-centric/session/?", SessionDoor),
+    (r"/data-centric/uploads/([0-9a-f]{32})", UploadIn),
+    (r"/data-centric/values/([0-9]+)", ValueIn),
+    (r"/data-centric/released/([A-Za-z0-9_-]{1,64})", ValueOut),
+    (r"/data-centric/serve-model/?", ServeModel),
+]

@@ -1,0 +1,327 @@
+"""A running Node or Network as a process: its options, its lock, its port, what it tells others, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import hashlib
+import ipaddress
+import logging
+import os
+import secrets
+import signal
+import socket
+import stat
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import msgspec
+from tornado.netutil import bind_sockets
+
+from grid_jupyter import __version__
+from grid_jupyter.errors import Conflict, NotFound
+from grid_jupyter.wire.home import private_directory
+from grid_jupyter.wire.limits import PROTOCOL
+
+log = logging.getLogger("grid_jupyter")
+
+PORTS_TRIED = 100
+"""How many ports, from the one asked for, are tried before giving up."""
+LOCK_PATIENCE_S = 0.5
+"""How long a held lock is tried before it counts as held by another process."""
+END_S = 10.0
+"""Time for an orderly end once the parent is gone; then the process is ended as it stands."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions:
+    """What one Network process is told on its command line."""
+
+    name: str
+    host: str
+    port: int
+    state_dir: Path
+    public_address: str | None = None  # what others are told, where host and port would mislead them
+    allow_guests: bool = False  # search without a credential
+    replicas: int = 1  # how many hosts choose-model-host names
+    heartbeat_s: float = 5.0
+    certfile: Path | None = None
+    keyfile: Path | None = None
+    supervised: bool = False
+    json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeOptions:
+    """What one Node process is told on its command line."""
+
+    name: str
+    host: str
+    port: int
+    state_dir: Path
+    public_address: str | None = None
+    network_url: str | None = None
+    invite: str | None = None  # the bare code
+    allow_guests: bool = False  # compute without a credential
+    public_tags: bool = False  # tags are open to anyone
+    heartbeat_s: float = 5.0
+    session_memory_bytes: int = 2 << 30
+    session_idle_s: float = 1800.0
+    max_sessions: int = 16
+    max_upload_bytes: int = 64 << 30
+    operation_s: float = 60.0
+    certfile: Path | None = None
+    keyfile: Path | None = None
+    supervised: bool = False
+    json: bool = False
+
+
+class Running(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of running.json: where a Node or Network is, for the user that it belongs to."""
+
+    role: str
+    name: str
+    id: str
+    address: str
+    socket: str
+    pid: int
+    protocol: int = PROTOCOL
+    version: str = __version__
+
+
+class StateDir:
+    """The private directory of one Node or Network, held by at most one process at a time.
+
+    As a context manager it takes the lock, and lets go of everything that says "I run" at the end.
+    The lock is the kernel's (flock), so a process that was killed does not hold it.
+    """
+
+    def __init__(self, path: Path, role: str) -> None:
+        self.path = private_directory(path).resolve()
+        self.role = role
+        self._lock: int | None = None
+
+    def __enter__(self) -> StateDir:
+        patience = time.monotonic() + LOCK_PATIENCE_S
+        while (lock := try_lock(self.path / f"{self.role}.lock")) is None and time.monotonic() < patience:
+            time.sleep(0.01)  # somebody who looks whether it is held holds it for a moment himself
+        self._lock = lock
+        if lock is None:
+            raise Conflict(f"a {self.role} already runs on {self.path}; 'jupyter grid status' shows it")
+        with contextlib.suppress(FileNotFoundError):
+            (self.path / "running.json").unlink()  # left by one that was killed
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            (self.path / "running.json").unlink()
+        with contextlib.suppress(OSError):
+            self._socket_path().unlink()
+            self._socket_path().parent.rmdir()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def announce(self, running: Running) -> None:
+        """Write running.json: from here on others may connect."""
+        write_private(self.path / "running.json", msgspec.json.encode(running))
+
+    def socket_path(self) -> Path:
+        """Where the owner's unix socket goes: in a 0700 directory of ours, at a path short enough for the kernel."""
+        path = self._socket_path()
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        found = path.parent.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            raise Conflict(f"{path.parent} belongs to somebody else; set XDG_RUNTIME_DIR to a directory of yours")
+        path.parent.chmod(0o700)
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()  # left by one that was killed: we hold the lock
+        return path
+
+    def _socket_path(self) -> Path:
+        runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+        base = Path(runtime) if runtime and os.access(runtime, os.W_OK) else Path(tempfile.gettempdir())
+        if len(os.fsencode(base)) > 50:  # the kernel's limit for the whole path is some 100 bytes
+            base = Path("/tmp")  # noqa: S108 - the directory made in it is private, and checked
+        mark = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]
+        return base / f"grid-jupyter-{os.getuid()}-{mark}" / "owner.sock"
+
+
+def is_held(lock_file: Path) -> bool:
+    """Whether another process holds this lock file."""
+    if not lock_file.exists():
+        return False
+    lock = try_lock(lock_file)
+    if lock is None:
+        return True
+    os.close(lock)
+    return False
+
+
+def is_running(state_dir: Path, role: str) -> bool:
+    """Whether some process holds this state; true from its first moment on, before running.json is there."""
+    return is_held(state_dir / f"{role}.lock")
+
+
+def read_running(state_dir: Path, role: str) -> Running:
+    """The process that runs on this state. Raises NotFound if there is none, or none that is ready."""
+    try:
+        running = msgspec.json.decode((state_dir / "running.json").read_bytes(), type=Running)
+        if is_running(state_dir, role):
+            return running
+    except (FileNotFoundError, msgspec.DecodeError):
+        pass  # it never ran, is starting or ending
+    raise NotFound(f"no {role} runs on {state_dir}; start it with 'jupyter grid up' or 'jupyter grid {role}'")
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Replace a file in one step; mode 0600 from its first moment."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def try_lock(path: Path) -> int | None:
+    """An open handle that holds the lock file, until it is closed or this process ends; None if another one holds it."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    return handle
+
+
+# ------------------------------------------------------------------ where it listens
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Sockets on `port`, or on the next free one. Raises Conflict if a hundred in a row are taken."""
+    for candidate in range(port, min(port + PORTS_TRIED, 65536)) if port else (0,):
+        sockets = _try_listen(host, candidate)
+        if sockets:
+            return sockets
+    raise Conflict(f"no free port on {host} from {port} on; name another one with --port")
+
+
+def _try_listen(host: str, port: int) -> list[socket.socket]:
+    try:
+        return bind_sockets(port, address=host)
+    except OSError as error:
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            return []
+        raise Conflict(f"cannot listen on {host}: {error.strerror or error}") from None
+
+
+def address_of(sockets: list[socket.socket], host: str, *, tls: bool, public_address: str | None = None) -> str:
+    """The address that others are told: the one asked for, or one of this machine where host is a wildcard."""
+    if public_address is not None:
+        return public_address.rstrip("/")
+    port = sockets[0].getsockname()[1]
+    if host in ("", "0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+        host = _own_address(socket.AF_INET6 if host == "::" else socket.AF_INET)
+    return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _own_address(family: socket.AddressFamily) -> str:
+    """This machine's address on the network that it would use; nothing is sent to find out."""
+    documentation = "2001:db8::1" if family == socket.AF_INET6 else "192.0.2.1"  # never routed
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((documentation, 9))
+            return str(probe.getsockname()[0])
+        except OSError:
+            return socket.gethostname()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a door bound to `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def warn_if_exposed(role: str, host: str, *, tls: bool) -> None:
+    """Say it loudly when credentials would cross a network unencrypted."""
+    if tls or is_loopback(host):
+        return
+    text = (
+        f"this {role} listens beyond this machine ({host}) WITHOUT TLS: credentials and values cross the "
+        f"network readable and changeable by others. Give --certfile and --keyfile, or --host 127.0.0.1."
+    )
+    log.warning(text)
+    print(f"\n  !!! WARNING: {text}\n", file=sys.stderr, flush=True)
+
+
+# ------------------------------------------------------------------ its end
+
+
+@contextlib.asynccontextmanager
+async def told_to_end(*, supervised: bool) -> AsyncIterator[asyncio.Event]:
+    """An event that is set on SIGTERM, on SIGINT, or, if supervised, when stdin reaches its end.
+
+    A supervised process leaves SIGINT to its parent: Ctrl-C reaches both, and the parent ends its
+    children in order.
+    """
+    loop = asyncio.get_running_loop()
+    end = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, end.set)
+    loop.add_signal_handler(signal.SIGINT, (lambda: None) if supervised else end.set)
+    if supervised:
+        threading.Thread(target=_watch_stdin, args=(loop, end), name="stdin", daemon=True).start()
+    try:
+        yield end
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def _watch_stdin(loop: asyncio.AbstractEventLoop, end: asyncio.Event) -> None:
+    try:
+        while os.read(0, 4096):  # not sys.stdin: its lock would be held while the interpreter ends
+            pass
+    except OSError:
+        pass  # stdin was closed: the same as its end
+    try:
+        loop.call_soon_threadsafe(end.set)
+    except RuntimeError:
+        return  # the loop is closed: it has ended already
+    threading.Event().wait(END_S)
+    os._exit(1)  # only reached by one that hangs: the thread dies with an orderly end
+
+
+def say_ready(running: Running, *, supervised: bool, json: bool) -> None:
+    """Print that the doors are open: the content of running.json, or a line for people."""
+    if json:
+        print(msgspec.json.encode(running).decode(), flush=True)
+    elif not supervised:  # a parent reads running.json
+        print(f"{running.role.capitalize()} {running.name}: {running.address}", flush=True)
+
+
+def say_owner_token(code: str, address: str, *, supervised: bool, json: bool) -> None:
+    """Print the one-time code of the first start; a supervising parent is the owner and needs none."""
+    if supervised:
+        return
+    print(
+        f"First start. Whoever opens this invite first becomes the owner (it works once):\n"
+        f"  {address}/#{code}\n"
+        f"Or, on this machine: jupyter grid token issue NAME --role Owner --store",
+        file=sys.stderr if json else sys.stdout,
+        flush=True,
+    )

@@ -1,0 +1,197 @@
+"""Bytes on the disk, one file a blob, there as a whole or not at all. Which row names a blob is known elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from grid_jupyter.errors import Conflict, ObjectNotFoundError, StorageFullError
+from grid_jupyter.store.database import DISK_FULL_ERRNOS, DISK_FULL_TEXT
+
+UPLOAD_KEPT_S = 86_400.0
+"""How long an unfinished upload of this process may rest before a sweep takes it."""
+
+_BLOB = re.compile(r"[0-9a-f]{32}")
+_UPLOAD = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}\.part")
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A blob that is on the disk to stay: its name, its size, the SHA-256 of its bytes in hex."""
+
+    name: str
+    nbytes: int
+    sha256: str
+
+
+class Upload:
+    """A blob being written, under a temporary name. Left as a context without `commit`, nothing of it remains.
+
+    Its methods raise StorageFullError when the disk is full, and then nothing of it remains either.
+    """
+
+    def __init__(self, directory: Path, temporary: str, made: set[str]) -> None:
+        self._directory = directory
+        self._path = directory / temporary
+        self._made = made
+        self._hash = hashlib.sha256()
+        self._size = 0
+        made.add(temporary)  # before it appears, so that no sweep comes between
+        try:
+            with _disk_full_told():
+                self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except BaseException:
+            made.discard(temporary)
+            raise
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self._size
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append bytes. Blocks while the disk does."""
+        rest = memoryview(data).cast("B")
+        self._hash.update(rest)
+        self._size += len(rest)
+        try:
+            with _disk_full_told():
+                while rest:
+                    rest = rest[os.write(self._fd, rest) :]
+        except BaseException:
+            self.abort()
+            raise
+
+    def abort(self) -> None:
+        """Forget it all. Does nothing after a commit or another abort."""
+        if self._fd >= 0:
+            self._close()
+            self._path.unlink(missing_ok=True)
+
+    def commit(self) -> Blob:
+        """Make it a blob: on the disk, whole, under a name of ours. Raises Conflict if the upload was begun again."""
+        blob = Blob(secrets.token_hex(16), self._size, self._hash.hexdigest())
+        try:
+            with _disk_full_told():
+                os.fsync(self._fd)
+                self._made.add(blob.name)
+                self._path.rename(self._directory / blob.name)
+                _sync_directory(self._directory)
+        except FileNotFoundError:
+            self.abort()
+            raise Conflict("this upload was begun again elsewhere, and only the newer one counts") from None
+        except BaseException:
+            self.abort()
+            raise
+        self._close()
+        return blob
+
+    def _close(self) -> None:
+        os.close(self._fd)
+        self._fd = -1
+        self._made.discard(self._path.name)
+
+    def __enter__(self) -> Upload:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+
+
+class BlobStore:
+    """The blobs of one Node, in a directory (mode 0700) that no other process writes to."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open the directory, and make it if it is not there."""
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._directory = directory
+        self._made: set[str] = set()  # by this process: their rows may be about to be written
+
+    def begin(self, upload_id: str) -> Upload:
+        """Begin to write a blob. An unfinished upload of the same id is given up, so that a retry needs no room twice.
+
+        Raises StorageFullError.
+        """
+        origin = hashlib.sha256(upload_id.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        for older in self._directory.glob(f"{origin}-*.part"):
+            older.unlink(missing_ok=True)
+        return Upload(self._directory, f"{origin}-{secrets.token_hex(8)}.part", self._made)
+
+    def path(self, name: str) -> Path:
+        """Where a blob is. Raises ObjectNotFoundError for what is not a blob's name."""
+        if not _BLOB.fullmatch(name):
+            raise ObjectNotFoundError("there is no such blob here")
+        return self._directory / name
+
+    def open(self, name: str) -> int:
+        """A descriptor to read the blob; the caller closes it. It stays good when the blob is deleted meanwhile.
+
+        Raises ObjectNotFoundError.
+        """
+        try:
+            return os.open(self.path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            raise ObjectNotFoundError("the bytes of this data set are gone; publish it again") from None
+
+    def delete(self, name: str) -> None:
+        """Remove a blob that no row names any more. One that is gone already is as well."""
+        self.path(name).unlink(missing_ok=True)
+        _sync_directory(self._directory)
+        self._made.discard(name)
+
+    def sweep(self, known: Collection[str]) -> int:
+        """Remove what an earlier process left: blobs that no row names (`known` are those that one does), unfinished
+        uploads; of this process, uploads that have rested for a day. How many files that were."""
+        names = frozenset(known)
+        removed = 0
+        for entry in self._entries():
+            if _BLOB.fullmatch(entry.name):
+                stale = entry.name not in names and entry.name not in self._made
+            elif _UPLOAD.fullmatch(entry.name):
+                resting_s = time.time() - entry.stat(follow_symlinks=False).st_mtime
+                stale = entry.name not in self._made or resting_s > UPLOAD_KEPT_S
+            else:
+                continue  # not ours
+            if stale:
+                (self._directory / entry.name).unlink(missing_ok=True)
+                self._made.discard(entry.name)
+                removed += 1
+        if removed:
+            _sync_directory(self._directory)
+        return removed
+
+    def used_bytes(self) -> int:
+        """Bytes of all blobs and unfinished uploads."""
+        return sum(entry.stat(follow_symlinks=False).st_size for entry in self._entries())
+
+    def _entries(self) -> Iterator[os.DirEntry[str]]:
+        with os.scandir(self._directory) as entries:
+            yield from (entry for entry in entries if entry.is_file(follow_symlinks=False))
+
+
+@contextmanager
+def _disk_full_told() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_FULL_ERRNOS:
+            raise StorageFullError(DISK_FULL_TEXT) from error
+        raise
+
+
+def _sync_directory(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,158 @@
+"""One SQL database and the one thread that talks to it: transactions, durability, migration, errors."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import sqlite3
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.orm import Session
+
+from grid_jupyter.errors import Conflict, StorageFullError
+from grid_jupyter.store.migrations import HEAD, upgrade
+
+T = TypeVar("T")
+
+BUSY_TIMEOUT_MS = 10_000
+"""How long a transaction waits for another process that writes to the same SQLite file."""
+DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What the operating system says when no more bytes can be kept."""
+DISK_FULL_TEXT = "the disk of this Node is full and nothing was kept; its owner must free space, then try again"
+
+_SQLITE_FULL = 13
+
+
+def is_id(value: int) -> bool:
+    """Whether a number from outside can be the id of a row at all (a driver refuses what does not fit 64 bits)."""
+    return 0 < value < 2**63
+
+
+def sqlite_url(path: Path) -> URL:
+    """The address of a SQLite file, whatever characters its path has."""
+    return URL.create("sqlite", database=str(path))
+
+
+class Database:
+    """A database at the newest schema, with a thread of its own in which every transaction runs.
+
+    SQLite runs in WAL mode, and a commit is on the disk (synchronous=FULL) before it is answered. All work goes
+    through one thread, so transactions of one process follow one another and need no further locks.
+    """
+
+    def __init__(self, url: str | URL) -> None:
+        """Open the database, creating the file (mode 0600) and its directory (0700), and migrate it.
+
+        Raises StorageFullError, and GridError if a newer version of this software wrote the database.
+        """
+        address = make_url(url)
+        self._sqlite = address.get_backend_name() == "sqlite"
+        if self._sqlite and address.database and address.database != ":memory:":
+            _create_private(Path(address.database))
+        self._engine: Engine = create_engine(address)
+        if self._sqlite:
+            event.listen(self._engine, "connect", _prepare_sqlite)
+            event.listen(self._engine, "begin", _begin_immediate)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grid-database")
+        self._ident = self._thread.submit(threading.get_ident).result()
+        self._closed = False
+        try:
+            self._thread.submit(self._migrate).result()
+        except BaseException:  # the thread must not outlive an open that failed
+            self.close()
+            raise
+
+    def call(self, work: Callable[[Session], T]) -> T:
+        """Run `work` in one transaction and wait for it. Any error rolls it back.
+
+        Raises what `work` raises, Conflict for a broken uniqueness or reference, StorageFullError.
+        """
+        return self._submit(work).result()
+
+    async def run(self, work: Callable[[Session], T]) -> T:
+        """Like `call`, without blocking the event loop. Cancelled before it began, it does not happen."""
+        return await asyncio.wrap_future(self._submit(work))
+
+    def close(self) -> None:
+        """Finish the work that was handed in, close the file, end the thread."""
+        if not self._closed:
+            self._closed = True
+            self._thread.submit(self._engine.dispose)
+            self._thread.shutdown(wait=True)
+
+    def _submit(self, work: Callable[[Session], T]) -> Future[T]:
+        if threading.get_ident() == self._ident:
+            raise RuntimeError("a transaction cannot start another one; pass the Session on")
+        return self._thread.submit(self._transact, work)
+
+    def _transact(self, work: Callable[[Session], T]) -> T:
+        try:
+            with Session(self._engine, expire_on_commit=False) as session, session.begin():
+                return work(session)
+        except (DBAPIError, OSError) as error:
+            raise _meaning(error) from error
+
+    def _migrate(self) -> None:
+        try:
+            with self._engine.begin() as connection:
+                revision = _revision(connection)
+                if revision != HEAD:  # Alembic takes a quarter of a second to import: only when there is work
+                    upgrade(connection, revision)
+        except (DBAPIError, OSError) as error:
+            raise _meaning(error) from error
+
+
+def _create_private(path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # SQLite gives its -wal and -shm files the mode of this one.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    path.chmod(0o600)
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # the driver would begin a transaction only at its first write
+    cursor = connection.cursor()
+    for pragma in (
+        f"busy_timeout={BUSY_TIMEOUT_MS}",
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+        "secure_delete=ON",
+        "trusted_schema=OFF",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_immediate(connection: Connection) -> None:
+    # What a transaction reads must still hold when it writes, also beside another process.
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _revision(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+
+
+def _meaning(error: DBAPIError | OSError) -> Exception:
+    """The error of the tree that a driver's or the system's error stands for, or that error itself."""
+    if isinstance(error, OSError):
+        return StorageFullError(DISK_FULL_TEXT) if error.errno in DISK_FULL_ERRNOS else error
+    if isinstance(error, IntegrityError):
+        return Conflict("this contradicts what is stored: a name or id is taken, or something it refers to is gone")
+    return StorageFullError(DISK_FULL_TEXT) if _is_full(error.orig) else error
+
+
+def _is_full(error: BaseException | None) -> bool:
+    if not isinstance(error, sqlite3.OperationalError):
+        return "disk full" in str(error).lower()  # PostgreSQL's class 53100
+    code = getattr(error, "sqlite_errorcode", None)  # Python 3.11 and later
+    return code & 0xFF == _SQLITE_FULL if isinstance(code, int) else "is full" in str(error)

@@ -1,0 +1,36 @@
+"""The database's schema over time: Alembic revisions, run without an ini file.
+
+`HEAD` stands here so that opening a database that is already there costs no import of Alembic.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlalchemy import Connection
+
+from grid_jupyter.errors import GridError
+
+HEAD = "0001"
+"""The newest revision; tests hold it equal to what is in versions/."""
+
+
+def upgrade(connection: Connection, revision: str | None) -> None:
+    """Bring the database behind `connection`, now at `revision`, to HEAD within its transaction.
+
+    Raises GridError if the database is at a revision that this software does not know.
+    """
+    from alembic import command
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if revision is not None and revision not in known:
+        raise GridError(
+            f"the database is at schema {revision}, which this version of grid_jupyter does not know: "
+            "a newer version wrote it; upgrade grid_jupyter, or give it another state directory"
+        )
+    command.upgrade(config, "head")

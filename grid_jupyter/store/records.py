@@ -1,0 +1,212 @@
+"""The tables of a Node's or Network's database. Times are UTC seconds; sizes are bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Float,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+
+class Base(DeclarativeBase):
+    """Base of all records. Constraints have names, so that a migration can speak of them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {float: Float(53)}  # noqa: RUF012 - SQLAlchemy reads it from the class
+
+
+class Setting(Base):
+    """One thing that the Node remembers about itself."""
+
+    __tablename__ = "setting"
+
+    key: Mapped[str] = mapped_column(String(128), primary_key=True)
+    value: Mapped[str] = mapped_column(Text)
+
+
+# ------------------------------------------------------------------ accounts
+
+FLAG_COLUMNS = (
+    "can_triage_requests",
+    "can_edit_settings",
+    "can_create_users",
+    "can_create_groups",
+    "can_edit_roles",
+    "can_manage_infrastructure",
+    "can_upload_data",
+)
+"""The columns of a role that are rights."""
+
+
+class Role(Base):
+    """A named set of rights."""
+
+    __tablename__ = "role"
+    __table_args__ = ({"sqlite_autoincrement": True},)  # the id of a deleted role is never given again
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    name: Mapped[str] = mapped_column(String(128), unique=True)
+    can_triage_requests: Mapped[bool] = mapped_column(default=False)
+    can_edit_settings: Mapped[bool] = mapped_column(default=False)
+    can_create_users: Mapped[bool] = mapped_column(default=False)
+    can_create_groups: Mapped[bool] = mapped_column(default=False)
+    can_edit_roles: Mapped[bool] = mapped_column(default=False)
+    can_manage_infrastructure: Mapped[bool] = mapped_column(default=False)
+    can_upload_data: Mapped[bool] = mapped_column(default=False)
+
+
+membership = Table(
+    "membership",
+    Base.metadata,
+    Column("account_id", ForeignKey("account.id", ondelete="CASCADE"), primary_key=True),
+    Column("group_id", ForeignKey("group.id", ondelete="CASCADE"), primary_key=True),
+)
+"""Which accounts are in which groups."""
+
+
+class Group(Base):
+    """A named set of accounts."""
+
+    __tablename__ = "group"
+    __table_args__ = ({"sqlite_autoincrement": True},)
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    name: Mapped[str] = mapped_column(String(128), unique=True)
+
+
+class Account(Base):
+    """A person, device or Node known here. A deleted one stays, disabled: nobody may inherit its name."""
+
+    __tablename__ = "account"
+    __table_args__ = ({"sqlite_autoincrement": True},)
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    username: Mapped[str] = mapped_column(String(128), unique=True)
+    password_hash: Mapped[str | None] = mapped_column(String(256))
+    role_id: Mapped[int] = mapped_column(ForeignKey("role.id"), index=True)
+    created: Mapped[float]
+    disabled: Mapped[bool] = mapped_column(default=False)
+
+    role: Mapped[Role] = relationship(lazy="joined", innerjoin=True)
+    groups: Mapped[list[Group]] = relationship(secondary=membership, lazy="selectin", order_by=Group.id)
+
+
+class Token(Base):
+    """A credential that was handed out; only its digest is kept."""
+
+    __tablename__ = "token"
+
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    account_id: Mapped[int] = mapped_column(ForeignKey("account.id", ondelete="CASCADE"), index=True)
+    label: Mapped[str] = mapped_column(String(128), default="")
+    created: Mapped[float]
+    expires: Mapped[float | None]
+    revoked: Mapped[float | None]
+
+    account: Mapped[Account] = relationship(lazy="joined", innerjoin=True)
+
+
+class Invite(Base):
+    """A code that makes one account, once; only its digest is kept."""
+
+    __tablename__ = "invite"
+
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    role: Mapped[str] = mapped_column(String(128))
+    username: Mapped[str | None] = mapped_column(String(128))  # the only name it is good for; None: any free one
+    created: Mapped[float]
+    expires: Mapped[float]
+    used_by: Mapped[int | None] = mapped_column(ForeignKey("account.id"))
+    used_at: Mapped[float | None]
+
+
+# ------------------------------------------------------------------ data sets and models
+
+
+class Dataset(Base):
+    """What stays the same over the versions of a data set. The id is random, chosen by the Node."""
+
+    __tablename__ = "dataset"
+
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    name: Mapped[str] = mapped_column(String(128))
+    owner: Mapped[str] = mapped_column(String(128))
+    kind: Mapped[str] = mapped_column(String(16))
+    created: Mapped[float]
+    public_tags: Mapped[bool] = mapped_column(default=False)
+    # None: everybody whom the Node lets compute. none_as_null, so that None is NULL and not the JSON word.
+    compute_users: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    current_version: Mapped[int]
+
+
+class DatasetVersion(Base):
+    """One publication of a data set. `id` counts publications, so that the newest is known without a clock."""
+
+    __tablename__ = "dataset_version"
+    __table_args__ = (UniqueConstraint("dataset_id", "version"), {"sqlite_autoincrement": True})
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    dataset_id: Mapped[int] = mapped_column(ForeignKey("dataset.id", ondelete="CASCADE"))
+    version: Mapped[int]
+    blob: Mapped[str] = mapped_column(String(64), unique=True)
+    nbytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    tags: Mapped[list[str]] = mapped_column(JSON)
+    description: Mapped[str] = mapped_column(Text)
+    allowed_users: Mapped[list[str]] = mapped_column(JSON)
+    tensors: Mapped[list[dict[str, Any]]] = mapped_column(JSON)  # {name, dtype, shape, begin, end}
+    columns: Mapped[list[dict[str, Any]]] = mapped_column(JSON)  # {name, dtype}
+    created: Mapped[float]
+    upload_id: Mapped[str] = mapped_column(String(128), unique=True)
+
+    dataset: Mapped[Dataset] = relationship(lazy="joined", innerjoin=True)
+
+
+class HostedModel(Base):
+    """A model that the Node serves."""
+
+    __tablename__ = "hosted_model"
+
+    id: Mapped[str] = mapped_column(String(128), primary_key=True)
+    blob: Mapped[str] = mapped_column(String(64), unique=True)
+    nbytes: Mapped[int] = mapped_column(BigInteger)
+    allow_download: Mapped[bool]
+    allow_remote_inference: Mapped[bool]
+    mpc: Mapped[bool]
+    owner: Mapped[str] = mapped_column(String(128))
+    created: Mapped[float]
+
+
+# ------------------------------------------------------------------ a Network's members
+
+
+class GridNode(Base):
+    """A Node that joined this Network, and where it was last."""
+
+    __tablename__ = "grid_node"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(128), unique=True)
+    address: Mapped[str] = mapped_column(String(2048))
+    account_id: Mapped[int] = mapped_column(ForeignKey("account.id"), index=True)
+    joined: Mapped[float]
+    last_seen: Mapped[float]

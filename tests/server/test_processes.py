@@ -1,0 +1,102 @@
+"""A real Jupyter server and its Node: what dies is replaced, and nothing outlives Jupyter."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import psutil
+import pytest
+from jupyter_process import DEADLINE_S, FAKE_NODE, REAL_NODE, eventually
+
+from grid_jupyter.server.owner_client import OwnerClient
+from grid_jupyter.server.running import read_running
+
+NODES = {"bare": FAKE_NODE, "real": REAL_NODE}
+
+
+@pytest.fixture(params=NODES.values(), ids=NODES.keys())
+def node_command(request: pytest.FixtureRequest) -> list[str]:
+    command: list[str] = request.param
+    return command
+
+
+def test_jupyter_starts_the_node_and_tells_where_it_is(start_jupyter, node_command):
+    jupyter = start_jupyter(node_command)
+    node = jupyter.node()
+    status = jupyter.status()
+    assert status["state"] == "running"
+    assert status["node"]["name"] == "Bob"
+    assert status["node"]["address"].startswith("http://127.0.0.1:")
+    assert node in jupyter.family()
+
+
+def test_a_killed_node_comes_back_as_a_new_process(start_jupyter, node_command):
+    jupyter = start_jupyter(node_command)
+    node = jupyter.node()
+    node.kill()
+    eventually(lambda: jupyter.status().get("pid") not in (None, node.pid), "the restart")
+    status = jupyter.status()
+    assert (status["state"], status["restarts"]) == ("running", 1)
+    assert status["node"]["name"] == "Bob"
+
+
+async def test_accounts_outlive_a_killed_node(start_jupyter, tmp_path):
+    jupyter = start_jupyter(REAL_NODE)
+    node = jupyter.node()
+    state = tmp_path / "grid" / "nodes" / "Bob"
+    owner = OwnerClient(read_running(state, "node").socket)
+    await owner.account("Ana", "User")
+    await owner.token("Ana")
+    node.kill()
+    eventually(lambda: jupyter.status().get("pid") not in (None, node.pid), "the restart")
+    assert await OwnerClient(read_running(state, "node").socket).revoke("Ana") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
+def test_nothing_outlives_jupyter(start_jupyter, node_command, number):
+    jupyter = start_jupyter(node_command)
+    jupyter.node()
+    family = jupyter.family()
+    assert len(family) >= 2
+    jupyter.process.send_signal(number)
+    jupyter.process.wait(DEADLINE_S)
+    _, alive = psutil.wait_procs(family[1:], timeout=15.0)
+    assert alive == []
+    assert not (jupyter.home / "grid" / "nodes" / "Bob" / "running.json").exists()
+
+
+def test_a_node_that_ignores_every_request_to_end_does_not_outlive_an_orderly_jupyter(start_jupyter, monkeypatch):
+    monkeypatch.setenv("FAKE_NODE", "stubborn")
+    jupyter = start_jupyter(FAKE_NODE, stop_grace_s=1.0)
+    node = jupyter.node()
+    began = time.monotonic()
+    jupyter.process.terminate()
+    jupyter.process.wait(DEADLINE_S)
+    assert not node.is_running()
+    assert time.monotonic() - began >= 1.0
+
+
+def test_every_route_asks_for_authentication(start_jupyter):
+    """Where unauthenticated access is off, Jupyter names the routes that forgot to ask (other extensions' too)."""
+    jupyter = start_jupyter(FAKE_NODE)
+    jupyter.node()
+    assert [line for line in jupyter.log.read_text().splitlines() if "registered for" in line and "/grid" in line] == []
+
+
+def test_a_node_that_another_program_runs_is_shown_and_left_running(start_jupyter, tmp_path):
+    state = tmp_path / "grid" / "nodes" / "Bob"
+    options = ["--name", "Bob", "--host", "127.0.0.1", "--port", "0", "--state", str(state)]
+    other = psutil.Popen([*FAKE_NODE, *options])
+    try:
+        eventually((state / "running.json").exists, "the start of the other Node")
+        jupyter = start_jupyter(FAKE_NODE)
+        assert jupyter.node().pid == other.pid
+        status = jupyter.status()
+        assert status["attached"]
+        jupyter.process.terminate()
+        jupyter.process.wait(DEADLINE_S)
+        assert other.is_running()
+    finally:
+        other.terminate()
+        other.wait(DEADLINE_S)

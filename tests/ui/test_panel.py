@@ -1,0 +1,108 @@
+"""The panel "Grid" as its user sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from jupyter_process import FAKE_NODE, Jupyter, eventually
+from playwright.sync_api import Page, expect
+
+PATIENCE_MS = 60_000
+TAB = ".lm-TabBar-tab[data-id='grid-jupyter-panel']"
+OPEN = "window.jupyterapp.commands.execute('grid-jupyter:open')"
+
+
+def settled(page: Page) -> None:
+    """Wait until JupyterLab has opened its launcher and taken its splash away."""
+    page.wait_for_selector(".jp-Launcher", timeout=PATIENCE_MS)
+    expect(page.locator("#jupyterlab-splash")).to_have_count(0, timeout=PATIENCE_MS)
+
+
+@pytest.fixture
+def grid_page(page: Page, lab: Jupyter) -> Iterator[Page]:
+    """JupyterLab without any panel open; nothing may go wrong in its console."""
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda message: faults.append(message.text) if "grid-jupyter" in message.text else None)
+    page.goto(f"{lab.url}lab?token={lab.token}&reset")
+    settled(page)
+    yield page
+    assert [fault for fault in faults if "grid" in fault.lower()] == []
+
+
+def test_the_panel_shows_name_address_and_status_of_this_node(grid_page, lab, artefacts):
+    grid_page.click(TAB)
+    address = lab.status()["node"]["address"]
+    expect(grid_page.get_by_test_id("grid-node-name")).to_have_text("Bob", timeout=PATIENCE_MS)
+    expect(grid_page.get_by_test_id("grid-node-address")).to_have_text(address)
+    expect(grid_page.get_by_test_id("grid-node-status")).to_have_text("Running")
+    panel = grid_page.get_by_role("region", name="Grid")
+    expect(panel).to_contain_text("My Node")
+    for text in ("Not joined", "3", "1.2 MB", "2 sessions"):
+        expect(panel).to_contain_text(text)
+    grid_page.screenshot(path=artefacts / "panel-light.png")
+
+
+def test_what_the_node_says_is_text_and_never_html(grid_page):
+    grid_page.click(TAB)
+    panel = grid_page.get_by_role("region", name="Grid")
+    expect(panel).to_contain_text("<b>bubblewrap</b>, no network", timeout=PATIENCE_MS)
+    expect(panel.locator("b")).to_have_count(0)
+
+
+def test_the_copy_button_copies_the_address_and_says_so(grid_page, lab):
+    grid_page.click(TAB)
+    grid_page.get_by_role("button", name="Copy address").click(timeout=PATIENCE_MS)
+    expect(grid_page.get_by_role("button", name="Address copied")).to_be_visible()
+    assert grid_page.evaluate("navigator.clipboard.readText()") == lab.status()["node"]["address"]
+
+
+def test_the_palettes_command_opens_the_panel(grid_page, artefacts):
+    grid_page.keyboard.press("Control+Shift+KeyC")
+    grid_page.keyboard.type("Grid Panel")
+    grid_page.locator(".lm-CommandPalette-item", has_text="Show the Grid Panel").click()
+    expect(grid_page.get_by_test_id("grid-node-name")).to_be_visible(timeout=PATIENCE_MS)
+
+
+def test_the_panel_follows_the_dark_theme(grid_page, artefacts):
+    grid_page.evaluate(OPEN)
+    grid_page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+    expect(grid_page.locator("body")).to_have_attribute("data-jp-theme-light", "false", timeout=PATIENCE_MS)
+    settled(grid_page)
+    expect(grid_page.get_by_test_id("grid-node-name")).to_be_visible(timeout=PATIENCE_MS)
+    colour = "getComputedStyle(document.querySelector('.jp-GridNode')).color"
+    assert grid_page.evaluate(colour) != "rgba(0, 0, 0, 0.87)"
+    grid_page.screenshot(path=artefacts / "panel-dark.png")
+    grid_page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})")
+    expect(grid_page.locator("body")).to_have_attribute("data-jp-theme-light", "true")
+
+
+def test_the_panel_shows_that_a_killed_node_comes_back(grid_page, lab):
+    grid_page.click(TAB)
+    expect(grid_page.get_by_test_id("grid-node-status")).to_have_text("Running", timeout=PATIENCE_MS)
+    killed = lab.node()
+    killed.kill()
+    eventually(lambda: lab.status().get("pid") not in (None, killed.pid), "the restart")
+    address = lab.status()["node"]["address"]
+    expect(grid_page.get_by_test_id("grid-node-address")).to_have_text(address, timeout=PATIENCE_MS)
+    expect(grid_page.get_by_test_id("grid-node-status")).to_have_text("Running")
+
+
+def test_a_node_that_cannot_start_is_shown_with_the_reason(
+    page: Page, tmp_path: Path, artefacts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_NODE", "fails")
+    jupyter = Jupyter(tmp_path, FAKE_NODE, "jupyterlab")
+    try:
+        page.goto(f"{jupyter.url}lab?token={jupyter.token}&reset")
+        page.click(TAB, timeout=PATIENCE_MS)
+        expect(page.get_by_test_id("grid-node-detail")).to_contain_text("the database is damaged", timeout=PATIENCE_MS)
+        expect(page.get_by_test_id("grid-node-status")).to_have_text("Failed", timeout=PATIENCE_MS)
+        settled(page)
+        page.screenshot(path=artefacts / "panel-failed.png")
+    finally:
+        jupyter.close()
+    expect(page.get_by_test_id("grid-node-status")).to_have_text("No answer", timeout=PATIENCE_MS)
+    page.screenshot(path=artefacts / "panel-no-answer.png")

@@ -1,0 +1,163 @@
+"""Blobs: there as a whole or not at all, under names of ours, and gone when they are deleted."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from grid_jupyter.errors import Conflict, ObjectNotFoundError
+from grid_jupyter.store.blobs import Blob, BlobStore
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "blobs"
+
+
+@pytest.fixture
+def store(directory: Path) -> BlobStore:
+    return BlobStore(directory)
+
+
+def put(store: BlobStore, data: bytes, upload_id: str = "upload") -> Blob:
+    with store.begin(upload_id) as upload:
+        upload.write(data)
+        return upload.commit()
+
+
+def read(store: BlobStore, name: str) -> bytes:
+    with os.fdopen(store.open(name), "rb") as file:
+        return file.read()
+
+
+def test_what_was_committed_is_read_back_with_its_size_and_digest(store: BlobStore) -> None:
+    with store.begin("u") as upload:
+        upload.write(b"abc")
+        upload.write(memoryview(bytearray(b"defg")))
+        assert upload.size == 7
+        blob = upload.commit()
+    assert (blob.nbytes, blob.sha256) == (7, hashlib.sha256(b"abcdefg").hexdigest())
+    assert read(store, blob.name) == b"abcdefg"
+    assert store.path(blob.name).read_bytes() == b"abcdefg"
+    assert store.used_bytes() == 7
+
+
+def test_blobs_are_readable_by_their_owner_alone(store: BlobStore, directory: Path) -> None:
+    blob = put(store, b"secret")
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    assert stat.S_IMODE(store.path(blob.name).stat().st_mode) == 0o600
+
+
+def test_an_upload_that_is_left_without_commit_leaves_nothing(store: BlobStore, directory: Path) -> None:
+    with store.begin("u") as upload:
+        upload.write(b"half")
+    assert list(directory.iterdir()) == []
+    upload.abort()  # a second time does nothing
+
+
+def test_an_upload_is_not_a_blob_before_its_commit(store: BlobStore, directory: Path) -> None:
+    with store.begin("u") as upload:
+        upload.write(b"half")
+        (only,) = directory.iterdir()
+        with pytest.raises(ObjectNotFoundError):
+            store.open(only.name)
+        assert store.used_bytes() == 4
+
+
+def test_the_callers_upload_id_never_becomes_a_file_name(store: BlobStore, directory: Path) -> None:
+    for upload_id in ("../../evil", "/etc/passwd", "a\0b", "", "\ud800", "x" * 10_000):
+        put(store, b"x", upload_id)
+    assert len(list(directory.iterdir())) == 6
+    assert [path.name for path in directory.parent.iterdir()] == ["blobs"]
+
+
+@pytest.mark.parametrize("name", ["../outside", "", ".", "/etc/passwd", "A" * 32, "0" * 31, "0" * 32 + "\n"])
+def test_what_is_not_a_name_of_ours_is_not_found(store: BlobStore, name: str) -> None:
+    for attempt in (store.open, store.path, store.delete):
+        with pytest.raises(ObjectNotFoundError):
+            attempt(name)
+
+
+def test_an_upload_begun_again_gives_up_the_older_one(store: BlobStore, directory: Path) -> None:
+    older = store.begin("u")
+    older.write(b"older, half")
+    with store.begin("other") as bystander, store.begin("u") as newer:
+        newer.write(b"newer")
+        with pytest.raises(Conflict):
+            older.commit()
+        assert read(store, newer.commit().name) == b"newer"
+        bystander.commit()
+    assert len(list(directory.iterdir())) == 2
+
+
+def test_a_deleted_blob_is_gone_and_whoever_reads_it_reads_to_the_end(store: BlobStore, directory: Path) -> None:
+    blob = put(store, b"secret")
+    with os.fdopen(store.open(blob.name), "rb") as reader:
+        store.delete(blob.name)
+        assert list(directory.iterdir()) == []
+        assert reader.read() == b"secret"
+    with pytest.raises(ObjectNotFoundError):
+        store.open(blob.name)
+    store.delete(blob.name)
+
+
+def test_a_sweep_removes_what_an_earlier_process_left_and_no_row_names(store: BlobStore, directory: Path) -> None:
+    named, orphan = put(store, b"named"), put(store, b"orphan")
+    store.begin("interrupted").write(b"half")
+    foreign = directory / "README"
+    foreign.write_text("not a blob")
+    later = BlobStore(directory)  # the next process
+    assert later.sweep({named.name}) == 2
+    assert {path.name for path in directory.iterdir()} == {named.name, "README"}
+    assert not (directory / orphan.name).exists()
+
+
+def test_a_sweep_spares_what_this_process_is_making(store: BlobStore) -> None:
+    blob = put(store, b"its row is about to be written")
+    with store.begin("u") as upload:
+        assert store.sweep(set()) == 0
+        upload.write(b"x")
+        upload.commit()
+    assert read(store, blob.name)
+
+
+def test_a_sweep_takes_uploads_that_have_rested_for_a_day(store: BlobStore, directory: Path) -> None:
+    upload = store.begin("u")
+    (file,) = directory.iterdir()
+    yesterday = time.time() - 90_000
+    os.utime(file, (yesterday, yesterday))
+    assert store.sweep(set()) == 1
+    with pytest.raises(Conflict):
+        upload.commit()
+
+
+def test_a_full_disk_is_told_as_such_and_keeps_nothing(directory: Path) -> None:
+    script = """
+import pathlib, resource, sys
+from grid_jupyter.errors import StorageFullError
+from grid_jupyter.store.blobs import BlobStore
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # the only full disk that a test can make
+store = BlobStore(pathlib.Path(sys.argv[1]))
+upload = store.begin("u")
+try:
+    for _ in range(100):
+        upload.write(b"x" * 10_001)
+except StorageFullError as error:
+    print("full:", error)
+print(store.used_bytes())
+with store.begin("u") as small:
+    small.write(b"x" * 1000)
+    small.commit()
+print(store.used_bytes())
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(directory)], capture_output=True, text=True, check=True)
+    told, after, small = done.stdout.splitlines()
+    assert told.startswith("full: the disk of this Node is full")
+    assert (after, small) == ("0", "1000")
