@@ -11,13 +11,13 @@ PANEL := $(wildcard labextension/*.json labextension/*.py labextension/src/* lab
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | column -t -s @
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## make the environment .venv and install the project into it
 
 $(STAMP): pyproject.toml $(PANEL)
+	@echo 'Installing into $(VENV): some minutes the first time, while packages are fetched.'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
 	@# torch first: the tested release if the package index has it, else the one that it has
 	$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' \
 	  || $(BIN)/python -m pip install --quiet '$(TORCH)' \
@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml $(PANEL)
 lab: install ## start a Network, four Nodes and JupyterLab; Ctrl-C ends them all
 	$(BIN)/jupyter-grid up --lab
 
-lint: install
+lint: install ## check style, types and floors
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy

@@ -40,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # the reader of our output had enough, as in `… | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 # ------------------------------------------------------------------ the commands
@@ -227,7 +230,9 @@ def _add_node(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--public-tags", action="store_true", help="show the tags of data sets to anyone")
     limits = parser.add_argument_group("limits of one session")
     limits.add_argument("--session-memory", type=_size, default=2 << 30, metavar="SIZE", help="memory (2G)")
-    limits.add_argument("--session-idle", type=_duration, default=1800.0, metavar="TIME", help="rest before it ends (30m)")
+    limits.add_argument(
+        "--session-idle", type=_duration, default=1800.0, metavar="TIME", help="rest before it ends (30m)"
+    )
     limits.add_argument("--operation-time", type=_duration, default=60.0, metavar="TIME", help="one operation (60s)")
     limits.add_argument("--max-sessions", type=_positive, default=16, metavar="N", help="sessions at once (16)")
     limits.add_argument("--max-upload", type=_size, default=64 << 30, metavar="SIZE", help="one data set (64G)")

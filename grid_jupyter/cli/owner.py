@@ -6,14 +6,12 @@ import argparse
 import asyncio
 import json
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from grid_jupyter.cli.places import Place, places
 from grid_jupyter.errors import BadRequest, GridError, NotFound
 from grid_jupyter.server.owner_client import OwnerClient
 from grid_jupyter.server.running import Running, read_running
-
 
 
 class _Owner(OwnerClient):
@@ -77,7 +75,7 @@ def _answer(options: argparse.Namespace, answer: dict[str, Any], text: str) -> N
 def _target(options: argparse.Namespace) -> Running:
     """The process that --node, --network or --state means, or the only one that runs. Raises NotFound, BadRequest."""
     if options.state is not None:
-        return _running_at(options.state)
+        return read_running(options.state, "node" if (options.state / "node.lock").exists() else "network")
     found = places()
     if options.network:
         wanted = [place for place in found if place.role == "network"]
@@ -93,15 +91,6 @@ def _target(options: argparse.Namespace) -> Running:
         raise BadRequest(f"several Nodes run here ({names}); say which one with --node NAME")
     meant = "Network" if options.network else f"Node {options.node}" if options.node else "Node"
     raise NotFound(f"no {meant} runs here; 'jupyter grid status' shows what does")
-
-
-def _running_at(state_dir: Path) -> Running:
-    for role in ("node", "network"):
-        try:
-            return read_running(state_dir, role)
-        except NotFound:
-            continue
-    raise NotFound(f"nothing runs on {state_dir}")
 
 
 # ------------------------------------------------------------------ status
@@ -155,9 +144,19 @@ def _line(row: _Row) -> tuple[str, ...]:
     network = told["network"]
     joined = f"{network['state']} {network['address'] or ''}".strip()
     counts = (str(told["sessions"]), str(told["datasets"]))
-    return (place.role, place.name, told["address"], told["status"], joined, told["isolation"] or "-", *counts)
+    return (
+        place.role,
+        place.name,
+        told["address"],
+        told["status"],
+        joined,
+        told["isolation"].partition(":")[0] or "-",
+        *counts,
+    )
 
 
 def _table(lines: list[tuple[str, ...]]) -> str:
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )

@@ -50,6 +50,16 @@ def local_file(home: Path) -> Path:
     return home / "local.json"
 
 
+def log_file(home: Path) -> Path:
+    """Where the output of the local grid's processes goes when it is not shown."""
+    return home / "grid.log"
+
+
+def lab_log(home: Path) -> Path:
+    """Where JupyterLab's own log goes when it is not shown."""
+    return home / "lab.log"
+
+
 def grid_lock(home: Path) -> Path:
     """The file that one `jupyter grid up` at a time holds."""
     return home / "up.lock"

@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from grid_jupyter.cli.places import GRID_NODES, NODE, Place, grid_lock, local_file, places
+from grid_jupyter.cli.places import GRID_NODES, NODE, Place, grid_lock, lab_log, local_file, log_file, places
 from grid_jupyter.errors import Conflict
 from grid_jupyter.server.running import is_held
 from grid_jupyter.wire.home import data_home
@@ -18,9 +18,7 @@ def reset(options: argparse.Namespace) -> int:
     """Remove the local grid's state. Raises Conflict while any of it runs."""
     home = data_home()
     doomed = [
-        place
-        for place in places(home)
-        if options.all or place.role != NODE or place.state_dir.name in GRID_NODES
+        place for place in places(home) if options.all or place.role != NODE or place.state_dir.name in GRID_NODES
     ]
     _refuse_if_running(home, doomed)
     addresses = _addresses(home)
@@ -29,7 +27,9 @@ def reset(options: argparse.Namespace) -> int:
         return 0
     print("This removes, for good:")
     for place in doomed:
-        print(f"  {place.role} {place.name}: accounts, data sets and keys ({_size(place.state_dir)}) in {place.state_dir}")
+        print(
+            f"  {place.role} {place.name}: accounts, data sets and keys ({_size(place.state_dir)}) in {place.state_dir}"
+        )
     if addresses:
         print(f"  your stored credentials for {', '.join(addresses)}")
     if not options.yes and not _agreed():
@@ -38,7 +38,8 @@ def reset(options: argparse.Namespace) -> int:
     for place in doomed:
         shutil.rmtree(place.state_dir)
     _forget_credentials(home, addresses)
-    local_file(home).unlink(missing_ok=True)
+    for file in (local_file(home), log_file(home), lab_log(home)):
+        file.unlink(missing_ok=True)
     print("Done.")
     return 0
 

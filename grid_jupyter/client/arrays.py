@@ -11,6 +11,7 @@ import lzma
 import math
 import mmap
 import os
+import struct
 import sys
 import tempfile
 import zipfile
@@ -31,10 +32,13 @@ from grid_jupyter.wire.safetensors import PREFIX_BYTES, BlobTensor, build_header
 
 BLOCK_BYTES = 4 << 20
 """How much of an array is in memory at a time."""
-TURN_BYTES = 16 << 20
+TURN_BYTES = 8 << 20
 """How much of an array that lies column by column is turned at a time."""
-_RUNS = 256
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_RUNS = 64
 """Places of a file that are read before their pages are given back."""
+
+_DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, RuntimeError, ValueError, OSError)
 
 TensorShape = tuple[str, str, tuple[int, ...]]
 """Name, dtype and shape of a tensor."""
@@ -96,7 +100,7 @@ def new_blob(path: Path) -> Iterator[BlobWriter]:
         Path(part).replace(path)
     except BaseException as error:
         Path(part).unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
             raise StorageFullError(f"there is no room left in {path.parent} for the prepared data") from None
         raise
 
@@ -106,9 +110,10 @@ def write_npz(source: Path, path: Path) -> ArraysSpec:
 
     No object array is ever read. Raises InvalidDataError, naming the array, for what cannot be published.
     """
-    with source.open("rb") as opened, _damage_is_told():
-        archive = zipfile.ZipFile(opened)
-        arrays = [_npy_header(archive, entry) for entry in archive.infolist()]
+    with source.open("rb") as opened:
+        with _damage_is_told():
+            archive = zipfile.ZipFile(opened)
+            arrays = [_npy_header(archive, entry) for entry in archive.infolist()]
         with new_blob(path) as blob:
             blob.layout(_not_empty([(array.name, array.stored, array.shape) for array in arrays]))
             for array in arrays:
@@ -178,8 +183,10 @@ class _Npy:
 def _damage_is_told() -> Iterator[None]:
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError):
-        # NotImplementedError: a compression that Python lacks; RuntimeError: encrypted
+    except _DAMAGE as error:
+        # RuntimeError: encrypted, or compressed in a way that Python lacks; OSError: an offset that is none
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise
         raise InvalidDataError("the NPZ file is damaged, encrypted or compressed in an unknown way") from None
 
 
@@ -213,7 +220,7 @@ def _native(dtype: numpy.dtype[Any]) -> str:
 
 
 def _npy_blocks(archive: zipfile.ZipFile, array: _Npy, scratch: Path) -> Iterator[Array]:
-    with archive.open(array.entry) as file:
+    with _damage_is_told(), archive.open(array.entry) as file:
         file.read(array.begin)
         blocks = _read_values(file, array)
         for block in _turned(blocks, array, scratch) if array.columns_first else blocks:

@@ -193,7 +193,7 @@ class RemoteTable(RemoteArrays):
         return list(vocabulary(self._numpy(f"vocab/{index}", user)))
 
     def get(self, user: str | None = None) -> Any:
-        """The table as a pandas DataFrame, as it was published, for one who may read it. Raises GetNotPermittedError."""
+        """The DataFrame that was published, for one who may read it. Raises GetNotPermittedError."""
         from grid_jupyter.client.tables import read_frame
 
         return read_frame(self.dataset.columns, lambda name: self._numpy(name, user))

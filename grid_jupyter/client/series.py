@@ -277,6 +277,8 @@ def _categories(encoding: Encoding, entries: list[Any]) -> Index:
     plain = numpy.dtype(NULLABLE.get(encoding.text, encoding.text))
     if plain.kind == "f":
         entries = [float(entry) for entry in entries]
+    elif plain.kind != "b" and not all(numpy.iinfo(plain).min <= entry <= numpy.iinfo(plain).max for entry in entries):
+        raise ValueError
     numbers = numpy.array(_only({"b": bool, "f": float}.get(plain.kind, int), entries), dtype=plain)
     return _index(numbers, dtype=encoding.pandas)
 

@@ -112,3 +112,32 @@ def _describe(op: Any, result: Any) -> Any:
     if isinstance(result, (list, tuple)):
         return [_describe(op, part) for part in result]
     return result
+
+
+# ------------------------------------------------------------------ rows, in plain Python: loops take many of them
+
+
+def select(of: Layout, offset: int, args: Any) -> tuple[Layout, int] | None:
+    """`aten.select.int` on metadata; None leaves it to `infer`. Raises IndexError as torch does."""
+    dim, index, rank = args[1], args[2], len(of.shape)
+    if not -rank <= dim < rank:
+        return None
+    dim %= rank
+    length = of.shape[dim]
+    if not -length <= index < length:
+        raise IndexError(f"index {index} is out of bounds for dimension {dim} with size {length}")
+    shape = (*of.shape[:dim], *of.shape[dim + 1 :])
+    stride = (*of.stride[:dim], *of.stride[dim + 1 :])
+    return layout(torch.Size(shape), stride, of.dtype), offset + (index % length) * of.stride[dim]
+
+
+def slice_(of: Layout, offset: int, args: Any) -> tuple[Layout, int] | None:
+    """`aten.slice.Tensor` with all integers given, on metadata; None leaves it to `infer`."""
+    dim, rank, step = args[1], len(of.shape), args[4] if len(args) > 4 else 1
+    if step < 1 or not -rank <= dim < rank:
+        return None
+    dim %= rank
+    rows = range(of.shape[dim])[args[2] : args[3] : step]
+    shape = (*of.shape[:dim], len(rows), *of.shape[dim + 1 :])
+    stride = (*of.stride[:dim], of.stride[dim] * step, *of.stride[dim + 1 :])
+    return layout(torch.Size(shape), stride, of.dtype), offset + rows.start * of.stride[dim]

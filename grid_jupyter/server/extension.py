@@ -29,6 +29,8 @@ from grid_jupyter.wire.home import data_home
 
 NODE_NEEDS = ("alembic", "argon2", "pandas", "psutil", "pyarrow", "sqlalchemy", "torch", "tqdm")
 """Modules that `grid-jupyter[node]` brings. They are looked for, not imported."""
+STATUS_S = 2.0
+"""Time that the Node has to say how it is, in seconds."""
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """What a Node may be called; also the name of its state directory."""
 
@@ -150,7 +152,7 @@ class GridExtension(ExtensionApp):
             answer.update(detail="Switched off by GridExtension.enabled; set it to True and restart Jupyter.")
         elif node.running is not None:
             try:
-                answer["node"] = await OwnerClient(node.running.socket).status()
+                answer["node"] = await OwnerClient(node.running.socket, STATUS_S).status()
             except GridError as error:
                 answer["detail"] = str(error)
         return answer

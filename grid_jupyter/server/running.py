@@ -195,7 +195,7 @@ def write_private(path: Path, content: bytes) -> None:
 
 
 def try_lock(path: Path) -> int | None:
-    """An open handle that holds the lock file, until it is closed or this process ends; None if another one holds it."""
+    """An open handle that holds the lock file until it is closed, or this process ends; None if another holds it."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -52,7 +52,8 @@ class Patience:
 class ChildProcess:
     """The process of one state directory. Its methods belong to one event loop; `end_now` needs none.
 
-    `on_line` gets each line that the process prints. With `restart=False` a process that dies stays dead.
+    `on_line` gets each line that the process prints, and one whenever it comes or goes. With `restart=False` a
+    process that dies stays dead.
     """
 
     def __init__(
@@ -139,6 +140,7 @@ class ChildProcess:
                 await self._follow()
             began = time.monotonic()
             was_ready, reason = await self._run(command, env)
+            self._on_line(reason)
             healthy = was_ready and time.monotonic() - began >= self._patience.healthy_s
             failures = 1 if healthy else failures + 1
             unready = 0 if was_ready else unready + 1
@@ -166,6 +168,7 @@ class ChildProcess:
                 if self.running is None and (found := self._found()) and found.pid == process.pid:
                     self.running = found
                     self._tell("running")
+                    self._on_line(f"the {self.role} {found.name} runs at {found.address}")
                 if self.running is None and time.monotonic() > deadline:
                     await _end(process, GRACE_S)
                     return False, f"it was not ready after {self._patience.start_s:.0f} s"
@@ -182,9 +185,11 @@ class ChildProcess:
         self.attached = True
         try:
             while is_running(self.state_dir, self.role):
-                self.running = self._found()
-                if self.running is not None:
-                    self._tell("running", f"run by another program (process {self.running.pid})")
+                found, before = self._found(), self.running
+                self.running = found
+                if found is not None and found != before:
+                    self._tell("running", f"run by another program (process {found.pid})")
+                    self._on_line(f"the {self.role} {found.name} of another program runs at {found.address}")
                 await asyncio.sleep(POLL_S)
             self.running = None
             self._tell("restarting", "it ended; the program that ran it may start it again, else it is started here")

@@ -51,7 +51,7 @@ Tensors = dict[Any, Any]
 class SlowPath:
     """Dispatches an operation the long way. `remote` is the pointer class, `wrap` makes one."""
 
-    def __init__(self, remote: type[torch.Tensor], wrap: Callable[..., Any]) -> None:
+    def __init__(self, remote: Any, wrap: Callable[..., Any]) -> None:
         self._remote = remote
         self._wrap = wrap
 
@@ -105,14 +105,14 @@ class SlowPath:
         if outcome.template not in session.known:
             session.define(outcome.template)
         command, uploaded = self._command(outcome.template, call, session)
-        given = {**dict(enumerate(args)), **kwargs}
+        given: Tensors = {**dict(enumerate(args)), **kwargs}
         result: Any = None
         if outcome.kind == NEW:
             result = self._result(outcome.data, 0, command, session, leaves)
         elif outcome.kind == VIEW:
             result = self._result(outcome.data[0], args[0]._offset + outcome.data[1], command, session, leaves)
         elif outcome.kind == PLACED:
-            result = self._result(*outcome.data, command, session, leaves)
+            result = self._result(outcome.data[0], outcome.data[1], command, session, leaves)
         elif outcome.kind == IN_PLACE:
             result = given[outcome.data]
             if leaves is not None:
@@ -203,7 +203,7 @@ class SlowPath:
         outs = result if facts.results > 1 else [result]
         if torch.Tag.inplace_view not in op.tags:
             for result_number, target in targets.items():
-                pointer = args[target] if isinstance(target, int) else kwargs[target]
+                pointer: Any = args[target] if isinstance(target, int) else kwargs[target]
                 if type(pointer) is self._remote and outs[result_number][0].shape != pointer._layout.shape:
                     raise RuntimeError(
                         f"{op}: the output has shape {tuple(pointer._layout.shape)} but the result needs "
@@ -214,7 +214,7 @@ class SlowPath:
         if facts.results == 1:
             if 0 in targets:
                 return Outcome(IN_PLACE, number, targets[0], seeded)
-            first = args[0] if args and type(args[0]) is self._remote else None
+            first: Any = args[0] if args and type(args[0]) is self._remote else None
             viewed = 0 in facts.views and first is not None
             if facts.returns_list:
                 specs = [("view", of, at - first._offset) if viewed else (of, at) for of, at in result]

@@ -64,7 +64,7 @@ def _describe(tensor: Any, description: str) -> Any:
 def _identity(tensor: Any) -> int:
     found = tensor.__dict__.get("_grid_id")
     if found is None:
-        found = tensor.__dict__["_grid_id"] = random.randrange(10**9, 10**11)
+        found = tensor.__dict__["_grid_id"] = random.randrange(10**9, 10**11)  # noqa: S311 - a name, not a secret
     return int(found)
 
 
@@ -77,4 +77,4 @@ def _hook_autograd() -> None:
             return local_grad(outputs, inputs, *args, **kwargs)
         return gradients(outputs, inputs, *args, **kwargs)
 
-    torch.autograd.grad = grad  # type: ignore[assignment]
+    torch.autograd.grad = grad

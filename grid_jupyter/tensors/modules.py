@@ -31,7 +31,7 @@ def get_module(module: M, user: str | None = None) -> M:
     """
     readers: list[tuple[str, ...]] = []
 
-    def back(tensor: torch.Tensor) -> torch.Tensor:
+    def back(tensor: Any) -> Any:
         if not isinstance(tensor, RemoteTensor):
             return tensor
         found = tensor.detach().get(user=user)
@@ -43,11 +43,11 @@ def get_module(module: M, user: str | None = None) -> M:
     _replace(module, back)
     if readers:
         allowed = tuple(name for name in readers[0] if all(name in others for others in readers))
-        module.allowed_users = allowed  # type: ignore[assignment]
+        module.allowed_users = allowed
     return module
 
 
-def _replace(module: M, convert: Callable[[torch.Tensor], torch.Tensor]) -> M:
+def _replace(module: M, convert: Callable[[torch.Tensor], Any]) -> M:
     converted: dict[int, Any] = {}
 
     def once(tensor: torch.Tensor | None) -> Any:

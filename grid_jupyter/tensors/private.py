@@ -148,9 +148,11 @@ def _operator(name: str) -> None:
     setattr(PrivateTensor, name, apply)
 
 
-for _name in (
-    "add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "floordiv", "rfloordiv", "mod", "pow", "rpow", "matmul", "rmatmul", "and", "or", "xor", "lt", "le", "gt", "ge", "eq", "ne",
-):  # fmt: skip
+_BINARY = """
+add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod pow rpow matmul rmatmul
+and or xor lt le gt ge eq ne
+"""
+for _name in _BINARY.split():
     _operator(f"__{_name}__")
 for _name in ("neg", "abs", "invert", "pos"):
     _operator(f"__{_name}__")

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 
 from grid_jupyter.errors import RemoteOperationError
-from grid_jupyter.ops.shapes import Layout, layout, layout_of
+from grid_jupyter.ops.shapes import Layout, layout_of, select, slice_
 from grid_jupyter.tensors import dispatch
 from grid_jupyter.tensors.dispatch import CACHE, SlowPath, seed
 from grid_jupyter.tensors.session import Ref, Session
@@ -30,17 +30,24 @@ _leaves: weakref.WeakValueDictionary[int, RemoteTensor] = weakref.WeakValueDicti
 _CONSTANTS = (bool, torch.dtype, str, torch.memory_format, torch.device, torch.layout, type(None))
 
 
-class RemoteTensor(torch.Tensor):
+# torch's own stubs type its attributes as fixed ones, which a pointer answers itself
+_Tensor: Any = torch.Tensor
+
+
+class RemoteTensor(_Tensor):  # type: ignore[misc]
     """A pointer: `(Wrapper)>[PointerTensor | me:… -> Bob:…]`. Made by sending, searching and computing."""
 
-    __slots__ = ("_grad_pointer", "_id", "_layout", "_leaves", "_offset", "_ref", "description", "tags")
+    __slots__ = ("_grad_pointer", "_layout", "_leaves", "_number", "_offset", "_ref", "description", "tags")
     __torch_function__ = torch._C._disabled_torch_function_impl
 
+    _number: int
     _ref: Any  # Ref, or DatasetRef
     _layout: Layout
     _offset: int
     _leaves: frozenset[int] | None  # ids of the leaves that a backward() from here reaches
     _grad_pointer: Any
+    tags: tuple[str, ...]
+    description: str
 
     # -------------------------------------------------------------- the fast path
 
@@ -57,7 +64,7 @@ class RemoteTensor(torch.Tensor):
         session: Any = None
         leaves: Any = None
         for argument in given:
-            kind = type(argument)
+            kind: Any = type(argument)
             if kind is RemoteTensor:
                 key.append(argument._layout)
                 reference = argument._ref
@@ -133,7 +140,7 @@ class RemoteTensor(torch.Tensor):
     @property
     def id(self) -> int:
         """The pointer's own number on this side."""
-        return self._id
+        return self._number
 
     @property
     def location(self) -> Any:
@@ -151,7 +158,9 @@ class RemoteTensor(torch.Tensor):
         return self._ref.place.local_worker
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
-        return pointer_text(self._id, self.location.id, self.id_at_location, self.tags, self.description, self.shape)
+        return pointer_text(
+            self._number, self.location.id, self.id_at_location, self.tags, self.description, self.shape
+        )
 
     __str__ = __repr__
 
@@ -166,11 +175,13 @@ class RemoteTensor(torch.Tensor):
         if isinstance(self, torch.nn.Parameter):
             made = torch.nn.Parameter(made, self.requires_grad)
         memo[id(self)] = made
-        return made  # type: ignore[no-any-return]
+        copied: RemoteTensor = made
+        return copied
 
     def copy(self) -> RemoteTensor:
         """A new remote value with the same elements."""
-        return self.clone()  # type: ignore[return-value]
+        made: RemoteTensor = self.clone()
+        return made
 
     def tag(self, *tags: str) -> RemoteTensor:
         """Name this pointer on this side; what is published keeps its own tags."""
@@ -184,7 +195,7 @@ class RemoteTensor(torch.Tensor):
 
     # -------------------------------------------------------------- autograd, which runs at the location
 
-    @property  # type: ignore[override]
+    @property
     def requires_grad(self) -> bool:
         """Whether a gradient can reach this value, or passes through it."""
         return self._leaves is not None
@@ -193,17 +204,17 @@ class RemoteTensor(torch.Tensor):
     def requires_grad(self, on: bool) -> None:
         self.requires_grad_(on)
 
-    @property  # type: ignore[override]
+    @property
     def is_leaf(self) -> bool:
         """Whether gradients accumulate here."""
         return self._leaves is None or self._ref.id in self._leaves
 
-    @property  # type: ignore[override]
+    @property
     def grad_fn(self) -> None:
         """None: the graph is where the values are."""
         return None
 
-    def requires_grad_(self, requires_grad: bool = True) -> RemoteTensor:  # type: ignore[override]
+    def requires_grad_(self, requires_grad: bool = True) -> RemoteTensor:
         """As torch's: the gradient accumulates at the location."""
         identity = self._ref.id
         if requires_grad and self._leaves is None:
@@ -241,7 +252,7 @@ class RemoteTensor(torch.Tensor):
         self._ref.session.buffer.append([commands.SET_GRAD, self._ref.id, 0 if value is None else value._ref.id])
         self._grad_pointer = value
 
-    def backward(  # type: ignore[override]
+    def backward(
         self, gradient: Any = None, retain_graph: bool | None = None, create_graph: bool = False, inputs: Any = None
     ) -> Any:
         """Compute gradients where the values are: one command. With the hook, returns a pointer, as 0.2.9 did."""
@@ -300,7 +311,8 @@ class RemoteTensor(torch.Tensor):
 
     def _read(self) -> torch.Tensor:
         identity = self._ref.id
-        return self._ref.session.read(identity)[0]  # type: ignore[no-any-return]
+        tensor: torch.Tensor = self._ref.session.read(identity)[0]
+        return tensor
 
     def item(self) -> Any:
         """The one element, as a Python number: a read."""
@@ -357,16 +369,17 @@ def wrap(
 
 def point(of: Layout, reference: Any, offset: int = 0, leaves: frozenset[int] | None = None) -> RemoteTensor:
     """A pointer with that reference, which owns the remote value."""
-    made: Any = _make(RemoteTensor, of.shape, strides=of.stride, storage_offset=offset, dtype=of.dtype, device=_CPU)  # type: ignore[attr-defined]
-    made._ref = reference
-    made._layout = of
-    made._offset = offset
-    made._leaves = leaves
-    made._grad_pointer = None
-    made._id = _number()
-    made.tags = ()
-    made.description = ""
-    return made  # type: ignore[no-any-return]
+    pointer: Any = _make(RemoteTensor, of.shape, strides=of.stride, storage_offset=offset, dtype=of.dtype, device=_CPU)
+    pointer._ref = reference
+    pointer._layout = of
+    pointer._offset = offset
+    pointer._leaves = leaves
+    pointer._grad_pointer = None
+    pointer._number = random.randrange(10**9, 10**11)  # noqa: S311 - a name, not a secret
+    pointer.tags = ()
+    pointer.description = ""
+    made: RemoteTensor = pointer
+    return made
 
 
 def send(tensor: torch.Tensor, session: Session) -> RemoteTensor:
@@ -382,9 +395,9 @@ def gradients(
     outputs: Any, inputs: Any, grad_outputs: Any = None, retain_graph: bool | None = None, create_graph: bool = False
 ) -> tuple[RemoteTensor, ...]:
     """torch.autograd.grad for remote tensors: one command."""
-    outs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
-    ins = [inputs] if isinstance(inputs, torch.Tensor) else list(inputs)
-    seeds = [None] * len(outs)
+    outs: list[Any] = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
+    ins: list[Any] = [inputs] if isinstance(inputs, torch.Tensor) else list(inputs)
+    seeds: list[Any] = [None] * len(outs)
     if grad_outputs is not None:
         seeds = [grad_outputs] if isinstance(grad_outputs, torch.Tensor) else list(grad_outputs)
     session = outs[0]._ref.session
@@ -403,10 +416,6 @@ def gradients(
     return tuple(wrap(i._layout, identity, session, 0, leaves) for i, identity in zip(ins, identities, strict=True))
 
 
-def _number() -> int:
-    return random.randrange(10**9, 10**11)
-
-
 def _refuse_leaf(func: Any, target: Any) -> None:
     if target._leaves is not None and target._ref.id in target._leaves:
         raise RuntimeError(f"{func}: a leaf that requires grad cannot be changed in place; use torch.no_grad()")
@@ -414,11 +423,11 @@ def _refuse_leaf(func: Any, target: Any) -> None:
 
 def _row(func: Any, args: Any, command: list[Any], session: Session, leaves: Any) -> RemoteTensor | None:
     """`x[i]` and `x[a:b]` in loops: their integers differ each time, so no cache would help."""
-    source = args[0]
     template = _row_templates.get((func, len(args)))
     if template is None or not all(type(a) is int for a in args[1:]):
         return None
-    found = (_select if func is _SELECT else _slice)(source._layout, source._offset, args)
+    source = args[0]
+    found = (select if func is _SELECT else slice_)(source._layout, source._offset, args)
     if found is None:
         return None
     if template not in session.known:
@@ -428,40 +437,7 @@ def _row(func: Any, args: Any, command: list[Any], session: Session, leaves: Any
     session.buffer.append(command)
     if len(session.buffer) >= session.limit:
         session.flush()
-    shape, stride, offset = found
-    return wrap(layout(shape, stride, source._layout.dtype), identity, session, offset, leaves)
-
-
-def _select(of: Layout, offset: int, args: Any) -> tuple[Any, Any, int] | None:
-    dim, index = args[1], args[2]
-    rank = len(of.shape)
-    if not -rank <= dim < rank:
-        return None
-    dim %= rank
-    length = of.shape[dim]
-    if not -length <= index < length:
-        raise IndexError(f"index {index} is out of bounds for dimension {dim} with size {length}")
-    return (
-        of.shape[:dim] + of.shape[dim + 1 :],
-        of.stride[:dim] + of.stride[dim + 1 :],
-        offset + (index % length) * of.stride[dim],
-    )
-
-
-def _slice(of: Layout, offset: int, args: Any) -> tuple[Any, Any, int] | None:
-    dim, rank = args[1] if len(args) > 1 else 0, len(of.shape)
-    step = args[4] if len(args) > 4 else 1
-    if step < 1 or not -rank <= dim < rank:
-        return None
-    dim %= rank
-    start, stop, step = slice(*(args[2:4] or (None,)), step).indices(of.shape[dim]) if len(args) > 3 else (0, 0, 0)
-    if step == 0:
-        return None
-    return (
-        of.shape[:dim] + (len(range(start, stop, step)),) + of.shape[dim + 1 :],
-        of.stride[:dim] + (of.stride[dim] * step,) + of.stride[dim + 1 :],
-        offset + min(start, of.shape[dim]) * of.stride[dim],
-    )
+    return wrap(found[0], identity, session, found[1], leaves)
 
 
 _slow = SlowPath(RemoteTensor, wrap)

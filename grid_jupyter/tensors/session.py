@@ -98,7 +98,7 @@ class Session:
         self.known: set[int] = set()
         self.grad_mode = True
         self.lock = threading.RLock()
-        self._ids = itertools.count(random.randrange(commands.FIRST_ID, 2 * commands.FIRST_ID))
+        self._ids = itertools.count(random.randrange(commands.FIRST_ID, 2 * commands.FIRST_ID))  # noqa: S311 - no secret
         self.new_id = self._ids.__next__
         self.limit = _FLUSH_AT
         self._pending_bytes = 0

@@ -235,7 +235,7 @@ class Edit(Message, frozen=True):
     tags: tuple[str, ...] | None = None
     description: str | None = None
     allowed_users: tuple[str, ...] | None = None
-    compute_users: tuple[str, ...] | None | msgspec.UnsetType = msgspec.UNSET
+    compute_users: tuple[str, ...] | msgspec.UnsetType | None = msgspec.UNSET
     public_tags: bool | None = None
 
 

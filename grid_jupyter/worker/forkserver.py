@@ -48,7 +48,7 @@ def main(descriptor: int) -> None:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
                 return
-            asked = frames.decode(frame, worker.fork_decoder)
+            asked = frames.decode(bytes(frame), worker.fork_decoder)
             pid = os.fork()
             if pid == 0:
                 selector.close()

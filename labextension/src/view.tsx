@@ -107,11 +107,7 @@ function NodeDetails(props: {
         />
         <Fact
           label={trans.__('Guests')}
-          value={
-            node.guests
-              ? trans.__('May compute, read nothing')
-              : trans.__('Not let in')
-          }
+          value={node.guests ? trans.__('May compute') : trans.__('Not let in')}
         />
       </dl>
     </>

@@ -73,7 +73,8 @@ class NetworkProcess:
 
     def stop(self) -> int:
         """End of standard input is what tells it that its parent is gone."""
-        assert self.process is not None and self.process.stdin is not None
+        assert self.process is not None
+        assert self.process.stdin is not None
         self.process.stdin.close()
         return self._ended(self.process)
 

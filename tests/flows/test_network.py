@@ -132,9 +132,7 @@ def test_joining_needs_an_invite_for_nodes(network: NetworkProcess):
 def test_an_invite_lets_one_node_in_even_when_two_try_at_once(network: NetworkProcess):
     async def flow() -> None:
         invite = await network.node_invite()
-        bodies = [
-            {"node-id": name, "node-address": "http://127.0.0.1:1", "invite": invite} for name in ("Bob", "Eve")
-        ]
+        bodies = [{"node-id": name, "node-address": "http://127.0.0.1:1", "invite": invite} for name in ("Bob", "Eve")]
         answers = await asyncio.gather(*(call(network.address, "POST", "/join", body) for body in bodies))
         assert sorted(status for status, _ in answers) == [200, 401]
 
@@ -276,8 +274,8 @@ def test_only_a_member_opens_a_link_and_no_browser_does(network: NetworkProcess)
             with pytest.raises(HTTPClientError) as caught:
                 await websocket_connect(HTTPRequest(link_url(network), headers=headers))
             assert caught.value.code == status
+        headers = {**bearer(member), "Origin": network.address}
         with pytest.raises(HTTPClientError) as caught:
-            headers = {**bearer(member), "Origin": network.address}
             await websocket_connect(HTTPRequest(link_url(network), headers=headers))
         assert caught.value.code == 403
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from jupyter_process import FAKE_NODE, Jupyter, eventually
+from jupyter_process import FAKE_NODE, REAL_NODE, Jupyter, eventually
 from playwright.sync_api import Page, expect
 
 PATIENCE_MS = 60_000
@@ -59,7 +59,7 @@ def test_the_copy_button_copies_the_address_and_says_so(grid_page, lab):
     assert grid_page.evaluate("navigator.clipboard.readText()") == lab.status()["node"]["address"]
 
 
-def test_the_palettes_command_opens_the_panel(grid_page, artefacts):
+def test_the_palettes_command_opens_the_panel(grid_page):
     grid_page.keyboard.press("Control+Shift+KeyC")
     grid_page.keyboard.type("Grid Panel")
     grid_page.locator(".lm-CommandPalette-item", has_text="Show the Grid Panel").click()
@@ -88,6 +88,22 @@ def test_the_panel_shows_that_a_killed_node_comes_back(grid_page, lab):
     address = lab.status()["node"]["address"]
     expect(grid_page.get_by_test_id("grid-node-address")).to_have_text(address, timeout=PATIENCE_MS)
     expect(grid_page.get_by_test_id("grid-node-status")).to_have_text("Running")
+
+
+def test_the_panel_shows_a_real_node(page: Page, tmp_path: Path, artefacts: Path) -> None:
+    jupyter = Jupyter(tmp_path, REAL_NODE, "jupyterlab")
+    try:
+        page.goto(f"{jupyter.url}lab?token={jupyter.token}&reset")
+        settled(page)
+        page.click(TAB)
+        address = page.get_by_test_id("grid-node-address")
+        expect(address).to_contain_text("http://127.0.0.1:", timeout=PATIENCE_MS)
+        expect(address).to_have_text(jupyter.status()["node"]["address"])
+        expect(page.get_by_test_id("grid-node-name")).to_have_text("Bob")
+        expect(page.get_by_test_id("grid-node-status")).to_have_text("Running")
+        page.screenshot(path=artefacts / "panel-real-node.png")
+    finally:
+        jupyter.close()
 
 
 def test_a_node_that_cannot_start_is_shown_with_the_reason(

@@ -1,0 +1,137 @@
+"""What a benchmark says: figures beside their baselines, the machine they came from, and how both are shown."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import math
+import os
+import platform
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """One figure and what it stands beside, in the same unit: medians, and the best where there were several runs.
+
+    `against` says in words what the baseline is. A figure may have to be `at_most` or `at_least` something.
+    """
+
+    what: str
+    value: float
+    unit: str
+    baseline: float
+    against: str
+    best: float | None = None
+    baseline_best: float | None = None
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """Value by baseline; None where the baseline was too small to be measured."""
+        return self.value / self.baseline if self.baseline else None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the figure is within its target, if it has one."""
+        low = -math.inf if self.at_least is None else self.at_least
+        high = math.inf if self.at_most is None else self.at_most
+        return low <= self.value <= high
+
+    def as_json(self) -> dict[str, Any]:
+        """The figure as `--json` shows it; `target` and `ok` only where there is a target."""
+        shown: dict[str, Any] = {
+            "what": self.what, "value": self.value, "unit": self.unit, "baseline": self.baseline, "ratio": self.ratio,
+            "against": self.against, "best": self.best, "baseline_best": self.baseline_best,
+        }  # fmt: skip
+        target = self.at_most if self.at_most is not None else self.at_least
+        if target is not None:
+            shown |= {"target": target, "ok": self.ok}
+        return shown
+
+
+def machine() -> dict[str, Any]:
+    """The machine as it is now. `busy` is the share of all its cores that others use while we do nothing."""
+    return {
+        "cpu": _cpu_model(),
+        "cpus": os.cpu_count() or 1,
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "torch": _version("torch"),
+        "tornado": _version("tornado"),
+        "websockets": _version("websockets"),
+        "load_average": list(os.getloadavg()),
+        "busy": psutil.cpu_percent(interval=0.5) / 100,
+        "measured": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+    }
+
+
+def table(results: Iterable[Mapping[str, Any]]) -> list[list[str]]:
+    """Figures, as `as_json` gives them, in rows of cells; the first row is the heading."""
+    rows = [["what", "figure", "best", "baseline", "ratio", "the baseline is", "target"]]
+    for result in results:
+        target = "" if "target" not in result else f"{number(result['target'])}{'' if result['ok'] else ' (missed)'}"
+        rows.append(
+            [
+                str(result["what"]),
+                f"{number(result['value'])} {result['unit']}".strip(),
+                number(result["best"]),
+                number(result["baseline"]),
+                number(result["ratio"]),
+                str(result["against"]),
+                target,
+            ]
+        )
+    return rows if any(row[-1] for row in rows[1:]) else [row[:-1] for row in rows]
+
+
+def text_table(rows: list[list[str]]) -> str:
+    """Rows for a terminal: columns aligned, figures to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [cell.rjust(width) if 1 <= n <= 4 else cell.ljust(width) for n, (cell, width) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def markdown_table(rows: list[list[str]]) -> str:
+    """Rows for a page."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines.insert(1, "|" + "|".join("---:" if 1 <= n <= 4 else "---" for n in range(len(rows[0]))) + "|")
+    return "\n".join(lines)
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, or all of a larger number's whole ones."""
+    if value is None:
+        return ""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{digits}f}"
+
+
+def _cpu_model() -> str:
+    if _CPUINFO.exists():
+        for line in _CPUINFO.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,53 @@
+"""Runs pieces of work in turns, so that all of them meet the same moods of the machine, and times them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+CpuReader = Callable[[], float]
+"""CPU seconds that some process has used so far."""
+
+
+@dataclass
+class Timings:
+    """Wall seconds of each run of one piece of work, and CPU seconds of all its runs by process."""
+
+    walls: list[float] = field(default_factory=list)
+    cpu: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def best(self) -> float:
+        return min(self.walls)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.walls)
+
+    def cpu_each(self, process: str) -> float:
+        """CPU seconds of one run, on average: kernels count them in ticks of 10 ms."""
+        return self.cpu[process] / len(self.walls)
+
+
+def in_turns(
+    works: Mapping[str, Callable[[], object]], runs: int, others: Mapping[str, CpuReader] | None = None
+) -> dict[str, Timings]:
+    """Run each piece of work once to warm up, then all of them `runs` times in turns.
+
+    CPU seconds are those of this process, as "here", and of the `others`.
+    """
+    readers: dict[str, CpuReader] = {"here": time.process_time, **(others or {})}
+    timings = {name: Timings(cpu=dict.fromkeys(readers, 0.0)) for name in works}
+    for work in works.values():
+        work()
+    for _ in range(runs):
+        for name, work in works.items():
+            before = {process: read() for process, read in readers.items()}
+            began = time.perf_counter()
+            work()
+            timings[name].walls.append(time.perf_counter() - began)
+            for process, read in readers.items():
+                timings[name].cpu[process] += read() - before[process]
+    return timings
