@@ -42,7 +42,7 @@ test: lint ## check the code, run all tests and all tutorials
 	  --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 180 notebooks/tutorials
 
 bench: install ## run all benchmarks and write docs/benchmarks.md again
-	$(BIN)/python -m benchmarks all
+	$(BIN)/python -m benchmarks --all --write docs/benchmarks.md
 
 dist: install ## build the source distribution and the wheel into dist/
 	$(BIN)/python -m pip install --quiet build

@@ -82,7 +82,7 @@ async def _serve() -> None:
     plain = socket.create_server((HOST, 0))
     threading.Thread(target=_accept, args=(plain,), daemon=True).start()
     http = bind_sockets(0, HOST)
-    HTTPServer(Application([("/echo", Echo), ("/bytes", Bytes)]), chunk_size=CHUNK // 16).add_sockets(http)
+    HTTPServer(Application([("/echo", Echo), ("/bytes", Bytes)])).add_sockets(http)
     port, tcp = http[0].getsockname()[1], plain.getsockname()[1]
     print(json.dumps({"address": f"http://{HOST}:{port}", "tcp": tcp}), flush=True)
     await end.wait()

@@ -21,6 +21,7 @@ _PUBLIC: dict[str, str] = {
     "RemoteTensor": "grid_jupyter.tensors.remote",
     "TorchHook": "grid_jupyter.client.virtual",
     "VirtualWorker": "grid_jupyter.client.virtual",
+    "federated_rounds": "grid_jupyter.client.fedavg",
     "get_module": "grid_jupyter.tensors.modules",
     "local": "grid_jupyter.client.local",
     "private_tensor": "grid_jupyter.tensors.private",

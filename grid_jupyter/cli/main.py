@@ -5,17 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from grid_jupyter import __version__
+from grid_jupyter.cli import values
 from grid_jupyter.errors import GridError
-
-NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-_BYTES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -172,10 +168,16 @@ def _add_up(commands: _Commands[argparse.ArgumentParser]) -> None:
         ),
     )
     parser.add_argument("--lab", action="store_true", help="start JupyterLab too; its notebook server is the Node Bob")
-    parser.add_argument("--lab-port", type=_port, default=8888, metavar="PORT", help="port of JupyterLab (8888)")
-    parser.add_argument("--network-port", type=_port, default=5000, metavar="PORT", help="port of the Network (5000)")
+    parser.add_argument("--lab-port", type=values.port, default=8888, metavar="PORT", help="port of JupyterLab (8888)")
     parser.add_argument(
-        "--node-port", type=_port, default=3000, metavar="PORT", help="port of the first Node; the others follow (3000)"
+        "--network-port", type=values.port, default=5000, metavar="PORT", help="port of the Network (5000)"
+    )
+    parser.add_argument(
+        "--node-port",
+        type=values.port,
+        default=3000,
+        metavar="PORT",
+        help="port of the first Node; the others follow (3000)",
     )
     _add_json(parser, "print the addresses as JSON, on the first line")
     _add_verbose(parser)
@@ -216,7 +218,7 @@ def _add_node(commands: _Commands[argparse.ArgumentParser]) -> None:
             "      --certfile cert.pem --keyfile key.pem"
         ),
     )
-    parser.add_argument("--name", type=_node_name, required=True, help="the Node's name in the grid")
+    parser.add_argument("--name", type=values.node_name, required=True, help="the Node's name in the grid")
     _add_serving(parser, port=3000, state="nodes/NAME")
     parser.add_argument("--network", metavar="URL", help="the Network to join; an invite link names it as well")
     parser.add_argument(
@@ -229,13 +231,15 @@ def _add_node(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--allow-guests", action="store_true", help="let people without a credential compute")
     parser.add_argument("--public-tags", action="store_true", help="show the tags of data sets to anyone")
     limits = parser.add_argument_group("limits of one session")
-    limits.add_argument("--session-memory", type=_size, default=2 << 30, metavar="SIZE", help="memory (2G)")
+    limits.add_argument("--session-memory", type=values.size, default=2 << 30, metavar="SIZE", help="memory (2G)")
     limits.add_argument(
-        "--session-idle", type=_duration, default=1800.0, metavar="TIME", help="rest before it ends (30m)"
+        "--session-idle", type=values.duration, default=1800.0, metavar="TIME", help="rest before it ends (30m)"
     )
-    limits.add_argument("--operation-time", type=_duration, default=60.0, metavar="TIME", help="one operation (60s)")
-    limits.add_argument("--max-sessions", type=_positive, default=16, metavar="N", help="sessions at once (16)")
-    limits.add_argument("--max-upload", type=_size, default=64 << 30, metavar="SIZE", help="one data set (64G)")
+    limits.add_argument(
+        "--operation-time", type=values.duration, default=60.0, metavar="TIME", help="one operation (60s)"
+    )
+    limits.add_argument("--max-sessions", type=values.positive, default=16, metavar="N", help="sessions at once (16)")
+    limits.add_argument("--max-upload", type=values.size, default=64 << 30, metavar="SIZE", help="one data set (64G)")
 
 
 def _add_network(commands: _Commands[argparse.ArgumentParser]) -> None:
@@ -252,11 +256,11 @@ def _add_network(commands: _Commands[argparse.ArgumentParser]) -> None:
             "  jupyter grid invite --network --role Node     # while it runs: an invite for one Node"
         ),
     )
-    parser.add_argument("--name", type=_node_name, default="Network", help="the Network's name (Network)")
+    parser.add_argument("--name", type=values.node_name, default="Network", help="the Network's name (Network)")
     _add_serving(parser, port=5000, state="network")
     parser.add_argument("--allow-guests", action="store_true", help="let people without a credential search")
     parser.add_argument(
-        "--replicas", type=_positive, default=1, metavar="N", help="how many hosts choose-model-host names (1)"
+        "--replicas", type=values.positive, default=1, metavar="N", help="how many hosts choose-model-host names (1)"
     )
 
 
@@ -264,7 +268,7 @@ def _add_serving(parser: argparse.ArgumentParser, *, port: int, state: str) -> N
     where = parser.add_argument_group("where it listens")
     where.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
     where.add_argument(
-        "--port", type=_port, default=port, help=f"port; if it is taken, the next free one; 0: any ({port})"
+        "--port", type=values.port, default=port, help=f"port; if it is taken, the next free one; 0: any ({port})"
     )
     where.add_argument("--address", metavar="URL", help="what others are told, if host and port are not what they see")
     where.add_argument("--certfile", type=Path, metavar="PEM", help="certificate (with its chain) for TLS")
@@ -273,7 +277,7 @@ def _add_serving(parser: argparse.ArgumentParser, *, port: int, state: str) -> N
         "--state", type=Path, metavar="DIR", help=f"private directory of its data ({state} in the data directory)"
     )
     parser.add_argument(
-        "--heartbeat", type=_duration, default=5.0, metavar="TIME", help="how often Nodes say that they live (5s)"
+        "--heartbeat", type=values.duration, default=5.0, metavar="TIME", help="how often Nodes say that they live (5s)"
     )
     parser.add_argument(
         "--supervised", action="store_true", help="end when standard input ends, and with it the parent process"
@@ -298,7 +302,7 @@ def _add_invite(commands: _Commands[argparse.ArgumentParser]) -> None:
     _add_target(parser)
     parser.add_argument("--role", help="what the account may do (User; with --network: Node)")
     parser.add_argument("--for", dest="username", metavar="NAME", help="the only user name that the link is good for")
-    parser.add_argument("--expires", type=_duration, default=7 * 86_400.0, metavar="TIME", help="good for (7d)")
+    parser.add_argument("--expires", type=values.duration, default=7 * 86_400.0, metavar="TIME", help="good for (7d)")
     _add_json(parser, "print invite and expiry as JSON")
 
 
@@ -319,7 +323,7 @@ def _add_token(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("username")
     _add_target(parser)
     parser.add_argument("--role", help="make the account with this role, if it is not there")
-    parser.add_argument("--expires", type=_duration, metavar="TIME", help="good for (until it is revoked)")
+    parser.add_argument("--expires", type=values.duration, metavar="TIME", help="good for (until it is revoked)")
     parser.add_argument("--store", action="store_true", help="keep it with your credentials, instead of printing it")
     _add_json(parser, "print the answer as JSON")
 
@@ -362,43 +366,6 @@ def _add_json(parser: argparse.ArgumentParser, text: str) -> None:
 
 def _add_verbose(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verbose", action="store_true", help="log every request (never a query, header or body)")
-
-
-# ------------------------------------------------------------------ their values
-
-
-def _node_name(text: str) -> str:
-    if not NODE_NAME.fullmatch(text):
-        raise argparse.ArgumentTypeError(
-            "a name has letters, digits, '.', '_' and '-', a letter or digit first, at most 64 characters"
-        )
-    return text
-
-
-def _port(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) > 65535:
-        raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError("this is a number from 1 up")
-    return int(text)
-
-
-def _duration(text: str) -> float:
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)", text)
-    if not found or float(found[1]) <= 0:
-        raise argparse.ArgumentTypeError("a time is a number of seconds, or like 45s, 30m, 12h, 7d")
-    return float(found[1]) * _SECONDS[found[2] or "s"]
-
-
-def _size(text: str) -> int:
-    found = re.fullmatch(r"([0-9]+)([KMGT]?)(?:i?B)?", text)
-    if not found or int(found[1]) < 1:
-        raise argparse.ArgumentTypeError("a size is a number of bytes, or like 512M, 2G, 1T")
-    return int(found[1]) * _BYTES[found[2]]
 
 
 if __name__ == "__main__":

@@ -106,7 +106,8 @@ class Datasets:
             return read_header(file)[0]
 
     async def publish(self, account: Account, request: Publish) -> DatasetInfo:
-        """Make an upload a data set; durable when this returns. A retry with the same upload is harmless.
+        """Make an upload a data set; durable when this returns. A retry with the same upload is harmless, and so is
+        publishing the same once more: it is the same data set.
 
         Raises SendNotPermittedError, ObjectNotFoundError for an upload that is not here, LimitExceededError,
         InvalidDataError.
@@ -139,12 +140,28 @@ class Datasets:
             nbytes=blob.nbytes,
             sha256=blob.sha256,
         )
+        again = None if request.dataset is not None else await self._same(new)
+        if again is not None:
+            self._arrived.pop(key, None)
+            await asyncio.to_thread(self._blobs.delete, blob.name)
+            return self.describe(again, account.username)
         found = await self._table.publish(new, request.upload, request.dataset)
         self._arrived.pop(key, None)
         stored = await self._table.get(*found)
         if stored.blob != blob.name:  # the same upload id came twice, at the same time
             await asyncio.to_thread(self._blobs.delete, blob.name)
         return self.describe(stored, account.username)
+
+    async def _same(self, new: NewDataset) -> StoredDataset | None:
+        """A data set of this owner that is the same in all that counts: a cell was run twice, or a reply lost."""
+
+        def essence(one: NewDataset) -> tuple[object, ...]:
+            return (
+                one.owner, one.sha256, one.kind, one.name, one.tags, one.description, one.columns, one.public_tags,
+                one.allowed_users, one.compute_users,
+            )  # fmt: skip
+
+        return next((stored for stored in await self._table.list() if essence(stored) == essence(new)), None)
 
     async def edit(self, account: Account, dataset: int, request: Edit) -> DatasetInfo:
         """Change tags, description or rules. Raises Forbidden for anyone but the owners, ObjectNotFoundError."""

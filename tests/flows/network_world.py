@@ -41,13 +41,14 @@ class NetworkProcess:
 
     state_dir: Path
     arguments: tuple[str, ...] = ()
+    heartbeat_s: float = HEARTBEAT_S
     port: int = 0
     process: subprocess.Popen[bytes] | None = None
     running: dict[str, Any] = field(default_factory=dict)
 
     def start(self) -> NetworkProcess:
         command = [sys.executable, "-m", "grid_jupyter.cli.main", "network", "--state", str(self.state_dir)]
-        command += ["--port", str(self.port), "--heartbeat", f"{HEARTBEAT_S}s", "--json", "--supervised"]
+        command += ["--port", str(self.port), "--heartbeat", f"{self.heartbeat_s}s", "--json", "--supervised"]
         self.process = subprocess.Popen(
             [*command, *self.arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=dict(os.environ)
         )

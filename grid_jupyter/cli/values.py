@@ -1,0 +1,49 @@
+"""How the values of options are written on the command line: names, ports, times, sizes."""
+
+from __future__ import annotations
+
+import re
+from argparse import ArgumentTypeError
+
+_NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_BYTES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def node_name(text: str) -> str:
+    """A name that is fit for a directory too. Raises ArgumentTypeError, as all of these do."""
+    if not _NODE_NAME.fullmatch(text):
+        raise ArgumentTypeError(
+            "a name has letters, digits, '.', '_' and '-', a letter or digit first, at most 64 characters"
+        )
+    return text
+
+
+def port(text: str) -> int:
+    """A TCP port; 0 for any."""
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise ArgumentTypeError("a port is a number from 0 to 65535")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 up."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise ArgumentTypeError("this is a number from 1 up")
+    return int(text)
+
+
+def duration(text: str) -> float:
+    """A time, in seconds."""
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)", text)
+    if not found or float(found[1]) <= 0:
+        raise ArgumentTypeError("a time is a number of seconds, or like 45s, 30m, 12h, 7d")
+    return float(found[1]) * _SECONDS[found[2] or "s"]
+
+
+def size(text: str) -> int:
+    """A size, in bytes."""
+    found = re.fullmatch(r"([0-9]+)([KMGT]?)(?:i?B)?", text)
+    if not found or int(found[1]) < 1:
+        raise ArgumentTypeError("a size is a number of bytes, or like 512M, 2G, 1T")
+    return int(found[1]) * _BYTES[found[2]]

@@ -1,0 +1,52 @@
+"""Run the tutorials on a grid of their own and store what they show: `make tutorials`.
+
+What differs from run to run for no reason of ours (times, widget state, paths in tracebacks) is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import nbclient
+import nbformat
+
+TUTORIALS = Path(__file__).parent.parent / "notebooks" / "tutorials"
+
+
+def cleaned(notebook: Any) -> Any:
+    """The notebook without what is only true of this run on this machine."""
+    notebook.metadata.pop("widgets", None)
+    notebook.metadata.language_info = {"name": "python"}
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        for output in cell.get("outputs", ()):
+            if output.output_type == "error":
+                output.traceback = [f"{output.ename}: {output.evalue}"]
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+    return notebook
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="grid-tutorials-") as home:
+        os.environ["GRID_JUPYTER_HOME"] = home
+        command = [sys.executable, "-m", "grid_jupyter.cli.main", "up", "--json"]
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as grid:
+            try:
+                json.loads(grid.stdout.readline() if grid.stdout else "")
+                for path in sorted(TUTORIALS.glob("*.ipynb")):
+                    notebook = nbformat.read(path, as_version=4)
+                    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute(cwd=str(path.parent))
+                    nbformat.write(cleaned(notebook), path)
+                    print(path.name)
+            finally:
+                grid.terminate()
+
+
+if __name__ == "__main__":
+    main()
