@@ -1,1 +1,1 @@
-"""Benchmarks: what the grid costs beside plain torch, raw sockets and plain files. `python -m benchmarks` lists them."""
+"""Benchmarks: what the grid costs beside plain torch, sockets and files. `python -m benchmarks` lists them."""

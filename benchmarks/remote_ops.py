@@ -73,13 +73,13 @@ def _additions(scale: Scale, node: Server, session: Session) -> list[Result]:
         _rate(what, count, took["remote"], "op/s", took["local"], "local torch"),
         *(
             Result(
-                what=f"CPU of one such addition: {name}",
+                what=f"CPU of one such addition, {name}",
                 value=took["remote"].cpu_each(process) / count * 1e6,
                 unit="µs",
                 baseline=here * 1e6,
                 against="local torch, the whole of it",
             )
-            for process, name in (("here", "the client"), ("node", "the Node's control process"), ("workers", "the Worker"))
+            for process, name in (("here", "client"), ("node", "Node"), ("workers", "Worker"))
         ),
     ]  # fmt: skip
 
@@ -204,7 +204,7 @@ def _steps(
     )
     return [
         _rate(name, steps, took["remote"], "step/s", took["local"], "local torch"),
-        _rate(f"{name}, loss.item() each step", steps, took["remote, read"], "step/s", took["local, read"], "local torch"),
+        _rate(f"{name}, .item() each step", steps, took["remote, read"], "step/s", took["local, read"], "local torch"),
         *(
             Result(
                 what=f"{name}: CPU of one step, {who}",
@@ -229,7 +229,7 @@ def _step(
     def step() -> torch.Tensor:
         updating.zero_grad()
         loss = torch.nn.functional.cross_entropy(model(inputs), classes)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         updating.step()
         return loss.detach()
 

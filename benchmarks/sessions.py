@@ -11,6 +11,7 @@ import os
 import struct
 import sys
 import time
+import traceback
 from dataclasses import dataclass
 
 import torch
@@ -74,7 +75,7 @@ def _run(order: Order, count: int) -> float:
         os.waitpid(pid, 0)
     for end in (ready_out, times_out):
         os.close(end)
-    times = list(_TIMES.iter_unpack(told))
+    times: list[tuple[float, float]] = list(_TIMES.iter_unpack(told))
     if len(times) != count:
         raise RuntimeError("a session ended early; its process said why above")
     return max(end for _, end in times) - min(begin for begin, _ in times)
@@ -95,7 +96,8 @@ def _person(order: Order, ready: int, go: int, times: int) -> None:
             os.write(times, _TIMES.pack(began, time.perf_counter()))
         status = 0
     finally:
-        sys.excepthook(*sys.exc_info()) if status else None
+        if status:
+            traceback.print_exc()
         os._exit(status)
 
 

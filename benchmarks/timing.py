@@ -34,13 +34,13 @@ class Timings:
 def in_turns(
     works: Mapping[str, Callable[[], object]], runs: int, others: Mapping[str, CpuReader] | None = None
 ) -> dict[str, Timings]:
-    """Run each piece of work once to warm up, then all of them `runs` times in turns.
+    """Run each piece of work once to warm up (unless there is but one run), then all of them `runs` times in turns.
 
     CPU seconds are those of this process, as "here", and of the `others`.
     """
     readers: dict[str, CpuReader] = {"here": time.process_time, **(others or {})}
     timings = {name: Timings(cpu=dict.fromkeys(readers, 0.0)) for name in works}
-    for work in works.values():
+    for work in works.values() if runs > 1 else ():
         work()
     for _ in range(runs):
         for name, work in works.items():

@@ -51,9 +51,7 @@ def run(scale: Scale) -> list[Result]:
 # ------------------------------------------------------------------ a session's tensors
 
 
-def _session(
-    scale: Scale, tensor: torch.Tensor, node: Server, baseline: Server, client: NodeClient
-) -> list[Result]:
+def _session(scale: Scale, tensor: torch.Tensor, node: Server, baseline: Server, client: NodeClient) -> list[Result]:
     data = to_bytes(tensor)
     session = client.session
     held = send(tensor, session)
@@ -72,8 +70,11 @@ def _session(
     size = f"{len(data) // MIB} MiB tensor"
     results = []
     for way, name in (("up", f"a {size} to a session"), ("down", f"a {size} back from a session")):
-        for carrier, against in (("tcp", "a raw TCP socket"), ("http", f"HTTP {_VERBS[way]} by tornado")):
-            results.append(_speed(name, len(data), took[way], took[f"{carrier} {way}"], against))
+        for carrier, beside, against in (
+            ("http", "", f"HTTP {_VERBS[way]} by tornado"),
+            ("tcp", ", beside a socket", "a raw TCP socket"),
+        ):
+            results.append(_speed(f"{name}{beside}", len(data), took[way], took[f"{carrier} {way}"], against))
         cpu = took[way].cpu
         results.append(
             Result(

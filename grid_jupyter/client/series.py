@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -15,6 +16,7 @@ from grid_jupyter.client.columns import (
     CODE_DTYPES,
     NULLABLE,
     STORED,
+    TICKS,
     Array,
     Encoding,
     Index,
@@ -29,8 +31,16 @@ from grid_jupyter.wire.messages import ColumnInfo
 
 ENTRY_BYTES = 64
 """What one entry of a vocabulary counts beyond its text: the memory that its bookkeeping takes."""
+_CALENDAR_S = (-62_135_596_800, 253_402_300_800)
+"""Beginning of the year 1 and end of 9999, in seconds since 1970."""
+_ZONED_CALENDAR_S = (-9_214_560_000, 253_402_214_400)
+"""Beginning of 1678 and a day before the end of 9999."""
 _NAT = numpy.iinfo("int64").min
 _MAX_INT64 = numpy.iinfo("int64").max
+_BEYOND = (
+    "the column {!r} holds dates before the year 1 (1678 with a time zone) or after 9999; "
+    "set them to NaT, or publish them as numbers"
+)
 _ENTRIES_A_PIECE = 10_000
 
 Reader = Callable[[str], Array]
@@ -76,6 +86,8 @@ class ColumnEncoder:
             return to_stored(values, f"the column {self.name!r}"), piece.isna().to_numpy()
         if kind == "time":
             values = _ticks(piece, self.encoding)
+            if _out_of_calendar(values, self.encoding):
+                raise InvalidDataError(_BEYOND.format(self.name))
             mask = values == _NAT
             return numpy.where(mask, 0, values), mask
         codes = self._text_codes(piece) if kind == "text" else self._category_codes(piece)
@@ -105,7 +117,7 @@ class ColumnEncoder:
         categories = piece.cat.categories
         if self._categories is None or self._categories[0] is not categories:
             before = len(self._codes)
-            known = self._learn(_entries(categories, self._inner, self.name))
+            known = self._learn(_entries(categories, _of_categories(self.encoding), self.name))
             in_order = bool((numpy.diff(known) > 0).all())
             new_ones_are_last = len(self._codes) == before or len(self._codes) == len(known)
             if self.encoding.ordered and not (in_order and new_ones_are_last):
@@ -115,12 +127,6 @@ class ColumnEncoder:
                 )
             self._categories = categories, known
         return _look_up(self._categories[1], piece.cat.codes.to_numpy())
-
-    @property
-    def _inner(self) -> Encoding:
-        if self.encoding.categories is None:
-            raise TypeError("only a category column has an encoding of its categories")
-        return self.encoding.categories
 
     def _learn(self, entries: Iterable[Any]) -> Array:
         """Codes of these entries; new ones get the next numbers."""
@@ -165,6 +171,16 @@ def _ticks(values: Series | Index, encoding: Encoding) -> Array:
     return values.to_numpy(dtype=f"{word}[{encoding.unit}]").view("int64")
 
 
+def _out_of_calendar(ticks: Array, encoding: Encoding) -> bool:
+    """Whether there are dates that crash some pandas: beyond Python's calendar, or zoned and older than pytz knows."""
+    if encoding.unit == "ns" or not encoding.text.startswith("datetime64"):
+        return False
+    first, last = _CALENDAR_S if isinstance(encoding.pandas, numpy.dtype) else _ZONED_CALENDAR_S
+    scale = int(TICKS[encoding.unit])
+    within = (first * scale <= ticks) & (ticks < last * scale)
+    return not bool((within | (ticks == _NAT)).all())
+
+
 def _look_up(table: Array, codes: Array) -> Array:
     return numpy.append(table, -1)[codes]  # -1 takes the last one
 
@@ -177,7 +193,10 @@ def _entries(categories: Index, encoding: Encoding, name: str) -> list[Any]:
     if encoding.kind == "text":
         return categories.tolist()
     if encoding.kind == "time":
-        return list(_ticks(categories, encoding).tolist())
+        ticks = _ticks(categories, encoding)
+        if _out_of_calendar(ticks, encoding):
+            raise InvalidDataError(_BEYOND.format(name))
+        return list(ticks.tolist())
     numbers = categories.to_numpy(dtype=NULLABLE.get(encoding.text, encoding.text)).tolist()
     return [_number_entry(number) for number in numbers]
 
@@ -194,11 +213,29 @@ def decode(column: ColumnInfo, index: int, read: Reader) -> Series:
 
     The tensors come from another party: nothing in them is taken for granted.
     """
+    with _must_fit(column):
+        return _decode(parse_dtype(column.dtype), index, read)
+
+
+def categories(column: ColumnInfo, data: Array) -> list[Any]:
+    """What the codes of a text or category column stand for, in their order; `data` is its vocabulary.
+
+    Raises InvalidDataError where it does not fit the dtype, or the column has none.
+    """
     encoding = parse_dtype(column.dtype)
+    entries = vocabulary(data)
+    with _must_fit(column):
+        if encoding.kind == "text":
+            return _only(str, entries[:-1] if entries[-1:] == [None] else entries)
+        return list(_categories(_of_categories(encoding), entries))
+
+
+@contextlib.contextmanager
+def _must_fit(column: ColumnInfo) -> Iterator[None]:
     try:
-        return _decode(encoding, index, read)
+        yield
     except (ValueError, TypeError, OverflowError, KeyError):  # what pandas and numpy say of values beyond a dtype
-        raise InvalidDataError(f"the tensors of the column {column.name!r} do not hold {encoding.text}") from None
+        raise InvalidDataError(f"the tensors of the column {column.name!r} do not hold {column.dtype[:80]}") from None
 
 
 def _decode(encoding: Encoding, index: int, read: Reader) -> Series:
@@ -241,6 +278,8 @@ def _time(encoding: Encoding, values: Array, mask: Array) -> Series:
 def _from_ticks(encoding: Encoding, ticks: Array) -> Index:
     if encoding.text.startswith("timedelta64"):
         return _index(ticks.view(f"timedelta64[{encoding.unit}]"))
+    if _out_of_calendar(ticks, encoding):
+        raise ValueError
     dates: Any = pandas.DatetimeIndex(ticks.view(f"datetime64[{encoding.unit}]"))
     if isinstance(encoding.pandas, pandas.DatetimeTZDtype):
         dates = dates.tz_localize("UTC").tz_convert(encoding.pandas.tz)
@@ -263,10 +302,14 @@ def _texts(encoding: Encoding, codes: Array, entries: list[Any]) -> Series:
 
 
 def _category(encoding: Encoding, codes: Array, entries: list[Any]) -> Series:
+    known = _categories(_of_categories(encoding), entries)
+    return _series(pandas.Categorical.from_codes(codes, categories=known, ordered=encoding.ordered))
+
+
+def _of_categories(encoding: Encoding) -> Encoding:
     if encoding.categories is None:
         raise TypeError("only a category column has an encoding of its categories")
-    categories = _categories(encoding.categories, entries)
-    return _series(pandas.Categorical.from_codes(codes, categories=categories, ordered=encoding.ordered))
+    return encoding.categories
 
 
 def _categories(encoding: Encoding, entries: list[Any]) -> Index:
@@ -290,15 +333,15 @@ def _only(kind: type, entries: list[Any]) -> list[Any]:
 
 
 def vocabulary(data: Array) -> list[Any]:
-    if data.dtype != numpy.uint8 or data.ndim != 1:
-        raise ValueError
-    try:
-        entries = json.loads(data.tobytes())
-    except RecursionError:
-        raise ValueError from None
-    if not isinstance(entries, list):
-        raise TypeError
-    return entries
+    """The entries of a vocabulary as JSON has them. Raises InvalidDataError if it is no JSON list."""
+    if data.dtype == numpy.uint8 and data.ndim == 1:
+        try:
+            entries = json.loads(data.tobytes())
+        except (ValueError, RecursionError):
+            entries = None
+        if isinstance(entries, list):
+            return entries
+    raise InvalidDataError("the vocabulary of a column is no JSON list; publish the table again")
 
 
 def _series(values: Any, **how: Any) -> Series:

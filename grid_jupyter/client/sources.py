@@ -51,7 +51,7 @@ def frame_source(frame: pandas.DataFrame) -> TableSource:
     series: list[Series] = [*levels, *(frame.iloc[:, number] for number in range(frame.shape[1]))]
     names = _unique_names([level.name for level in levels] + list(frame.columns))
     columns = tuple(_column(name, _describe_column(one, name)) for name, one in zip(names, series, strict=True))
-    size = _piece_rows(len(series), 0)
+    size = PIECE_CELLS  # of each column: these pieces are no copies
     starts = range(0, max(len(frame), 1), size)  # a piece even without rows: it carries the categories
     return TableSource(columns, len(frame), ([one.iloc[start : start + size] for one in series] for start in starts))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Callable
@@ -36,6 +37,7 @@ class WebSocketLink:
         self.lost: str | None = None
         self._lock = threading.RLock()
         self._number = 0
+        self._until_closed = contextlib.ExitStack()
         self._socket = self._connect(token)
         reply, _ = self.request(Hello(protocol=PROTOCOL, software=f"grid-jupyter {__version__}"))
         if not isinstance(reply, Welcome):
@@ -44,14 +46,16 @@ class WebSocketLink:
 
     def _connect(self, token: str) -> ClientConnection:
         try:
-            made = connect(
-                f"{self.address.websocket_url}/data-centric/session",
-                additional_headers={"Authorization": f"Bearer {token}"} if token else {},
-                compression=None,  # tensors do not compress, and it would cost twenty times the time
-                max_size=MAX_FRAME_BYTES,
-                open_timeout=_OPEN_S,
-                proxy=None,
-                ssl=self.address.tls,
+            made = self._until_closed.enter_context(
+                connect(
+                    f"{self.address.websocket_url}/data-centric/session",
+                    additional_headers={"Authorization": f"Bearer {token}"} if token else {},
+                    compression=None,  # tensors do not compress, and it would cost twenty times the time
+                    max_size=MAX_FRAME_BYTES,
+                    open_timeout=_OPEN_S,
+                    proxy=None,
+                    ssl=self.address.tls,
+                )
             )
         except InvalidStatus as error:
             raise reported(error.response.status_code, bytes(error.response.body or b""), self.address.url) from None
@@ -146,4 +150,4 @@ class WebSocketLink:
     def close(self) -> None:
         """End the session."""
         self.lost = self.lost or "the session was closed here"
-        self._socket.close()
+        self._until_closed.close()

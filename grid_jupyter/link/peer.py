@@ -96,6 +96,7 @@ class Membership:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise BadRequest(f"{network_url!r} is not an address of a Network: it begins with http:// or https://")
         self.network_url = network_url.rstrip("/")
+        self.links = 0  # opened since the start
         self.state = NONE
         self.detail = ""
         self._name = name
@@ -274,6 +275,7 @@ class Membership:
                 if beating is None:
                     beating = asyncio.create_task(self._send_beats(link, interval))
                     tasks.add(beating)
+                self.links += 1
                 self._become(JOINED, f"{message.network} at {self.network_url}")
             elif not isinstance(message, Seen):
                 task = asyncio.create_task(self._reply(link, message, answering))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 from grid_jupyter.errors import GridError, InvalidMessageError, NodeUnavailableError, from_wire
-from grid_jupyter.wire.network import Answer, Datasets, HostedModel, Models, Question, Tags, Unanswered
+from grid_jupyter.wire.network import Answer, Datasets, FromNetwork, HostedModel, Models, Question, Tags, Unanswered
 
 ANSWER_S = 2.0
 """Time that a Node has for an answer; one that is slower is left out."""
@@ -27,14 +27,14 @@ class NodeLink:
         name: str,
         *,
         now: float,
-        send: Callable[[Question], None],
+        send: Callable[[FromNetwork], None],
         close: Callable[[str], None],
     ) -> None:
         self.number = number
         self.name = name
+        self.send = send
         self.close = close
         self.last_message = now
-        self._send = send
         self._ids = itertools.count(1)
         self._pending: dict[int, asyncio.Future[Answer]] = {}
 
@@ -50,7 +50,7 @@ class NodeLink:
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._pending[number] = future
         try:
-            self._send(question(number))
+            self.send(question(number))
             answer = await future
         finally:
             del self._pending[number]

@@ -29,6 +29,7 @@ from grid_jupyter.network.search import NodeLink, ask_all, holders, hosts_of, un
 from grid_jupyter.wire.network import (
     Datasets,
     FindDatasets,
+    FromNetwork,
     FromNode,
     Heartbeat,
     HostedModel,
@@ -36,6 +37,7 @@ from grid_jupyter.wire.network import (
     ListTags,
     Models,
     Question,
+    Seen,
     Tags,
     Welcome,
 )
@@ -140,7 +142,7 @@ class GridNetwork:
     # ------------------------------------------------------------------ links
 
     async def open_link(
-        self, node: Registered, *, send: Callable[[Question | Welcome], None], close: Callable[[str], None]
+        self, node: Registered, *, send: Callable[[FromNetwork], None], close: Callable[[str], None]
     ) -> NodeLink:
         """Take up the link of a Node; an older one is closed, for there is one process of a Node."""
         link = NodeLink(next(self._numbers), node.name, now=self._ticks(), send=send, close=close)
@@ -149,12 +151,13 @@ class GridNetwork:
         self._happened(node.name, Opened(link.number))
         if older is not None:
             older.close("the Node opened another link")
-        send(Welcome(network=self.name, heartbeat_s=self.heartbeat_s))
+        link.send(Welcome(network=self.name, heartbeat_s=self.heartbeat_s))
         await self._registry.seen(node.name, self._clock())
         return link
 
     async def received(self, link: NodeLink, message: FromNode) -> None:
-        """Take in what came over a link. Raises BadRequest for a heartbeat with an unfit address."""
+        """Take in what came over a link. Raises BadRequest for a heartbeat with an unfit address,
+        NodeUnavailableError where the link ends meanwhile."""
         link.last_message = self._ticks()
         if not isinstance(message, Heartbeat):
             link.answered(message)
@@ -164,6 +167,7 @@ class GridNetwork:
         self._happened(link.name, Beat(link.number))
         if self._links.get(link.name) is not link:
             return
+        link.send(Seen())
         self._heartbeats[link.name] = message
         if before is None or before.address != message.address:
             await self._registry.seen(link.name, self._clock(), address=message.address)

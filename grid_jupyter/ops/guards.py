@@ -1,7 +1,8 @@
-"""Argument checks in front of the allowed kernels that trust their caller.
+"""Checks around the allowed kernels that trust their caller, or say too little of what they do.
 
 ATen checks in its public wrappers; some kernels below them crash, or read out of bounds, on arguments
-that no wrapper would pass. Fuzzing found these (docs/operations.md).
+that no wrapper would pass. Some return memory that they never wrote to, which holds what was computed before,
+or write to an argument without a new version of it. Fuzzing found these (docs/operations.md).
 """
 
 from __future__ import annotations
@@ -20,18 +21,48 @@ def _need(condition: bool, what: str) -> None:
         raise ValueError(f"bad argument: {what}")
 
 
-def _batch_norm(
-    x: torch.Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float
+def _batch_norm(kernel: Any) -> Callable[..., Any]:
+    def guarded(
+        x: torch.Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float
+    ) -> Any:
+        _need(x.dim() >= 2 and x.is_floating_point() and x.numel() > 0, "batch norm takes a floating [N, C, …] input")
+        for t in (weight, bias, mean, var):
+            _need(
+                t is None or (t.dim() == 1 and t.numel() == x.shape[1] and t.is_floating_point() and t.is_contiguous()),
+                "per-channel tensors have one value a channel",
+            )
+        _need(training or mean is not None, "running statistics are needed in eval mode")
+        _need((mean is None) == (var is None), "running_mean and running_var go together")
+        if mean is None or not training:
+            return kernel(x, weight, bias, mean, var, training, momentum, eps)
+        # the kernel writes the statistics behind autograd's back: let it, to copies
+        new_mean, new_var = mean.detach().clone(), var.detach().clone()
+        result = kernel(x, weight, bias, new_mean, new_var, training, momentum, eps)
+        with torch.no_grad():
+            mean.copy_(new_mean)
+            var.copy_(new_var)
+        return result
+
+    return guarded
+
+
+def _rrelu(
+    x: torch.Tensor, noise: torch.Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False,
+    generator: None = None,
+) -> Any:  # fmt: skip
+    _need(x.is_floating_point() and noise.shape == x.shape and noise.dtype == x.dtype, "noise is like the input")
+    drawn = torch.zeros_like(x)
+    result = aten.rrelu_with_noise.default(x, drawn, lower, upper, training, generator)
+    with torch.no_grad():
+        noise.copy_(drawn)
+    return result
+
+
+def _embedding(
+    weight: torch.Tensor, indices: torch.Tensor, padding: int = -1, scale: bool = False, sparse: bool = False
 ) -> Any:
-    _need(x.dim() >= 2 and x.is_floating_point() and x.numel() > 0, "batch norm takes a floating [N, C, …] input")
-    for t in (weight, bias, mean, var):
-        _need(
-            t is None or (t.dim() == 1 and t.numel() == x.shape[1] and t.is_floating_point() and t.is_contiguous()),
-            "per-channel tensors have one value a channel",
-        )
-    _need(training or mean is not None, "running statistics are needed in eval mode")
-    _need((mean is None) == (var is None), "running_mean and running_var go together")
-    return aten.native_batch_norm.default(x, weight, bias, mean, var, training, momentum, eps)
+    _need(not sparse, "only dense gradients")
+    return aten.embedding.default(weight, indices, padding, scale, False)
 
 
 def _lstm_layer(
@@ -53,10 +84,12 @@ def _lstm_layer(
         hx.numel() == cx.numel() == x.shape[1] * hidden and hx.shape[-1] == cx.shape[-1] == hidden,
         "states fit the batch and the hidden size",
     )
-    return aten.mkldnn_rnn_layer.default(
+    *results, workspace = aten.mkldnn_rnn_layer.default(
         *(t.contiguous() for t in tensors), reverse, batch_sizes, mode, hidden, layers, has_biases,
         bidirectional, batch_first, train,
     )  # fmt: skip
+    # autograd keeps the workspace itself; most of its bytes were never written
+    return (*results, workspace if workspace is None else torch.zeros_like(workspace))
 
 
 def _fft(x: torch.Tensor, dim: list[int], normalization: int, onesided: bool) -> Any:
@@ -126,11 +159,15 @@ def _ctc(
         _need(targets.shape[0] == batch and int(lengths.max()) <= targets.shape[1], "target lengths within the targets")
     else:
         _need(int(lengths.sum()) == targets.numel(), "target lengths add up to the targets")
-    return aten._ctc_loss.Tensor(log_probs, targets, inputs, lengths, blank, zero_infinity)
+    loss, alphas = aten._ctc_loss.Tensor(log_probs, targets, inputs, lengths, blank, zero_infinity)
+    return loss, torch.zeros_like(alphas)  # autograd keeps them itself; beyond the lengths they were never written
 
 
 GUARDS: dict[str, Callable[..., Any]] = {
-    "aten.native_batch_norm.default": _batch_norm,
+    "aten.native_batch_norm.default": _batch_norm(aten.native_batch_norm.default),
+    "aten._native_batch_norm_legit.default": _batch_norm(aten._native_batch_norm_legit.default),
+    "aten.rrelu_with_noise.default": _rrelu,
+    "aten.embedding.default": _embedding,
     "aten.mkldnn_rnn_layer.default": _lstm_layer,
     "aten._fft_r2c.default": _fft,
     "aten._fused_adam_.default": _fused(aten._fused_adam_.default, 6),

@@ -24,11 +24,14 @@ def _zeros_strided(like: torch.Tensor, size: list[int], stride: list[int], **opt
     return made
 
 
-# Uninitialised memory holds what others computed before: whatever would be empty is zero instead.
-_ZEROED: dict[str, Callable[..., Any]] = {
+_REPLACED: dict[str, Callable[..., Any]] = {
+    # uninitialised memory holds what was computed before: whatever would be empty is zero instead
     "aten.empty_like.default": aten.zeros_like.default,
     "aten.new_empty.default": aten.new_zeros.default,
     "aten.new_empty_strided.default": _zeros_strided,
+    # views that keep a version of their own would let autograd take in what was written to them since
+    "aten._unsafe_view.default": aten.view.default,
+    "aten.unsafe_split.Tensor": aten.split_copy.Tensor,
     # a client's tensor cannot carry the conjugate or negative bit, so these are computed
     "aten._conj.default": aten._conj_physical.default,
     "aten._neg_view.default": aten.neg.default,
@@ -46,6 +49,7 @@ class Kernel(NamedTuple):
     writes: dict[int, int]  # result → argument that it is (in-place and out= forms)
     results: int
     returns_list: bool
+    seeded: bool  # takes from the random generator
 
 
 def overload(name: str) -> Any:
@@ -93,13 +97,14 @@ def kernel(name: str) -> Kernel:
                 (writes if alias.is_write else views)[result] = holders[label]
     return Kernel(
         name,
-        GUARDS.get(name) or _ZEROED.get(name) or op,
+        GUARDS.get(name) or _REPLACED.get(name) or op,
         tuple(argument.name for argument in schema.arguments),
         frozenset(mutates),
         views,
         writes,
         len(schema.returns),
         len(schema.returns) == 1 and str(schema.returns[0].type).startswith("List[Tensor"),
+        torch.Tag.nondeterministic_seeded in op.tags,
     )
 
 

@@ -39,7 +39,7 @@ from grid_jupyter.store.accounts import AccountTable
 from grid_jupyter.store.database import Database, sqlite_url
 from grid_jupyter.store.settings import SettingTable
 from grid_jupyter.wire.limits import MAX_NAME_CHARS, MAX_TAG_CHARS, MAX_TAGS
-from grid_jupyter.wire.network import MAX_LINK_BYTES, Question, Welcome, decode, encode, from_node_decoder
+from grid_jupyter.wire.network import MAX_LINK_BYTES, FromNetwork, decode, encode, from_node_decoder
 
 MAX_UNSENT_BYTES = 8 << 20
 """What may wait to be sent to one Node, in bytes; one that does not read is cut off."""
@@ -210,7 +210,7 @@ class Link(NetworkDoor, WebSocketHandler):
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(self.network.heartbeat_s, self._watch, link)
 
-    def _send(self, message: Question | Welcome) -> None:
+    def _send(self, message: FromNetwork) -> None:
         try:
             sent = self.write_message(encode(message))
         except WebSocketClosedError:

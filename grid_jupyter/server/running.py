@@ -24,7 +24,6 @@ from pathlib import Path
 from types import TracebackType
 
 import msgspec
-from tornado.netutil import bind_sockets
 
 from grid_jupyter import __version__
 from grid_jupyter.errors import Conflict, NotFound
@@ -35,6 +34,8 @@ log = logging.getLogger("grid_jupyter")
 
 PORTS_TRIED = 100
 """How many ports, from the one asked for, are tried before giving up."""
+BACKLOG = 128
+"""Connections that may wait to be accepted."""
 LOCK_PATIENCE_S = 0.5
 """How long a held lock is tried before it counts as held by another process."""
 END_S = 10.0
@@ -125,8 +126,9 @@ class StateDir:
     ) -> None:
         with contextlib.suppress(FileNotFoundError):
             (self.path / "running.json").unlink()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(FileNotFoundError):
             self._socket_path().unlink()
+        with contextlib.suppress(OSError):  # it was never made
             self._socket_path().parent.rmdir()
         if self._lock is not None:
             os.close(self._lock)
@@ -218,12 +220,26 @@ def listen(host: str, port: int) -> list[socket.socket]:
 
 
 def _try_listen(host: str, port: int) -> list[socket.socket]:
+    """Sockets on every address that `host` stands for, all on this port; none if it is taken."""
+    sockets: list[socket.socket] = []
     try:
-        return bind_sockets(port, address=host)
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, place in sorted({(family, place) for family, _, _, _, place in found}):
+            listener = socket.socket(family, socket.SOCK_STREAM)
+            sockets.append(listener)
+            listener.setblocking(False)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4 has a socket of its own
+            listener.bind((place[0], port or sockets[0].getsockname()[1], *place[2:]))
+            listener.listen(BACKLOG)
     except OSError as error:
+        for listener in sockets:
+            listener.close()
         if error.errno in (errno.EADDRINUSE, errno.EACCES):
             return []
         raise Conflict(f"cannot listen on {host}: {error.strerror or error}") from None
+    return sockets
 
 
 def address_of(sockets: list[socket.socket], host: str, *, tls: bool, public_address: str | None = None) -> str:

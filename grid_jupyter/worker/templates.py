@@ -5,6 +5,7 @@ Templates are built from closures over a closed table of kernels; nothing that a
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,21 +22,28 @@ MEMORY_FORMATS: dict[str, torch.memory_format] = {
 }  # fmt: skip
 
 Getter = Callable[[dict[int, Any], list[Any]], Any]
-_is_alias: Callable[[torch.Tensor, torch.Tensor], bool] = torch._C._is_alias_of  # type: ignore[attr-defined]
+_NUMBERS = (int, float)
+_bump_version: Callable[[torch.Tensor], None] = torch.autograd.graph.increment_version
 
 
 class Box:
     """The lineage of one storage: every view of it shares this object.
 
     `sources` has one bit for each data set of the session that the bytes derive from. A frozen storage
-    is published data: mapped read-only, never written to.
+    is published data: mapped read-only, never written to. `storage` tells which one it is while it lives.
     """
 
-    __slots__ = ("frozen", "sources")
+    __slots__ = ("frozen", "sources", "storage")
 
-    def __init__(self, sources: int = 0, frozen: bool = False) -> None:
+    def __init__(self, sources: int = 0, frozen: bool = False, storage: int = 0) -> None:
         self.sources = sources
         self.frozen = frozen
+        self.storage = storage
+
+
+def storage_of(tensor: torch.Tensor) -> int:
+    """Which storage a tensor shows: the same number for all of its views."""
+    return int(tensor.untyped_storage()._cdata)
 
 
 class Template:
@@ -67,8 +75,7 @@ class Template:
             self._argument_refs.setdefault(position, []).append(slot)
             return lambda values, command: values[command[slot]]
         if item == "d":
-            slot = next(self._slots)
-            return lambda values, command: command[slot]
+            return self._number(next(self._slots))
         if item == "z":
             slot = next(self._slots)
             next(self._slots)
@@ -90,11 +97,22 @@ class Template:
                 return _constant(content)
         raise InvalidMessageError(f"{self.kernel.name}: an argument is not in the protocol's form")
 
+    def _number(self, slot: int) -> Getter:
+        def number(values: dict[int, Any], command: list[Any]) -> Any:
+            value = command[slot]
+            if type(value) in _NUMBERS or (type(value) is list and all(type(part) in _NUMBERS for part in value)):
+                return value
+            raise InvalidMessageError(f"{self.kernel.name} takes numbers where something else was given")
+
+        return number
+
     def run(self, values: dict[int, Any], boxes: dict[int, Box], command: list[Any]) -> None:
         """Execute one command: results into `values`, lineage into `boxes`.
 
         The lineage of a result is the union of the arguments' ones. A result that shares an argument's
-        storage shares its box, whatever the schema says of it.
+        storage shares its box, whatever the schema says of it. Storages that are written to show a new
+        version to autograd, whether or not the kernel cares: else a graph made before would take in what
+        its lineage does not know of.
         """
         sources = 0
         for slot in self.refs:
@@ -106,38 +124,43 @@ class Template:
                     f"{self.kernel.name} would change published data in place; work on a .copy() of it"
                 )
             box.sources |= sources
-        result = self.kernel.run(
-            *[get(values, command) for get in self._positional],
-            **{name: get(values, command) for name, get in self._keywords.items()},
-        )
+        written = [values[command[slot]] for slot in self._mutated]
+        versions = [tensor._version for tensor in written]
+        try:
+            result = self.kernel.run(
+                *[get(values, command) for get in self._positional],
+                **{name: get(values, command) for name, get in self._keywords.items()},
+            )
+        finally:
+            for tensor, version in zip(written, versions, strict=True):
+                if tensor._version == version:
+                    _bump_version(tensor)
+            if sources and self.kernel.seeded:
+                # how much randomness it took may depend on values: what is drawn next must not tell
+                torch.default_generator.manual_seed(secrets.randbits(63))
         out = command[1]
         if type(out) is int:
             if out:
                 values[out] = result
-                boxes[out] = self._box(0, result, sources, values, boxes, command)
+                boxes[out] = self._box(result, sources, boxes, command)
         else:
             results = result if self.kernel.returns_list else self._fresh(result)
-            for index, (identity, value) in enumerate(zip(out, results, strict=True)):
+            for identity, value in zip(out, results, strict=True):
                 if value is not None:
-                    position = 0 if self.kernel.returns_list else index
                     values[identity] = value
-                    boxes[identity] = self._box(position, value, sources, values, boxes, command)
+                    boxes[identity] = self._box(value, sources, boxes, command)
 
     def _fresh(self, result: Any) -> Iterator[Any]:
         """Results of several, without those that are arguments written to."""
         return (value for index, value in enumerate(result) if index not in self.kernel.writes)
 
-    def _box(
-        self, result: int, value: Any, sources: int, values: dict[int, Any], boxes: dict[int, Box], command: list[Any]
-    ) -> Box:
-        argument = self.kernel.views.get(result)
-        if argument is not None and argument in self._argument_refs:
-            return boxes[command[self._argument_refs[argument][0]]]
+    def _box(self, value: torch.Tensor, sources: int, boxes: dict[int, Box], command: list[Any]) -> Box:
+        storage = storage_of(value)
         for slot in self.refs:
-            # some kernels (_unsafe_view, unsafe_split) return views that their schema does not declare
-            if _is_alias(value, values[command[slot]]):
-                return boxes[command[slot]]
-        return Box(sources)
+            box = boxes[command[slot]]
+            if box.storage == storage:
+                return box
+        return Box(sources, storage=storage)
 
 
 def _constant(value: Any) -> Getter:

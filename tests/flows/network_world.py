@@ -95,6 +95,10 @@ class NetworkProcess:
         link, _ = await self.owner.invite("Node", 60.0)
         return link.partition("#")[2]
 
+    async def forget(self, name: str) -> None:
+        """Strike a Node off, whether or not it was there, so that a test finds its name free."""
+        await call(self.address, "DELETE", "/delete-node", {"node-id": name}, token=await self.user("Root", "Owner"))
+
     async def connected(self) -> list[str]:
         _, answer = await call(self.address, "GET", "/connected-nodes")
         return list(answer["grid-nodes"])
@@ -113,6 +117,7 @@ class FakeNode:
     models: tuple[HostedModel, ...] = ()
     credential: str | None = None
     answer_delay_s: float = 0.0
+    beats: int = 0
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     membership: Membership | None = None
 
@@ -151,6 +156,7 @@ class FakeNode:
         self.credential = token
 
     async def _beat(self) -> Heartbeat:
+        self.beats += 1
         return Heartbeat(address=self.address, tags=0, datasets=len(self.datasets), models=0, cpu=1.0, memory=2.0)
 
     async def _answer(self, question: Question) -> Answer:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 from network_world import HEARTBEAT_S, PATIENCE_S, FakeNode, NetworkProcess, call, until
@@ -19,15 +18,16 @@ from grid_jupyter.wire.network import MAX_LINK_BYTES, Heartbeat, encode
 BEAT = Heartbeat(address="http://127.0.0.1:3999", tags=0, datasets=0, models=0, cpu=0.0, memory=0.0)
 
 
-@pytest.fixture
-def network(tmp_path: Path) -> Iterator[NetworkProcess]:
-    process = NetworkProcess(tmp_path / "network").start()
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NetworkProcess]:
+    process = NetworkProcess(tmp_path_factory.mktemp("network")).start()
     yield process
     process.stop()
 
 
 @contextlib.asynccontextmanager
 async def joined(network: NetworkProcess, name: str, **told: object) -> AsyncIterator[FakeNode]:
+    await network.forget(name)
     node = FakeNode(name, network.address, invite=await network.node_invite(), **told)  # type: ignore[arg-type]
     await node.join()
     try:
@@ -94,7 +94,7 @@ def test_a_stranger_with_a_taken_name_is_refused_and_spends_no_invite(network: N
             status, answer = await call(network.address, "POST", "/join", body)
             assert (status, answer["message"]) == (409, "This ID has already been registered")
             # the invite still lets one in, under a name that is free
-            status, answer = await call(network.address, "POST", "/join", {**body, "node-id": "Eve"})
+            status, answer = await call(network.address, "POST", "/join", {**body, "node-id": "Free"})
             assert (status, answer["message"]) == (200, "Successfully Connected!")
 
     asyncio.run(flow())
@@ -114,7 +114,7 @@ def test_another_members_credential_does_not_take_a_name(network: NetworkProcess
 
 def test_joining_needs_an_invite_for_nodes(network: NetworkProcess):
     async def flow() -> None:
-        body = {"node-id": "Bob", "node-address": "http://127.0.0.1:1"}
+        body = {"node-id": "Nobody", "node-address": "http://127.0.0.1:1"}
         status, answer = await call(network.address, "POST", "/join", body)
         assert status == 401
         assert "invite" in answer["message"]
@@ -132,7 +132,7 @@ def test_joining_needs_an_invite_for_nodes(network: NetworkProcess):
 def test_an_invite_lets_one_node_in_even_when_two_try_at_once(network: NetworkProcess):
     async def flow() -> None:
         invite = await network.node_invite()
-        bodies = [{"node-id": name, "node-address": "http://127.0.0.1:1", "invite": invite} for name in ("Bob", "Eve")]
+        bodies = [{"node-id": name, "node-address": "http://127.0.0.1:1", "invite": invite} for name in ("One", "Two")]
         answers = await asyncio.gather(*(call(network.address, "POST", "/join", body) for body in bodies))
         assert sorted(status for status, _ in answers) == [200, 401]
 
@@ -167,12 +167,12 @@ def test_nodes_join_again_by_themselves_when_a_killed_network_is_back(network: N
 def test_a_node_that_was_struck_off_is_out_until_it_is_invited_again(network: NetworkProcess):
     async def flow() -> None:
         async with joined(network, "Bob") as bob:
-            admin, reader = await network.user("Root", "Administrator"), await network.user("Ana")
+            admin, reader = await network.user("Admin", "Administrator"), await network.user("Ana")
             body = {"node-id": "Bob", "node-address": bob.address}
             assert (await call(network.address, "DELETE", "/delete-node", body, token=reader))[0] == 403
             status, answer = await call(network.address, "DELETE", "/delete-node", body, token=admin)
             assert (status, answer["message"]) == (200, "Successfully Deleted!")
-            assert await network.connected() == []
+            assert "Bob" not in await network.connected()
             assert await bob.reached(REFUSED) == REFUSED
             status, answer = await call(network.address, "DELETE", "/delete-node", body, token=admin)
             assert (status, answer["message"]) == (409, "This ID was not found in connected nodes")
@@ -205,6 +205,21 @@ def test_a_node_that_falls_silent_is_gone_after_two_heartbeats_though_its_link_i
         assert await closed(link)  # and the Network gives the link up
 
     asyncio.run(flow())
+
+
+def test_a_link_stays_open_while_both_sides_have_nothing_but_heartbeats_to_say(network: NetworkProcess):
+    async def flow() -> None:
+        async with joined(network, "Bob") as bob:
+            assert bob.membership is not None
+            before = bob.beats
+            await until(lambda: beaten(bob, before + 8))  # well over the silence that would end it
+            assert bob.membership.links == 1
+
+    asyncio.run(flow())
+
+
+async def beaten(node: FakeNode, count: int) -> bool:
+    return node.beats >= count
 
 
 def test_a_link_that_is_opened_but_never_beats_is_not_listed(network: NetworkProcess):
@@ -283,6 +298,7 @@ def test_only_a_member_opens_a_link_and_no_browser_does(network: NetworkProcess)
 
 
 async def registered(network: NetworkProcess, name: str) -> str:
+    await network.forget(name)
     body = {"node-id": name, "node-address": "http://127.0.0.1:3999", "invite": await network.node_invite()}
     _, answer = await call(network.address, "POST", "/join", body)
     return str(answer["token"])

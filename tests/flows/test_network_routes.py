@@ -412,8 +412,7 @@ def test_a_person_takes_up_an_invite_once(network: NetworkProcess):
 
 async def member(network: NetworkProcess, name: str, **told: object) -> FakeNode:
     """A Node that is listed, under a name that may have been one before."""
-    root = await network.user("Root", "Owner")
-    await call(network.address, "DELETE", "/delete-node", {"node-id": name}, token=root)
+    await network.forget(name)
     node = FakeNode(name, network.address, invite=await network.node_invite(), **told)  # type: ignore[arg-type]
     await node.join()
 

@@ -125,7 +125,7 @@ def test_a_file_without_tensors_is_a_file() -> None:
         pytest.param({"__metadata__": ["a"]}, 0, "metadata", id="a list for metadata"),
         pytest.param(b'{"\\ud800":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}', 0, "Unicode", id="a surrogate"),
         pytest.param(b'{"x":1,"x":2}', 0, "twice", id="one name twice"),
-        pytest.param(b'{"x":{"dtype":"U8","dtype":"U8","shape":[0],"data_offsets":[0,0]}}', 0, "twice", id="field twice"),
+        pytest.param(b'{"x":{"dtype":"U8","dtype":"U8","shape":[0],"data_offsets":[0,0]}}', 0, "twice", id="fields"),
         pytest.param(b'{"x":1.5}', 0, "not an integer", id="a fraction"),
         pytest.param(b'{"x":NaN}', 0, "not an integer", id="a NaN"),
         pytest.param(b'{"x":' + b"9" * 5000 + b"}", 0, "beyond 64 bits", id="a number of 5000 digits"),

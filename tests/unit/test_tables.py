@@ -22,6 +22,7 @@ from safetensors.numpy import load_file
 
 from grid_jupyter.client import tables
 from grid_jupyter.client.columns import ColumnPlan, column_values, describe_dtype, parse_dtype
+from grid_jupyter.client.series import categories
 from grid_jupyter.client.tables import TableSpec, read_frame, write_frame
 from grid_jupyter.errors import InvalidDataError, LimitExceededError, StorageFullError
 from grid_jupyter.wire.limits import MAX_NAME_CHARS
@@ -38,7 +39,6 @@ TEXT_DTYPES = ["string[python]", "string[pyarrow]"] + (
 )
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
-ticks = st.integers(-(2**55), 2**55)
 plain_numbers = st.sampled_from(["bool", *(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32)), "int64", "uint64"])
 
 
@@ -78,8 +78,9 @@ def parse_zone(zone: str) -> Any:
 def time_columns(draw: st.DrawFn, rows: int, missing: bool = True) -> Any:
     word = draw(st.sampled_from(["datetime64", "timedelta64"]))
     unit, zone = draw(st.sampled_from(UNITS)), draw(st.none() | st.sampled_from(ZONES))
-    scale = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}[unit]
-    one = ticks.map(lambda tick: tick // scale)
+    scale = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
+    years = (-290, 290) if unit == "ns" or zone else (-1900, 8000)
+    one = st.integers(*(year * 365 * 86400 * scale for year in years))
     values = draw(st.lists(one | st.none() if missing else one, min_size=rows, max_size=rows, unique=not missing))
     return times(values, word, unit, None if word == "timedelta64" else zone)
 
@@ -96,7 +97,7 @@ def text_columns(draw: st.DrawFn, rows: int) -> Any:
 
 @st.composite
 def category_columns(draw: st.DrawFn, rows: int) -> Any:
-    categories = draw(
+    known = draw(
         st.lists(texts, unique=True, max_size=4)
         | st.lists(texts, unique=True, max_size=4).map(lambda found: pandas.Index(found, dtype="string"))
         | st.lists(st.integers(-(2**63), 2**63 - 1), unique=True, max_size=4).map(
@@ -108,8 +109,8 @@ def category_columns(draw: st.DrawFn, rows: int) -> Any:
         | st.lists(st.booleans(), unique=True, max_size=2)
         | time_columns(3, missing=False).map(pandas.Index)
     )
-    codes = draw(st.lists(st.integers(-1, len(categories) - 1), min_size=rows, max_size=rows))
-    return pandas.Series(pandas.Categorical.from_codes(codes, categories, ordered=draw(st.booleans())))
+    codes = draw(st.lists(st.integers(-1, len(known) - 1), min_size=rows, max_size=rows))
+    return pandas.Series(pandas.Categorical.from_codes(codes, known, ordered=draw(st.booleans())))
 
 
 @st.composite
@@ -133,7 +134,7 @@ def there_and_back(frame: pandas.DataFrame) -> tuple[TableSpec, pandas.DataFrame
         return spec, read_frame(spec.columns, found.__getitem__)
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(frames())
 def test_a_frame_comes_back_exactly(frame: pandas.DataFrame) -> None:
     spec, back = there_and_back(frame)
@@ -187,6 +188,29 @@ def test_the_vocabulary_is_a_json_list_and_codes_count_in_it(tmp_path: Path) -> 
     found = load_file(path)
     assert found["col/0"].tolist() == [0, -1, 1, 0]
     assert json.loads(found["vocab/0"].tobytes())[:2] == ["b", "ä"]
+
+
+def test_categories_are_told_as_pandas_has_them(tmp_path: Path) -> None:
+    dates = pandas.to_datetime(["2020-01-02", "2021-03-04"])
+    frame = pandas.DataFrame(
+        {
+            "text": pandas.Series(["b", None], dtype=object),
+            "date": pandas.Categorical(dates),
+            "number": pandas.Categorical([0.5, numpy.inf]),
+            "none": [1, 2],
+        }
+    )
+    columns = write_frame(frame, tmp_path / "table").columns
+    found = load_file(tmp_path / "table")
+    assert categories(columns[0], found["vocab/0"]) == ["b"]
+    assert categories(columns[1], found["vocab/1"]) == list(dates)
+    assert categories(columns[2], found["vocab/2"]) == [0.5, numpy.inf]
+    with pytest.raises(InvalidDataError, match="'none' do not hold int64"):
+        categories(columns[3], found["vocab/2"])
+    with pytest.raises(InvalidDataError, match="'date' do not hold"):
+        categories(columns[1], found["vocab/0"])
+    with pytest.raises(InvalidDataError, match="no JSON list"):
+        categories(columns[0], found["col/3"])
 
 
 def test_a_long_vocabulary_is_written_whole() -> None:
@@ -265,6 +289,25 @@ def test_what_cannot_be_published_is_refused_with_a_remedy(frame: pandas.DataFra
     with pytest.raises(InvalidDataError, match=text):
         write_frame(frame, tmp_path / "table")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("zone", [None, "Asia/Tokyo"])
+@pytest.mark.parametrize("unit", ["s", "ms", "us"])
+def test_dates_from_the_year_1_to_9999_come_back_and_others_are_refused(unit: str, zone: str | None) -> None:
+    scale = {"s": 1, "ms": 10**3, "us": 10**6}[unit]
+    seconds = (-9_214_560_000, 253_402_300_800 - 86_400) if zone else (-62_135_596_800, 253_402_300_800)
+    first, last = seconds[0] * scale, seconds[1] * scale - 1
+    frame = pandas.DataFrame({"x": times([first, last, None], "datetime64", unit, zone)})
+    assert_frame_equal(there_and_back(frame)[1], frame)
+    for tick in (first - 1, last + 1, 2**63 - 1, -(2**63) + 1):
+        dtype = f"datetime64[{unit}, {zone}]" if zone else f"datetime64[{unit}]"
+        tensors = {"col/0": numpy.array([tick]), "mask/0": numpy.array([False])}
+        with pytest.raises(InvalidDataError, match="do not hold"):
+            read_frame([ColumnInfo(name="x", dtype=dtype)], tensors.__getitem__)
+    series = pandas.Series(numpy.array([253_402_300_800 * scale]).view(f"datetime64[{unit}]"))
+    for column in (series, series.astype("category")):
+        with pytest.raises(InvalidDataError, match="or after 9999"):
+            there_and_back(pandas.DataFrame({"x": column}))
 
 
 def test_too_long_a_name_is_refused(tmp_path: Path) -> None:
@@ -352,7 +395,7 @@ def test_a_plan_for_times_gives_seconds_since_1970(series: Any) -> None:
         if value is pandas.NaT:
             assert numpy.isnan(second)
         else:
-            exact = value.timestamp() if isinstance(value, pandas.Timestamp) else value / pandas.Timedelta(1, "s")
+            exact = value.timestamp() if isinstance(value, pandas.Timestamp) else value.total_seconds()
             assert second == pytest.approx(exact, rel=1e-15, abs=1e-6)
 
 
@@ -383,7 +426,7 @@ some_vocabularies = (
 ).map(lambda found: numpy.frombuffer(json.dumps(found).encode(), "uint8"))  # fmt: skip
 
 
-@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_tensors_that_do_not_fit_are_refused_and_nothing_else_happens(data: st.DataObject) -> None:
     columns = data.draw(

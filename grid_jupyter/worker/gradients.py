@@ -1,0 +1,68 @@
+"""What the gradients of a session derive from. A gradient belongs to a tensor object, whichever ids name that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from grid_jupyter.worker.templates import Box, storage_of
+
+_use_count: Callable[[int], int] | None = getattr(torch._C, "_storage_Use_Count", None)
+_ALONE = _use_count(storage_of(torch.zeros(1))) if _use_count is not None else 0
+
+
+class _Held:
+    """The gradient last seen in one tensor: the object, its version, its lineage."""
+
+    __slots__ = ("box", "gradient", "version")
+
+    def __init__(self) -> None:
+        self.gradient: torch.Tensor | None = None
+        self.version = 0
+        self.box = Box()
+
+
+class Gradients:
+    """Lineage of `.grad` of the tensors that can have one: those watched, and those assigned to."""
+
+    def __init__(self) -> None:
+        self._held = WeakTensorKeyDictionary()
+
+    def watch(self, tensor: torch.Tensor) -> None:
+        """A backward pass may leave a gradient in this tensor from here on."""
+        if tensor not in self._held:
+            self._held[tensor] = _Held()
+
+    def assign(self, tensor: torch.Tensor, gradient: torch.Tensor | None, box: Box) -> None:
+        """`tensor.grad = gradient`, whose lineage is `box`. Raises what torch raises for one that does not fit."""
+        tensor.grad = gradient
+        held = self._held[tensor] = _Held()
+        if gradient is not None:
+            held.gradient, held.version, held.box = gradient, gradient._version, box
+
+    def settle(self, sources: int) -> None:
+        """After a backward pass, also one that failed half way: what it changed derives from `sources` too."""
+        for tensor, held in list(self._held.items()):
+            gradient = tensor.grad
+            if gradient is None or (gradient is held.gradient and gradient._version == held.version):
+                continue
+            if gradient is held.gradient:
+                held.box.sources |= sources
+            else:
+                if _is_shared(gradient):
+                    # autograd hands on what it was given where it can: one storage must not have two lineages
+                    gradient = tensor.grad = gradient.clone()
+                held.box = Box(held.box.sources | sources, storage=storage_of(gradient))
+                held.gradient = gradient
+            held.version = gradient._version
+
+    def of(self, tensor: torch.Tensor) -> tuple[torch.Tensor, Box] | None:
+        """The gradient of a tensor with its lineage, if there is one."""
+        held = self._held.get(tensor)
+        return None if held is None or held.gradient is None else (held.gradient, held.box)
+
+
+def _is_shared(tensor: torch.Tensor) -> bool:
+    return _use_count is None or _use_count(storage_of(tensor)) > _ALONE
