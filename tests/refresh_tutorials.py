@@ -16,6 +16,7 @@ from typing import Any
 import nbclient
 import nbformat
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
 TUTORIALS = Path(__file__).parent.parent / "notebooks" / "tutorials"
 
 
@@ -25,10 +26,11 @@ def cleaned(notebook: Any) -> Any:
     notebook.metadata.language_info = {"name": "python"}
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [one for one in cell.outputs if WIDGET not in one.get("data", {})]
         for output in cell.get("outputs", ()):
             if output.output_type == "error":
                 output.traceback = [f"{output.ename}: {output.evalue}"]
-            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
     return notebook
 
 

@@ -47,7 +47,8 @@ class Lab:
         environment = {
             **os.environ,
             "GRID_JUPYTER_HOME": str(self._grid.home),
-            "GRID_JUPYTER_INVITE": await self._grid.invite(),
+            "GRID_JUPYTER_INVITE": await self._grid.invite(LAB_NODE),
+            "JUPYTERLAB_SETTINGS_DIR": str(_settings(self._grid.home / "lab-settings")),
             "JUPYTER_TOKEN": self._token,  # on a command line, every user of the machine could read it
         }
         with contextlib.ExitStack() as files:
@@ -137,6 +138,15 @@ def _answers(port: int, token: str) -> bool:
         return False
     finally:
         connection.close()
+
+
+def _settings(folder: Path) -> Path:
+    """Settings of this JupyterLab, kept between starts; at the first one it asks nobody for news."""
+    notification = folder / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    if not notification.exists():
+        notification.parent.mkdir(parents=True, exist_ok=True)
+        notification.write_text('{"fetchNews": "false", "checkForUpdates": false}\n')
+    return folder
 
 
 def _private(path: Path) -> IO[bytes]:
