@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.page import Run, page
-from benchmarks.results import machine, table, text_table
+from benchmarks.results import Neighbours, machine, table, text_table
 from benchmarks.scale import Scale
 
 BENCHMARKS = {
@@ -65,14 +65,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _one(name: str, as_json: bool, quick: bool) -> int:
-    before = machine()
+    here, neighbours = machine(), Neighbours()
     module = importlib.import_module(f"benchmarks.{name}")
     results = [result.as_json() for result in module.run(Scale(quick))]
     print(f"{name}: {BENCHMARKS[name]}\n")
     print(text_table(table(results)))
     print(f"\n{module.MEANING}")
     if as_json:
-        print(json.dumps({"name": name, "results": results, "machine": before}), flush=True)
+        print(
+            json.dumps({"name": name, "results": results, "machine": {**here, "others": neighbours.share()}}),
+            flush=True,
+        )
     return 0
 
 

@@ -45,7 +45,7 @@ def _machine(runs: list[Run]) -> str:
     if not runs:
         return ""
     facts = runs[0].told["machine"]
-    busiest = max(run.told["machine"]["busy"] for run in runs)
+    busiest = max(run.told["machine"]["others"] for run in runs)
     lines = [
         "## The machine",
         f"{facts['cpus']} cores of {facts['cpu']}, {facts['memory_bytes'] / 2**30:.0f} GiB of memory, "
@@ -54,9 +54,9 @@ def _machine(runs: list[Run]) -> str:
     ]
     if busiest > _BUSY:
         lines.append(
-            f"**The machine was not idle:** just before one of the benchmarks, while ours did nothing, others used "
-            f"{busiest:.0%} of its cores (each section says what it met). Absolute figures are too low by an unknown "
-            f"amount, and vary from run to run; the ratios suffer less."
+            f"**The machine was not idle:** other programs used up to {busiest:.0%} of its cores while the benchmarks "
+            f"ran (each section says how much). Absolute figures are too low by an unknown amount and vary from run "
+            f"to run; ratios suffer less, and CPU times least."
         )
     return "\n\n".join(lines)
 
@@ -71,7 +71,7 @@ def _section(run: Run) -> str:
             f"```\npython -m benchmarks {run.name}\n```",
             markdown_table(table(run.told["results"])),
             run.meaning,
-            f"Measured {facts['measured']}; before it began, others used {facts['busy']:.0%} of the cores, and the "
-            f"load averages were {load}.",
+            f"Measured {facts['measured']}. Load averages at its beginning: {load}; other programs used "
+            f"{facts['others']:.0%} of the cores while it ran.",
         ]
     )

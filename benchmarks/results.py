@@ -58,8 +58,21 @@ class Result:
         return shown
 
 
+class Neighbours:
+    """How much of the cores other programs use, from its making until it is asked."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._all, self._ours = _all_cpu_s(), _our_cpu_s()
+
+    def share(self) -> float:
+        """Of all cores, 0 to 1. What we started counts as ours once it has ended."""
+        others = _all_cpu_s() - self._all - (_our_cpu_s() - self._ours)
+        return max(0.0, others / (time.monotonic() - self._began) / (os.cpu_count() or 1))
+
+
 def machine() -> dict[str, Any]:
-    """The machine as it is now. `busy` is the share of all its cores that others use while we do nothing."""
+    """The machine, and how loaded it is now."""
     return {
         "cpu": _cpu_model(),
         "cpus": os.cpu_count() or 1,
@@ -70,7 +83,6 @@ def machine() -> dict[str, Any]:
         "tornado": _version("tornado"),
         "websockets": _version("websockets"),
         "load_average": list(os.getloadavg()),
-        "busy": psutil.cpu_percent(interval=0.5) / 100,
         "measured": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     }
 
@@ -123,6 +135,17 @@ def number(value: float | None) -> str:
         return f"{value:g}"
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{value:,.{digits}f}"
+
+
+def _all_cpu_s() -> float:
+    times = psutil.cpu_times()._asdict()
+    # Linux counts guests in user and nice already
+    return float(sum(times[kind] for kind in times if kind not in ("idle", "iowait", "guest", "guest_nice")))
+
+
+def _our_cpu_s() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _cpu_model() -> str:

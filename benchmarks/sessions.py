@@ -90,6 +90,7 @@ def _person(order: Order, ready: int, go: int, times: int) -> None:
             x = send(torch.ones(5), node.session)
             adds(x, 200).tolist()
             os.write(ready, b".")
+            os.close(ready)  # so that the end of this pipe tells of a person who never gets ready
             os.read(go, 1)
             began = time.perf_counter()
             adds(x, order.adds).tolist()

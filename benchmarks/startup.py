@@ -63,7 +63,7 @@ def _imports(scale: Scale) -> dict[str, Timings]:
         "tornado": "import tornado.web, tornado.websocket",
         "jupyter": "import jupyter_server.serverapp",
     }
-    return in_turns({name: _python(statement) for name, statement in statements.items()}, scale(5, 1))
+    return in_turns({name: _python(statement) for name, statement in statements.items()}, scale(3, 1))
 
 
 def _python(statement: str) -> Callable[[], object]:
@@ -88,7 +88,7 @@ def _seconds(what: str, took: Timings, base: Timings, against: str) -> Result:
 
 def _jupyter(scale: Scale) -> list[Result]:
     with_it, without = Timings(), Timings()
-    for _ in range(scale(5, 1)):
+    for _ in range(scale(3, 1)):
         with_it.walls.append(_jupyter_ready_s(extension=True))
         without.walls.append(_jupyter_ready_s(extension=False))
     return [
@@ -157,7 +157,7 @@ def _jupyter_ready_s(*, extension: bool) -> float:
 
 def _servers(scale: Scale, loading: Timings) -> list[Result]:
     ready = {name: Timings() for name in ("Network", "Node, first start", "Node, started again", "baseline")}
-    runs = scale(5, 1)
+    runs = scale(3, 1)
     with Grid() as grid:
         for number in range(runs):
             started = {

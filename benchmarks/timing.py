@@ -38,16 +38,19 @@ def in_turns(
 
     CPU seconds are those of this process, as "here", and of the `others`.
     """
-    readers: dict[str, CpuReader] = {"here": time.process_time, **(others or {})}
-    timings = {name: Timings(cpu=dict.fromkeys(readers, 0.0)) for name in works}
+    readers = dict(others or {})
+    timings = {name: Timings(cpu=dict.fromkeys(("here", *readers), 0.0)) for name in works}
     for work in works.values() if runs > 1 else ():
         work()
     for _ in range(runs):
         for name, work in works.items():
+            took = timings[name]
             before = {process: read() for process, read in readers.items()}
-            began = time.perf_counter()
+            used, began = time.process_time(), time.perf_counter()
             work()
-            timings[name].walls.append(time.perf_counter() - began)
+            ended = time.perf_counter()
+            took.cpu["here"] += time.process_time() - used  # before the others are read, which costs time here
+            took.walls.append(ended - began)
             for process, read in readers.items():
-                timings[name].cpu[process] += read() - before[process]
+                took.cpu[process] += read() - before[process]
     return timings

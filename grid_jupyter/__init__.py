@@ -24,6 +24,7 @@ _PUBLIC: dict[str, str] = {
     "federated_rounds": "grid_jupyter.client.fedavg",
     "get_module": "grid_jupyter.tensors.modules",
     "local": "grid_jupyter.client.local",
+    "owner": "grid_jupyter.client.owner",
     "private_tensor": "grid_jupyter.tensors.private",
     "send": "grid_jupyter.tensors.hook",
     "send_module": "grid_jupyter.tensors.modules",

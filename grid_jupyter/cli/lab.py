@@ -27,11 +27,10 @@ TAIL_LINES = 15
 class Lab:
     """One JupyterLab process. `url` opens it."""
 
-    def __init__(self, grid: LocalGrid, *, port: int, node_port: int, verbose: bool) -> None:
+    def __init__(self, grid: LocalGrid, *, port: int, verbose: bool) -> None:
         self.url = ""
         self._grid = grid
         self._port = port
-        self._node_port = node_port
         self._log = None if verbose else lab_log(grid.home)
         self._token = secrets.token_urlsafe(24)
         self._process: asyncio.subprocess.Process | None = None
@@ -105,7 +104,7 @@ class Lab:
             "ServerApp.port_retries": 0,
             "ServerApp.root_dir": root,
             "GridExtension.node_name": LAB_NODE,
-            "GridExtension.node_port": self._node_port,
+            "GridExtension.node_port": self._grid.node_port(LAB_NODE),
             "GridExtension.state_dir": self._grid.node_dir(LAB_NODE),
             "GridExtension.network_url": self._grid.network_address,
         }

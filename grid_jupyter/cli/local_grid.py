@@ -19,14 +19,14 @@ from grid_jupyter.client.credentials import Credentials
 from grid_jupyter.errors import Conflict, NodeUnavailableError, NotAuthenticatedError, NotFound
 from grid_jupyter.identity import roles, tokens
 from grid_jupyter.server.owner_client import OwnerClient
-from grid_jupyter.server.running import Running, read_running, write_private
+from grid_jupyter.server.running import Running, listen, read_running, write_private
 from grid_jupyter.server.supervisor import ChildProcess
 
 START_S = 60.0
 """Time for one process to be ready."""
 JOIN_S = 30.0
 """Time for a Node to have joined."""
-INVITE_S = 3600.0
+INVITE_S = 600.0
 POLL_S = 0.1
 WATCH_S = 0.5
 """How often is looked whether a process came back under another address."""
@@ -40,8 +40,8 @@ T = TypeVar("T")
 class LocalGrid:
     """The Network and the Nodes in one data directory. Those in `elsewhere` are started by somebody else.
 
-    Ports count up from the ones given; 0 means any. What the processes print goes to `on_line`, with
-    the name of the one that did.
+    Ports count up from the ones given; 0 means any, and the same one again after a restart. What the
+    processes print goes to `on_line`, with the name of the one that did.
     """
 
     def __init__(
@@ -57,12 +57,14 @@ class LocalGrid:
         self.home = home
         self.network_address = ""
         self.node_addresses: dict[str, str] = {}
-        self._network_port = network_port
+        self._network_port = network_port or _some_port()
         self._elsewhere = elsewhere
         self._verbose = ["--verbose"] if verbose else []
         self._credentials = Credentials(home / "credentials.json")
         self._before = _read_addresses(home)
-        self._ports = {name: node_port + number if node_port else 0 for number, name in enumerate(GRID_NODES)}
+        self._ports = {
+            name: node_port + number if node_port else _some_port() for number, name in enumerate(GRID_NODES)
+        }
         self._network = ChildProcess(self.network_dir, "network", on_line=partial(on_line, "Network"))
         self._nodes = {
             name: ChildProcess(self.node_dir(name), "node", on_line=partial(on_line, name))
@@ -77,6 +79,10 @@ class LocalGrid:
     def node_dir(self, name: str) -> Path:
         """The state directory of a Node."""
         return self.home / "nodes" / name
+
+    def node_port(self, name: str) -> int:
+        """The port that a Node is told to use."""
+        return self._ports[name]
 
     def addresses(self) -> dict[str, Any]:
         """What local.json says, and `jupyter grid up --json`."""
@@ -120,7 +126,15 @@ class LocalGrid:
                     gave_up.add(name)
                     print(f"{name} runs no longer: {child.detail}", file=sys.stderr, flush=True)
             before = self.addresses()
-            self.network_address = _address_at(self.network_dir, "network", self.network_address)
+            network = _running_at(self.network_dir, "network")
+            if network is not None and network.address != self.network_address:
+                self.network_address = network.address
+                print(
+                    f"the Network is at {network.address} now, its port was taken meanwhile; start the grid again, "
+                    f"so that its Nodes find it",
+                    file=sys.stderr,
+                    flush=True,
+                )
             for name, address in list(self.node_addresses.items()):
                 running = _running_at(self.node_dir(name), "node")
                 if running is not None and running.address != address:
@@ -136,10 +150,10 @@ class LocalGrid:
 
     # ------------------------------------------------------------------ one Node
 
-    async def invite(self) -> str:
-        """An invite for one Node; one that is a member already does not use it."""
+    async def invite(self, name: str) -> str:
+        """An invite for this Node; one that has its credential does not use it."""
         running = read_running(self.network_dir, "network")
-        link, _ = await OwnerClient(running.socket).invite(roles.NODE, INVITE_S)
+        link, _ = await OwnerClient(running.socket).invite(roles.NODE, INVITE_S, name)
         return link
 
     async def _bring_up(self, name: str) -> None:
@@ -150,7 +164,7 @@ class LocalGrid:
             command = [*_COMMAND, "node", "--name", name, "--port", str(self._ports[name])]
             command += ["--state", str(self.node_dir(name)), "--network", self.network_address]
             command += [*self.node_options(), "--supervised", *self._verbose]
-            await child.start(command, {**os.environ, "GRID_JUPYTER_INVITE": await self.invite()})
+            await child.start(command, {**os.environ, "GRID_JUPYTER_INVITE": await self.invite(name)})
             running = await child.ready(START_S)
         await self._meet_people(running)
         await self._joins(running)
@@ -219,6 +233,13 @@ class LocalGrid:
 _COMMAND = [sys.executable, "-m", "grid_jupyter.cli.main"]
 
 
+def _some_port() -> int:
+    """A port that is free now, to be named, so that a process that is started again comes back to it."""
+    (free,) = listen("127.0.0.1", 0)
+    with free:
+        return int(free.getsockname()[1])
+
+
 def to_stderr(name: str, line: str) -> None:
     """Show what a process printed."""
     print(f"[{name}] {line}", file=sys.stderr, flush=True)
@@ -250,11 +271,6 @@ def _running_at(state_dir: Path, role: str) -> Running | None:
         return read_running(state_dir, role)
     except NotFound:
         return None
-
-
-def _address_at(state_dir: Path, role: str, otherwise: str) -> str:
-    running = _running_at(state_dir, role)
-    return otherwise if running is None else running.address
 
 
 def _counts(address: str, token: str) -> bool:

@@ -296,12 +296,13 @@ def _add_invite(commands: _Commands[argparse.ArgumentParser]) -> None:
         examples=(
             "  jupyter grid invite                                   # one User, within 7 days\n"
             "  jupyter grid invite --node Bob --role Publisher --for Ana --expires 1h\n"
-            "  jupyter grid invite --network --role Node             # for 'jupyter grid node --invite …'"
+            "  jupyter grid invite --network                         # a Node, for 'jupyter grid node --invite …'\n"
+            "  jupyter grid invite --network --for ward7             # the same, also if ward7 lost its credential"
         ),
     )
     _add_target(parser)
     parser.add_argument("--role", help="what the account may do (User; with --network: Node)")
-    parser.add_argument("--for", dest="username", metavar="NAME", help="the only user name that the link is good for")
+    parser.add_argument("--for", dest="username", metavar="NAME", help="the only name that the link is good for")
     parser.add_argument("--expires", type=values.duration, default=7 * 86_400.0, metavar="TIME", help="good for (7d)")
     _add_json(parser, "print invite and expiry as JSON")
 

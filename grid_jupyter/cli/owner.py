@@ -14,19 +14,10 @@ from grid_jupyter.server.owner_client import OwnerClient
 from grid_jupyter.server.running import Running, read_running
 
 
-class _Owner(OwnerClient):
-    """The owner door, with invites that are good for one name only."""
-
-    async def invite_for(self, role: str, expires_s: float, username: str | None) -> tuple[str, float]:
-        body = {"role": role, "expires_s": expires_s, "username": username}
-        answer = await self._request("POST", "/owner/invites", body)
-        return str(answer["invite"]), float(answer["expires"])
-
-
 def token(options: argparse.Namespace) -> int:
     """Issue a token, or revoke all of a user. Raises GridError."""
     running = _target(options)
-    owner = _Owner(running.socket)
+    owner = OwnerClient(running.socket)
     if options.action == "revoke":
         revoked = asyncio.run(owner.revoke(options.username))
         _answer(options, {"revoked": revoked}, f"{revoked} tokens of {options.username} on {running.name} ended")
@@ -53,7 +44,7 @@ def invite(options: argparse.Namespace) -> int:
     """Make a one-time invite. Raises GridError."""
     running = _target(options)
     role = options.role or ("Node" if running.role == "network" else "User")
-    link, expires = asyncio.run(_Owner(running.socket).invite_for(role, options.expires, options.username))
+    link, expires = asyncio.run(OwnerClient(running.socket).invite(role, options.expires, options.username))
     until = time.strftime("%Y-%m-%d %H:%M", time.localtime(expires))
     if role == "Node":
         how = f"Works once, until {until}. On the Node's machine:\n  jupyter grid node --name NAME --invite '{link}'"

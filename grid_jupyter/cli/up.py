@@ -43,7 +43,7 @@ async def _up(options: argparse.Namespace) -> int:
         verbose=options.verbose,
         on_line=to_log(data_home()) if options.lab and not options.verbose else to_stderr,
     )
-    lab = Lab(grid, port=options.lab_port, node_port=options.node_port, verbose=options.verbose)
+    lab = Lab(grid, port=options.lab_port, verbose=options.verbose)
     async with told_to_end(supervised=False) as end:
         try:
             await unless(end, grid.start_network())

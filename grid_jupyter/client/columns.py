@@ -11,7 +11,8 @@
 
 A mask is bool, True where the value is missing, and the value under it is 0. A vocabulary is uint8: a
 JSON list in UTF-8, one item a code; it stays with those who may read values. Whether it ends in null
-tells None from NaN in an object column. The text alone says which tensors there are, so that nobody
+tells None from NaN in an object column. Dates are of the years 1 (1678 with a time zone) to 9999, since
+pandas 2.2 crashes on others. The text alone says which tensors there are, so that nobody
 stores more than ColumnInfo. Where the categories are texts of pandas' default dtype, `category` stands
 alone, so that pandas 2 and 3 read each other's tables.
 """

@@ -187,10 +187,12 @@ class RemoteTable(RemoteArrays):
 
     def categories(self, name: str, user: str | None = None) -> list[Any]:
         """The words behind a column's codes, for one who may read them. Raises GetNotPermittedError."""
-        from grid_jupyter.client.series import vocabulary
+        from grid_jupyter.client.series import categories
 
+        if name not in self.columns:
+            raise ObjectNotFoundError(f"the table has no column {plain(name)!r}; see .columns")
         index = self.columns.index(name)
-        return list(vocabulary(self._numpy(f"vocab/{index}", user)))
+        return categories(self.dataset.columns[index], self._numpy(f"vocab/{index}", user))
 
     def get(self, user: str | None = None) -> Any:
         """The DataFrame that was published, for one who may read it. Raises GetNotPermittedError."""

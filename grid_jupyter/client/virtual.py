@@ -16,7 +16,7 @@ from grid_jupyter.tensors.remote import RemoteTensor, send
 from grid_jupyter.tensors.session import Session
 from grid_jupyter.wire import frames, messages
 from grid_jupyter.wire.limits import MAX_INLINE_BYTES
-from grid_jupyter.worker.executor import Executor
+from grid_jupyter.worker.executor import Broken, Executor
 
 
 class _LocalLink:
@@ -44,7 +44,11 @@ class _LocalLink:
 
     def _answer(self, message: messages.Request) -> bytes:
         if isinstance(message, messages.Read):
-            found = self.executor.read(message.value)
+            earlier, found = self.executor.earlier(), self.executor.read(message.value)
+            if earlier is not None:
+                raise earlier.error
+            if isinstance(found, Broken):
+                raise found.error
             dtype, shape = NAMES[found.tensor.dtype], tuple(found.tensor.shape)
             data = to_bytes(found.tensor)
             if message.remove:
@@ -55,7 +59,10 @@ class _LocalLink:
             self._bulk[ticket] = bytearray(data)
             return messages.reply_frame(1, messages.Value(dtype=dtype, shape=shape, bulk=ticket))
         if isinstance(message, messages.Sizes):
-            return messages.reply_frame(1, messages.Shapes(layouts=self.executor.layouts(message.values)))
+            layouts = self.executor.layouts(message.values)
+            if isinstance(layouts, Broken):
+                raise layouts.error
+            return messages.reply_frame(1, messages.Shapes(layouts=layouts))
         raise BadRequest(f"a VirtualWorker does not serve {type(message).__name__}; that needs a Node")
 
     def upload(self, identity: int, dtype: str, shape: tuple[int, ...], data: memoryview) -> None:

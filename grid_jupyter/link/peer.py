@@ -120,9 +120,9 @@ class Membership:
     async def stop(self) -> None:
         """Close the link, so that the Network knows at once."""
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+        while task is not None and not task.done():
+            task.cancel()  # again, should whatever it waits for have swallowed it
+            await asyncio.wait([task], timeout=2 * CLOSE_S)
         self._become(NONE, "")
 
     async def reached(self, *states: str, timeout_s: float) -> str:
@@ -130,10 +130,8 @@ class Membership:
         deadline = time.monotonic() + timeout_s
         while self.state not in states:
             self._changed.clear()
-            try:
-                await asyncio.wait_for(self._changed.wait(), deadline - time.monotonic())
-            except asyncio.TimeoutError:
-                raise TimeoutError(f"{self._name} is still {self.state} ({self.detail})") from None
+            if not await _done_within(self._changed.wait(), deadline - time.monotonic()):
+                raise TimeoutError(f"{self._name} is still {self.state} ({self.detail})")
         return self.state
 
     def _become(self, state: str, detail: str) -> None:
@@ -231,8 +229,12 @@ class Membership:
             connect_timeout=CONNECT_S,
             request_timeout=CONNECT_S,
         )
+        opening = asyncio.ensure_future(websocket_connect(request, max_message_size=MAX_LINK_BYTES))
         try:
-            link = await websocket_connect(request, max_message_size=MAX_LINK_BYTES)
+            link = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_unwanted)  # tornado goes on opening it
+            raise
         except HTTPClientError as error:
             if error.code == 599:
                 raise _Lost(f"the Network does not answer: {error.message}") from None
@@ -248,20 +250,17 @@ class Membership:
             if tasks:
                 await asyncio.wait(tasks)
             link.close(1001, "the Node leaves")
-            try:
-                await asyncio.wait_for(_drained(link), CLOSE_S)
-            except asyncio.TimeoutError:
-                pass  # the other side is gone; tornado drops the connection soon
+            await _done_within(_drained(link), CLOSE_S)  # or else tornado drops the connection, soon
 
     async def _serve_link(self, link: WebSocketClientConnection, tasks: set[asyncio.Task[None]]) -> None:
         interval = self._heartbeat_s
         answering = asyncio.Semaphore(MAX_ANSWERING)
         beating: asyncio.Task[None] | None = None
         while True:
-            try:
-                text = await asyncio.wait_for(link.read_message(), SILENT_HEARTBEATS * interval)
-            except asyncio.TimeoutError:
-                raise _Lost("the Network fell silent") from None
+            reading = asyncio.ensure_future(link.read_message())
+            if not await _done_within(reading, SILENT_HEARTBEATS * interval):
+                raise _Lost("the Network fell silent")
+            text = reading.result()
             if beating is not None and beating.done():
                 beating.result()  # _Lost, or a bug in what was given for `beat`
             if text is None:
@@ -303,6 +302,24 @@ class Membership:
             await link.write_message(text)
         except WebSocketError:
             raise _Lost("the link is closed") from None
+
+
+def _unwanted(opening: asyncio.Future[WebSocketClientConnection]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
+
+
+async def _done_within(work: Awaitable[object], timeout_s: float) -> bool:
+    """Whether the work was done in time; it is given up if not.
+
+    Not asyncio.wait_for, which until Python 3.12 loses a cancellation that comes with the result.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait([task], timeout=max(0.0, timeout_s))
+        return task.done()
+    finally:
+        task.cancel()
 
 
 async def _drained(link: WebSocketClientConnection) -> None:

@@ -13,9 +13,10 @@ from sqlalchemy.orm import Session
 from grid_jupyter.errors import BadRequest, Conflict, Forbidden, NotAuthenticatedError
 from grid_jupyter.identity.accounts import Account
 from grid_jupyter.identity.directory import check_name
+from grid_jupyter.identity.tokens import digest
 from grid_jupyter.store.database import Database
 from grid_jupyter.store.records import Account as AccountRecord
-from grid_jupyter.store.records import GridNode
+from grid_jupyter.store.records import GridNode, Setting
 from grid_jupyter.wire.network import MAX_ADDRESS_CHARS
 
 MAX_NODE_NAME_CHARS = 100
@@ -42,17 +43,26 @@ class Admission(Enum):
 
     REGISTER = "a newcomer, by invite"
     RETURN = "one that is known, by its own credential"
+    READMIT = "one that is known, by an invite that the Network's owner made for it"
 
 
-def admit(known: Registered | None, caller: Account | None, *, invited: bool) -> Admission:
-    """How a Node may join under a name. `known` has that name, `caller` is whose credential came along.
+def admit(
+    name: str, known: Registered | None, caller: Account | None, *, invited: bool, reserved_for: str | None = None
+) -> Admission:
+    """How a Node may join under a name, which `known` has; `caller` is whose credential came along.
+
+    `reserved_for` is the only name that the invite is good for, if there is one.
 
     Raises Conflict for a taken name, NotAuthenticatedError without credential and invite, Forbidden for
-    a credential that is not for joining.
+    a credential or invite that is for something else.
     """
+    if known is not None and caller is not None and caller.id == known.account_id:
+        return Admission.RETURN
+    if invited and reserved_for is not None:
+        if reserved_for != name:
+            raise Forbidden("this invite is for a Node of another name")
+        return Admission.REGISTER if known is None else Admission.READMIT
     if known is not None:
-        if caller is not None and caller.id == known.account_id:
-            return Admission.RETURN
         if caller is not None or invited:
             raise Conflict(TAKEN)
     elif invited:
@@ -155,6 +165,18 @@ class Registry:
 
         return await self._database.run(work)
 
+    async def readmit(self, node: Registered, address: str, account_id: int, now: float) -> str:
+        """Give a Node another account; returns the name of the old one, whose credentials then end."""
+
+        def work(session: Session) -> str:
+            row = session.get(GridNode, node.id)
+            if row is None:
+                raise Conflict(UNKNOWN)  # struck off just now
+            row.address, row.account_id, row.last_seen = address, account_id, now
+            return _account_name(session, node)
+
+        return await self._database.run(work)
+
     async def seen(self, name: str, now: float, *, address: str | None = None) -> None:
         """Note that the Node was there, and its address where it is another one."""
 
@@ -174,9 +196,46 @@ class Registry:
             row = session.get(GridNode, node.id)
             if row is not None:
                 session.delete(row)
-            return session.scalars(select(AccountRecord.username).where(AccountRecord.id == node.account_id)).one()
+            return _account_name(session, node)
 
         return await self._database.run(work)
+
+    # ------------------------------------------------------------------ invites for one name
+
+    async def reserve(self, invite: str, name: str) -> None:
+        """Note that this invite is good for a Node of this name only, which may be known already."""
+
+        def work(session: Session) -> None:
+            session.merge(Setting(key=_invite_key(invite), value=name))
+
+        await self._database.run(work)
+
+    async def reserved_for(self, invite: str) -> str | None:
+        """The only name that this invite is good for; None for any that is free."""
+
+        def work(session: Session) -> str | None:
+            found = session.get(Setting, _invite_key(invite))
+            return None if found is None else found.value
+
+        return await self._database.run(work)
+
+    async def spent(self, invite: str) -> None:
+        """Forget an invite that was used."""
+
+        def work(session: Session) -> None:
+            found = session.get(Setting, _invite_key(invite))
+            if found is not None:
+                session.delete(found)
+
+        await self._database.run(work)
+
+
+def _invite_key(invite: str) -> str:
+    return f"invite {digest(invite)}"
+
+
+def _account_name(session: Session, node: Registered) -> str:
+    return session.scalars(select(AccountRecord.username).where(AccountRecord.id == node.account_id)).one()
 
 
 def _registered(row: GridNode) -> Registered:

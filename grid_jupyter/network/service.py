@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from grid_jupyter.errors import Conflict, Forbidden, NotFound
 from grid_jupyter.identity import roles
 from grid_jupyter.identity.accounts import Account, Accounts
+from grid_jupyter.identity.tokens import invite_code
 from grid_jupyter.network import liveness
 from grid_jupyter.network.liveness import Beat, Closed, Opened, Presence
 from grid_jupyter.network.registry import (
@@ -99,25 +100,44 @@ class GridNetwork:
         origin: str,
         node_id: str | None = None,
     ) -> str | None:
-        """Let a Node in under this name, at this address. Returns the credential of a newcomer, None for one known.
+        """Let a Node in under this name, at this address. Returns its credential, None if it came with that.
 
         Raises Conflict for a taken name, NotAuthenticatedError, Forbidden, BadRequest.
         """
         check_node(name, address)
+        code = (invite_code(invite) or "") if invite is not None else None
         known = await self._registry.find(name=name)
-        if admit(known, caller, invited=invite is not None) is Admission.RETURN:
+        reserved_for = None if code is None else await self._registry.reserved_for(code)
+        admission = admit(name, known, caller, invited=code is not None, reserved_for=reserved_for)
+        if admission is Admission.RETURN:
             await self._registry.seen(name, self._clock(), address=address)
             return None
-        account, token = await self._accounts.accept_invite(invite or "", new_account_name(name), None, origin)
+        account, token = await self._accounts.accept_invite(code or "", new_account_name(name), None, origin)
         try:
             if account.role != roles.NODE:
                 raise Forbidden("this invite is for a person; ask the Network's owner for one with the role Node")
-            await self._registry.add(name, address, account.id, self._clock(), node_id=node_id)
+            if known is None:
+                await self._registry.add(name, address, account.id, self._clock(), node_id=node_id)
+            else:
+                ended = await self._registry.readmit(known, address, account.id, self._clock())
+                await self._accounts.revoke_tokens(ended)
         except (Forbidden, Conflict):
             await self._accounts.revoke_tokens(account.username)
             raise
+        await self._registry.spent(code or "")
         log.info("the Node %s joined", name)
         return token
+
+    async def invite_node(self, name: str | None, expires_s: float) -> tuple[str, float]:
+        """An invite for one Node, and when it ends (UTC seconds).
+
+        With a name it is good for that one only: also for a Node that is known and lost its credential,
+        whose old one ends when the invite is used.
+        """
+        code, expires = await self._accounts.invite(roles.NODE, expires_s)
+        if name is not None:
+            await self._registry.reserve(code, name)
+        return code, expires
 
     async def forget(self, name: str, caller: Account) -> None:
         """Strike a Node off; its link is closed. Raises Forbidden, Conflict if there is none of this name."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from grid_jupyter.errors import (
     Forbidden,
+    GridError,
     InvalidDataError,
     LimitExceededError,
     ObjectNotFoundError,
@@ -110,9 +111,18 @@ class Datasets:
         publishing the same once more: it is the same data set.
 
         Raises SendNotPermittedError, ObjectNotFoundError for an upload that is not here, LimitExceededError,
-        InvalidDataError.
+        InvalidDataError, StorageFullError; then nothing is kept of the upload either.
         """
         check_may_publish(account)
+        try:
+            return await self._publish(account, request)
+        except GridError:
+            refused = self._arrived.pop((account.username, request.upload), None)
+            if refused is not None:
+                await asyncio.to_thread(self._blobs.delete, refused.blob.name)
+            raise
+
+    async def _publish(self, account: Account, request: Publish) -> DatasetInfo:
         check_words(request.name, request.tags, request.description)
         users = (*request.allowed_users, *(request.compute_users or ()))
         check_users(users)
@@ -188,6 +198,8 @@ class Datasets:
         ended = self._ended(dataset)  # a Worker that maps the file would keep its bytes
         for blob in gone:
             await asyncio.to_thread(self._blobs.delete, blob.name)
+        self._forget(dataset)
+        ended += self._ended(dataset)  # those that were just opening it
         return Unpublished(
             dataset=dataset, versions=len(gone), nbytes=sum(blob.nbytes for blob in gone), sessions_ended=ended
         )

@@ -48,6 +48,11 @@ def may_read(caller: str, rules: Rules) -> bool:
     return caller != GUEST and (caller == rules.owner or caller in rules.allowed_users)
 
 
+def may_read_all(caller: str, sources: Sequence[Rules]) -> bool:
+    """May this caller read what derives from all of these data sets; anyone may where there are none."""
+    return all(may_read(caller, rules) for rules in sources)
+
+
 def readers(sources: Sequence[Rules]) -> tuple[str, ...]:
     """Those who may read what derives from all of these data sets, in the first one's order."""
     if not sources:

@@ -22,6 +22,7 @@ from grid_jupyter.errors import (
     ObjectNotFoundError,
     SessionLostError,
     VersionMismatchError,
+    from_wire,
 )
 from grid_jupyter.identity.accounts import Account, Accounts
 from grid_jupyter.node import policy
@@ -38,6 +39,10 @@ log = logging.getLogger("grid_jupyter")
 Send = Callable[[bytes], Awaitable[None]]
 MAX_BULK_WAITING = 16
 """Large released values of one session that wait for their download."""
+MAX_ANSWERING = 32
+"""Answers of one session that are on their way at once: a client that does not take them gets no further ones."""
+RECHECK_S = 1.0
+"""How long a session goes on before its caller's credential is looked at again: it may have been revoked."""
 MAX_CONNECTIONS = 1000
 """Sessions that are connected at once, with a Worker or without."""
 
@@ -80,11 +85,13 @@ class Sessions:
         for session in list(self._open.values()):
             await session.end("the Node stops")
 
-    def open(self, account: Account | None, origin: str, send: Send, hang_up: Callable[[str], None]) -> NodeSession:
-        """A session for a new connection. Raises LimitExceededError."""
+    def open(
+        self, account: Account | None, credential: str, origin: str, send: Send, hang_up: Callable[[str], None]
+    ) -> NodeSession:
+        """A session for a new connection, whose caller came with this credential. Raises LimitExceededError."""
         if len(self._open) >= MAX_CONNECTIONS:
             raise LimitExceededError("this Node has too many connections; try again later")
-        session = NodeSession(self, account, origin, send, hang_up)
+        session = NodeSession(self, account, credential, origin, send, hang_up)
         self._open[session.secret] = session
         return session
 
@@ -123,12 +130,20 @@ class NodeSession:
     """One connection of one caller, with at most one Worker. Frames come in through `handle`."""
 
     def __init__(
-        self, sessions: Sessions, account: Account | None, origin: str, send: Send, hang_up: Callable[[str], None]
+        self,
+        sessions: Sessions,
+        account: Account | None,
+        credential: str,
+        origin: str,
+        send: Send,
+        hang_up: Callable[[str], None],
     ) -> None:
         self.secret = secrets.token_urlsafe(32)
         self.last_used = time.monotonic()
         self._sessions = sessions
         self._caller = _caller(account)
+        self._credential = credential
+        self._identified = time.monotonic()
         self._origin = origin
         self._send = send
         self._hang_up = hang_up
@@ -136,7 +151,10 @@ class NodeSession:
         self._worker: WorkerProcess | None = None
         self._starting = asyncio.Lock()
         self._sources: list[StoredDataset] = []
+        self._fault: worker.Fault | None = None  # what failed and made no value that would tell
         self._bulk: dict[str, int] = {}
+        self._receiving = 0  # bytes of large tensors that are coming in
+        self._answers = asyncio.Semaphore(MAX_ANSWERING)
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended = False
 
@@ -188,13 +206,14 @@ class NodeSession:
         if not self._greeted:
             raise InvalidMessageError("the first message of a session is hello")
         if isinstance(message, messages.Login):
-            account = await self._sessions.accounts.identify(message.credential, self._origin)
-            self._caller = _caller(account)
+            await self._identify(message.credential)
             await self._reply(request_id, messages.LoggedIn(caller=self._caller))
             return
         if isinstance(message, messages.Status):
             await self._status(request_id)
             return
+        if self._credential and time.monotonic() - self._identified > RECHECK_S:
+            await self._identify(self._credential)
         if isinstance(message, messages.Read | messages.Sizes | messages.Open) and message.credential:
             reader = (await self._sessions.accounts.identify(message.credential, self._origin)).username
         else:
@@ -205,11 +224,20 @@ class NodeSession:
         elif isinstance(message, messages.Open):
             await self._open(request_id, message, reader)
         elif isinstance(message, messages.Read):
-            waiting = await (await self._running()).send(worker.Fetch(value=message.value))
-            self._spawn(self._release(request_id, message, reader, waiting))
+            running = await self._running()
+            await self._answers.acquire()
+            waiting = await running.send(worker.Fetch(value=message.value))
+            self._answer(self._release(request_id, message, reader, waiting))
         else:
-            waiting = await (await self._running()).send(worker.Measure(values=message.values))
-            self._spawn(self._measure(request_id, reader, waiting))
+            running = await self._running()
+            await self._answers.acquire()
+            waiting = await running.send(worker.Measure(values=message.values))
+            self._answer(self._measure(request_id, reader, waiting))
+
+    async def _identify(self, credential: str) -> None:
+        """Let the credential's owner be the caller. Raises NotAuthenticatedError; then the caller is as before."""
+        account = await self._sessions.accounts.identify(credential, self._origin)
+        self._caller, self._credential, self._identified = _caller(account), credential, time.monotonic()
 
     async def _hello(self, request_id: int, message: messages.Hello) -> None:
         if message.protocol != PROTOCOL:
@@ -238,6 +266,7 @@ class NodeSession:
         if self._worker is None:
             await self._reply(request_id, messages.SessionStatus(values=0, worker=False))
             return
+        await self._answers.acquire()
         waiting = await self._worker.send(worker.Count())
 
         async def answer() -> None:
@@ -245,7 +274,7 @@ class NodeSession:
             count = reply.values if isinstance(reply, worker.Counted) else 0
             await self._reply(request_id, messages.SessionStatus(values=count, worker=True))
 
-        self._spawn(self._answering(request_id, answer()))
+        self._answer(self._answering(request_id, answer()))
 
     async def _search(self, request_id: int, message: messages.Search) -> None:
         datasets = self._sessions.datasets
@@ -300,6 +329,24 @@ class NodeSession:
         opened = [self._sources[number] for number in sources]
         return [rules_of(await self._sessions.datasets.get(source.id, source.version)) for source in opened]
 
+    async def _gate(self, reader: str, reply: worker.Reply) -> list[policy.Rules]:
+        """The rules of what a value derives from, if this reader may have it. That something failed may tell of
+        the data as well, so it passes the same gate.
+
+        Raises GetNotPermittedError, or what failed.
+        """
+        if not isinstance(reply, worker.Fetched | worker.Measured | worker.Broken):
+            raise GridError("the Worker answered a question for values with something else")
+        self._fault = self._fault or reply.earlier
+        if self._fault is not None and policy.may_read_all(reader, await self._rules(self._fault.sources)):
+            fault, self._fault = self._fault, None
+            raise from_wire(fault.code, fault.error)
+        rules = await self._rules(reply.fault.sources if isinstance(reply, worker.Broken) else reply.sources)
+        policy.check_release(reader, rules)
+        if isinstance(reply, worker.Broken):
+            raise from_wire(reply.fault.code, reply.fault.error)
+        return rules
+
     async def _release(
         self,
         request_id: int,
@@ -310,10 +357,9 @@ class NodeSession:
         try:
             reply, payload, descriptors = await waiting
             try:
+                rules = await self._gate(reader, reply)
                 if not isinstance(reply, worker.Fetched):
                     raise GridError("the Worker answered a read with something else")
-                rules = await self._rules(reply.sources)
-                policy.check_release(reader, rules)
                 readers = policy.readers(rules) if rules else None
                 ticket = self._keep(descriptors.pop()) if descriptors else ""
                 value = messages.Value(dtype=reply.dtype, shape=reply.shape, readers=readers, bulk=ticket)
@@ -334,15 +380,16 @@ class NodeSession:
     ) -> None:
         try:
             reply, _, _ = await waiting
+            await self._gate(reader, reply)
             if not isinstance(reply, worker.Measured):
                 raise GridError("the Worker answered a question for sizes with something else")
-            policy.check_release(reader, await self._rules(reply.sources))
             await self._reply(request_id, messages.Shapes(layouts=reply.layouts))
         except GridError as error:
             await self._fail(request_id, error)
 
     def _keep(self, descriptor: int) -> str:
-        if len(self._bulk) >= MAX_BULK_WAITING:
+        waiting = sum(os.fstat(one).st_size for one in (descriptor, *self._bulk.values()))
+        if len(self._bulk) >= MAX_BULK_WAITING or waiting > self._sessions.pool.limits.memory_bytes:
             os.close(descriptor)
             raise LimitExceededError("too many large values wait for their download; fetch one after the other")
         ticket = secrets.token_urlsafe(16)
@@ -357,16 +404,25 @@ class NodeSession:
         self.last_used = time.monotonic()
         return descriptor
 
-    def check_receive(self, dtype: str, shape: tuple[int, ...], size: int) -> None:
-        """May a large tensor of this form come in. Raises NotAuthenticatedError, InvalidMessageError, LimitExceeded."""
+    async def begin_receive(self, dtype: str, shape: tuple[int, ...], size: int) -> None:
+        """Make room for a large tensor of this form, until `end_receive`.
+
+        Raises NotAuthenticatedError, InvalidMessageError, LimitExceededError.
+        """
         policy.check_session(self._caller.user, self._sessions.guests)
         if dtype not in ITEM_BYTES or len(shape) > MAX_RANK or any(length < 0 for length in shape):
             raise InvalidMessageError("a tensor needs a known dtype and a shape of non-negative integers")
         if nbytes(dtype, shape) != size:
             raise InvalidMessageError(f"a tensor of {dtype} {shape} has {nbytes(dtype, shape)} bytes, not {size}")
         limit = self._sessions.pool.limits.memory_bytes
-        if size > limit:
+        if self._receiving + size > limit:
             raise LimitExceededError(f"a tensor of {size} bytes is over the session's memory of {limit} bytes")
+        await self._running()  # a session that nothing can be computed in takes nothing in
+        self._receiving += size
+
+    def end_receive(self, size: int) -> None:
+        """The tensor is in, or will not come."""
+        self._receiving -= size
 
     async def receive(self, value: int, dtype: str, shape: tuple[int, ...], descriptor: int) -> None:
         """Hand a large tensor of the client's to the Worker."""
@@ -418,10 +474,15 @@ class NodeSession:
 
     # -------------------------------------------------------------- answers
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _answer(self, work: Coroutine[Any, Any, None]) -> None:
+        """Answer beside the next frames, in one of the places that `_answers` counts."""
+        self._spawn(work).add_done_callback(lambda done: self._answers.release())
 
     async def _answering(self, request_id: int, work: Awaitable[None]) -> None:
         try:

@@ -17,6 +17,7 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from grid_jupyter import __version__
 from grid_jupyter.errors import Forbidden, GridError, NodeUnavailableError
+from grid_jupyter.identity import roles
 from grid_jupyter.identity.accounts import Accounts
 from grid_jupyter.network.registry import Registered, Registry
 from grid_jupyter.network.search import NodeLink, union
@@ -391,7 +392,10 @@ class NetworkOwner:
         return await self._accounts.revoke_tokens(username)
 
     async def invite(self, role: str, expires_s: float, username: str | None) -> tuple[str, float]:
-        code, expires = await self._accounts.invite(role, expires_s, username)
+        if role == roles.NODE:
+            code, expires = await self._network.invite_node(username, expires_s)
+        else:
+            code, expires = await self._accounts.invite(role, expires_s, username)
         return f"{self._address}/#{code}", expires
 
 

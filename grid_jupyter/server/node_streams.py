@@ -12,7 +12,7 @@ from tornado.iostream import StreamClosedError
 from tornado.web import stream_request_body
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
-from grid_jupyter.errors import BadRequest, GridError, InvalidDataError, LimitExceededError
+from grid_jupyter.errors import BadRequest, GridError, InvalidDataError, LimitExceededError, StorageFullError
 from grid_jupyter.identity.accounts import Account
 from grid_jupyter.node.service import GridNode
 from grid_jupyter.node.sessions import NodeSession
@@ -49,6 +49,11 @@ class SessionDoor(NodeDoor, WebSocketHandler):
     ping_timeout = 20.0
     _session: NodeSession | None = None
 
+    async def get(self, *args: Any, **kwargs: Any) -> None:
+        if self.request.headers.get("Upgrade", "").lower() != "websocket":
+            raise BadRequest("a session is a WebSocket; clients connect with DataCentricFLClient")
+        await super().get(*args, **kwargs)
+
     def check_origin(self, origin: str) -> bool:
         """No browser speaks this protocol, and no page may use its visitor's place in the network."""
         return False
@@ -56,7 +61,9 @@ class SessionDoor(NodeDoor, WebSocketHandler):
     async def open(self, *_args: str, **_kwargs: str) -> None:
         self.set_nodelay(True)
         try:
-            self._session = self.node.sessions.open(await self.account(), self.origin, self._send, self._hang_up)
+            self._session = self.node.sessions.open(
+                await self.account(), self._credential() or "", self.origin, self._send, self._hang_up
+            )
         except GridError as error:
             await self._refuse(error)
 
@@ -97,6 +104,8 @@ _ENDING: set[asyncio.Task[None]] = set()
 class BulkDoor(NodeDoor):
     """Base of transfers that belong to a session: the session's secret is the credential."""
 
+    _left = False
+
     def is_open(self) -> bool:
         return SESSION_HEADER in self.request.headers
 
@@ -117,6 +126,23 @@ class BulkDoor(NodeDoor):
         connection.set_max_body_size(limit)
         connection.set_body_timeout(TRANSFER_S)
 
+    def on_connection_close(self) -> None:
+        super().on_connection_close()
+        self._left = True
+        self.on_finish()
+
+    def check_still_there(self) -> None:
+        """After a wait in `prepare`: nobody would end what is begun now for a client that left. Raises BadRequest."""
+        if self._left:
+            self.on_finish()
+            raise BadRequest("the connection was closed")
+
+    def give_up(self, error: GridError) -> None:
+        """Answer in the middle of the body; the rest of it is not taken."""
+        if not self._finished:
+            self.on_finish()
+            self.write_error(error.status, exc_info=(type(error), error, None))
+
 
 @stream_request_body
 class ValueIn(BulkDoor):
@@ -128,28 +154,29 @@ class ValueIn(BulkDoor):
         await super().prepare()
         self._dtype = self.get_query_argument("dtype", "")
         self._shape = _shape(self.get_query_argument("shape", ""))
-        size = self.length()
-        self.session.check_receive(self._dtype, self._shape, size)
-        self.take(size)
+        self._session, self._size = self.session, self.length()
+        await self._session.begin_receive(self._dtype, self._shape, self._size)
         self._descriptor = os.memfd_create("upload", os.MFD_CLOEXEC)
+        self.check_still_there()
+        self.take(self._size)
 
     def data_received(self, chunk: bytes) -> None:
         rest = memoryview(chunk)
-        while rest:
-            rest = rest[os.write(self._descriptor, rest) :]
+        try:
+            while rest and self._descriptor >= 0:
+                rest = rest[os.write(self._descriptor, rest) :]
+        except OSError:
+            self.give_up(StorageFullError("this Node has no memory left for the tensor; try again later"))
 
     async def put(self, value: str) -> None:
-        await self.session.receive(_number(value), self._dtype, self._shape, self._descriptor)
+        await self._session.receive(_number(value), self._dtype, self._shape, self._descriptor)
         self.reply({"success": True})
 
     def on_finish(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-
-    def on_connection_close(self) -> None:
-        super().on_connection_close()
-        self.on_finish()
+            self._session.end_receive(self._size)
 
 
 class ValueOut(BulkDoor):
@@ -186,12 +213,16 @@ class UploadIn(BulkDoor):
         size = self.length()
         upload_id = self.path_args[0] if self.path_args else ""
         self._upload = await self.node.datasets.begin_upload(self._publisher, upload_id, size)
+        self.check_still_there()
         self._expected = size
         self.take(size)
 
     async def data_received(self, chunk: bytes) -> None:
         if self._upload is not None:
-            await asyncio.to_thread(self._upload.write, chunk)
+            try:
+                await asyncio.to_thread(self._upload.write, chunk)
+            except StorageFullError as error:
+                self.give_up(error)
 
     async def put(self, upload_id: str) -> None:
         upload = self._upload
@@ -203,10 +234,7 @@ class UploadIn(BulkDoor):
     def on_finish(self) -> None:
         if self._upload is not None:
             self._upload.abort()  # does nothing once it was committed
-
-    def on_connection_close(self) -> None:
-        super().on_connection_close()
-        self.on_finish()
+            self._upload = None
 
 
 @stream_request_body

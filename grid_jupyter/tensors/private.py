@@ -62,14 +62,15 @@ class PrivateTensor:
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
-        if (name.endswith("_") and not name.endswith("__")) or "out" in (kwargs or {}):
+        if (name.endswith("_") and not name.endswith("__")) or name == "__setitem__" or "out" in (kwargs or {}):
             # other names and views of the same memory would go on with readers that no longer hold
             raise TypeError(f"PrivateTensors are not changed in place; use the form of {name} that returns a new one")
         users: list[tuple[str, ...]] = []
         plain_args = _taken(args, users)
         plain_kwargs = _taken(kwargs or {}, users)
         kept = tuple(name for name in users[0] if all(name in others for others in users[1:]))
-        return _wrapped(func(*plain_args, **plain_kwargs), kept)
+        result = func(*plain_args, **plain_kwargs)
+        return result if name in _FACTS else _wrapped(result, kept)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name in _REFUSED:
@@ -110,7 +111,15 @@ class PrivateTensor:
         raise TypeError(f"a PrivateTensor does not become an array: {_HINT}")
 
 
-_REFUSED = frozenset({"item", "tolist", "numpy", "data_ptr", "storage", "untyped_storage", "data", "cpu_numpy"})
+_REFUSED = frozenset({"item", "tolist", "numpy", "data_ptr", "storage", "untyped_storage", "data"})
+_FACTS = frozenset(
+    {
+        "dim", "element_size", "is_complex", "is_conj", "is_contiguous", "is_floating_point", "is_inference", "is_neg",
+        "is_signed", "ndimension", "nelement", "numel", "size", "storage_offset", "stride",
+    }
+)  # fmt: skip
+"""What tells of a tensor's form, not of its values."""
+_PLAIN = (str, torch.Size, torch.dtype, torch.device, torch.layout, type(None))
 
 
 def _taken(argument: Any, users: list[tuple[str, ...]]) -> Any:
@@ -127,15 +136,13 @@ def _taken(argument: Any, users: list[tuple[str, ...]]) -> Any:
 def _wrapped(result: Any, users: tuple[str, ...]) -> Any:
     if isinstance(result, torch.Tensor):
         return PrivateTensor(result, users)
-    if isinstance(result, tuple) and hasattr(result, "_fields"):
-        return tuple(_wrapped(part, users) for part in result)
-    if isinstance(result, (list, tuple)) and not isinstance(result, torch.Size):
-        return type(result)(_wrapped(part, users) for part in result)
+    if isinstance(result, _PLAIN):
+        return result
+    if isinstance(result, (list, tuple)):
+        return type(result)([_wrapped(part, users) for part in result])  # torch's named results are made of a list
     if isinstance(result, (int, float, complex)) and not isinstance(result, bool):
         return PrivateTensor(torch.tensor(result), users)
-    if isinstance(result, bool):
-        raise TypeError(f"the operation gives a plain truth value: {_HINT}")
-    return result
+    raise TypeError(f"the operation gives a plain {type(result).__name__}: {_HINT}")
 
 
 def _operator(name: str) -> None:

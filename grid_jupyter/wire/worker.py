@@ -44,13 +44,13 @@ class Receive(Message, frozen=True, tag="receive"):
 
 
 class Fetch(Message, frozen=True, tag="fetch"):
-    """Hand a value to the Node, which decides on its release. Reply: Fetched."""
+    """Hand a value to the Node, which decides on its release. Reply: Fetched, or Broken."""
 
     value: int
 
 
 class Measure(Message, frozen=True, tag="measure"):
-    """Layouts that depend on values, for the Node to decide on. Reply: Measured."""
+    """Layouts that depend on values, for the Node to decide on. Reply: Measured, or Broken."""
 
     values: tuple[int, ...]
 
@@ -63,13 +63,25 @@ class Done(Message, frozen=True, tag="done"):
     """It is so."""
 
 
+class Fault(Message, frozen=True):
+    """What failed, and the sources it derives from: only who may read those may learn that it failed."""
+
+    code: str
+    error: str
+    sources: tuple[int, ...]
+
+
 class Fetched(Message, frozen=True, tag="fetched"):
-    """A value, its bytes as payload or in the descriptor sent along, and the sources it derives from."""
+    """A value, its bytes as payload or in the descriptor sent along, and the sources it derives from.
+
+    `earlier`, here and below, is what failed before and made no value that would tell of it.
+    """
 
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
     sources: tuple[int, ...]
+    earlier: Fault | None = None
 
 
 class Measured(Message, frozen=True, tag="measured"):
@@ -77,6 +89,14 @@ class Measured(Message, frozen=True, tag="measured"):
 
     layouts: tuple[Layout, ...]
     sources: tuple[int, ...]
+    earlier: Fault | None = None
+
+
+class Broken(Message, frozen=True, tag="broken"):
+    """Reply to Fetch and Measure in place of a value that could not be computed."""
+
+    fault: Fault
+    earlier: Fault | None = None
 
 
 class Counted(Message, frozen=True, tag="counted"):
@@ -86,7 +106,7 @@ class Counted(Message, frozen=True, tag="counted"):
 
 
 Request = Union[Load, Receive, Fetch, Measure, Count]
-Reply = Union[Done, Fetched, Measured, Counted, Failed]
+Reply = Union[Done, Fetched, Measured, Broken, Counted, Failed]
 
 request_decoder: msgspec.msgpack.Decoder[tuple[int, Request]] = msgspec.msgpack.Decoder(tuple[int, Request])
 reply_decoder: msgspec.msgpack.Decoder[tuple[int, Reply]] = msgspec.msgpack.Decoder(tuple[int, Reply])

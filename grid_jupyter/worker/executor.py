@@ -17,6 +17,7 @@ from grid_jupyter.errors import (
     InvalidMessageError,
     LimitExceededError,
     ObjectNotFoundError,
+    OperationNotAllowedError,
     RemoteOperationError,
     from_wire,
 )
@@ -24,7 +25,8 @@ from grid_jupyter.ops.raw import NAMES, from_bytes
 from grid_jupyter.wire import commands, frames
 from grid_jupyter.wire.limits import MAX_INLINE_BYTES, MAX_VALUES
 from grid_jupyter.wire.messages import Layout
-from grid_jupyter.worker.templates import Box, Template
+from grid_jupyter.worker.gradients import Gradients
+from grid_jupyter.worker.templates import Box, Template, storage_of
 
 # What a kernel may raise about its arguments. Anything else is a fault of ours and ends the session.
 _KERNEL_ERRORS = (
@@ -48,6 +50,13 @@ class Read(NamedTuple):
     sources: int
 
 
+class Broken(NamedTuple):
+    """What came instead of a value, and what it derives from: that something failed may tell of the data, too."""
+
+    error: GridError
+    sources: int
+
+
 class Executor:
     """The values of one session. Not thread-safe: one thread feeds it, with grad mode of its own."""
 
@@ -57,10 +66,9 @@ class Executor:
         self._memory_bytes = memory_bytes
         self._templates: dict[int, Template | Poison] = {}
         self._grad_mode = True
-        self._leaves: dict[int, tuple[int, int]] = {}  # id → (identity, version) of the gradient last seen
-        self._grad_boxes: dict[int, Box] = {}
-        self._grad_error: Poison | None = None
-        self._error: Poison | None = None
+        self._gradients_held = Gradients()
+        self._grad_error: tuple[Poison, int] | None = None
+        self._error: tuple[Poison, int] | None = None
         self._verbs: dict[int, Callable[..., None]] = {
             commands.DEFINE: self._define,
             commands.FREE: self.free,
@@ -97,43 +105,49 @@ class Executor:
         code = command[0] if command else None
         if type(code) is not int:
             raise InvalidMessageError("a command starts with a code")
-        if code >= 0:
-            template = self._templates.get(code)
-            if isinstance(template, Template):
-                if len(command) != template.length:
-                    raise InvalidMessageError(f"a command of {template.kernel.name} has the wrong length")
-                try:
-                    template.run(self.values, self.boxes, command)
-                except _KERNEL_ERRORS as error:
-                    self._poison(command, template, error)
-            elif template is None:
-                raise InvalidMessageError(f"template {code} was never defined")
-            else:
-                self._mark(command[1], template, 0)
-            return
-        verb = self._verbs.get(code)
-        if verb is None:
-            raise InvalidMessageError(f"there is no command {code}")
         try:
+            if code >= 0:
+                self._run(code, command)
+                return
+            verb = self._verbs.get(code)
+            if verb is None:
+                raise InvalidMessageError(f"there is no command {code}")
             verb(*command[1:])
-        except TypeError as error:
+        except (InvalidMessageError, LimitExceededError, MemoryError):
+            raise
+        except _KERNEL_ERRORS as error:
             raise InvalidMessageError(f"command {code} has wrong arguments") from error
+
+    def _run(self, number: int, command: list[Any]) -> None:
+        template = self._templates.get(number)
+        if template is None:
+            raise InvalidMessageError(f"template {number} was never defined")
+        if isinstance(template, Poison):
+            self._mark(command[1], template, 0)
+            return
+        if len(command) != template.length:
+            raise InvalidMessageError(f"a command of {template.kernel.name} has the wrong length")
+        out = command[1]
+        if type(out) is not int and not (type(out) is list and all(type(identity) is int for identity in out)):
+            raise InvalidMessageError("ids are integers")
+        try:
+            template.run(self.values, self.boxes, command)
+        except _KERNEL_ERRORS as error:
+            self._poison(command, template, error)
 
     def _poison(self, command: list[Any], template: Template, error: BaseException) -> None:
         """Mark what a failed command would have made. Text of private origin says no more than its class."""
-        sources = 0
+        sources, cause = 0, None
         for slot in template.refs:
-            identity = command[slot]
-            value = self.values.get(identity)
-            if isinstance(value, Poison):
-                return self._mark(command[1], value, sources)
+            value = self.values.get(command[slot])
             if value is None:
-                gone = Poison(
-                    ObjectNotFoundError.code, f"{template.kernel.name}: a value that it takes is no longer there"
-                )
-                return self._mark(command[1], gone, sources)
-            sources |= self.boxes[identity].sources
-        return self._mark(command[1], self._reason(template.kernel.name, error, sources), sources)
+                text = f"{template.kernel.name}: a value that it takes is no longer there"
+                cause = cause or Poison(ObjectNotFoundError.code, text)
+                continue
+            sources |= self.boxes[command[slot]].sources
+            if isinstance(value, Poison):
+                cause = cause or value
+        self._mark(command[1], cause or self._reason(template.kernel.name, error, sources), sources)
 
     def _reason(self, what: str, error: BaseException, sources: int) -> Poison:
         if isinstance(error, GridError):
@@ -148,9 +162,11 @@ class Executor:
     def _mark(self, out: Any, poison: Poison, sources: int) -> None:
         identities = out if isinstance(out, list) else [out]
         if identities == [0]:
-            self._error = self._error or poison  # an operation without results: the next read tells
+            self._error = self._error or (poison, sources)  # an operation without results: the next read tells
             return
         for identity in identities:
+            if type(identity) is not int:
+                raise InvalidMessageError("ids are integers")
             self.values[identity] = poison
             self.boxes[identity] = Box(sources)
 
@@ -171,8 +187,6 @@ class Executor:
         for identity in identities:
             self.values.pop(identity, None)
             self.boxes.pop(identity, None)
-            self._leaves.pop(identity, None)
-            self._grad_boxes.pop(identity, None)
 
     def _put(self, identity: int, dtype: str, shape: list[int], data: bytes) -> None:
         if len(data) > MAX_INLINE_BYTES:
@@ -181,12 +195,10 @@ class Executor:
 
     def put(self, identity: int, tensor: torch.Tensor, sources: int = 0, frozen: bool = False) -> None:
         """Take in a tensor under an id of the client's."""
+        if type(identity) is not int:
+            raise InvalidMessageError("ids are integers")
         self.values[identity] = tensor
-        self.boxes[identity] = Box(sources, frozen)
-
-    def fail(self, identities: tuple[int, ...], error: GridError) -> None:
-        """Poison ids that were to hold something which could not be had."""
-        self._mark(list(identities), Poison(error.code, str(error)), 0)
+        self.boxes[identity] = Box(sources, frozen, storage_of(tensor))
 
     def _seed(self, seed: int) -> None:
         torch.manual_seed(seed)
@@ -207,70 +219,57 @@ class Executor:
                 self._mark(identity, self._reason("requires_grad_", error, 0), self.boxes[identity].sources)
                 return
             if on:
-                self._leaves[identity] = (0, 0)
+                self._gradients_held.watch(value)
 
     def _retain_grad(self, identity: int) -> None:
         value = self.values.get(identity)
         if isinstance(value, torch.Tensor) and value.requires_grad:
             value.retain_grad()
-            self._leaves[identity] = (0, 0)
+            self._gradients_held.watch(value)
 
     def _backward(self, identity: int, gradient: int, retain: bool, create: bool) -> None:
-        value, sources = self.values.get(identity), 0
+        sources = self.lineage((identity, gradient))
         try:
-            tensor = self._tensor(identity)
-            sources = self.boxes[identity].sources
             seed = self._tensor(gradient) if gradient else None
-            if gradient:
-                sources |= self.boxes[gradient].sources
-            torch.autograd.backward(tensor, seed, retain_graph=bool(retain), create_graph=bool(create))
+            torch.autograd.backward(self._tensor(identity), seed, retain_graph=bool(retain), create_graph=bool(create))
+            self._grad_error = None
         except _KERNEL_ERRORS as error:
-            self._grad_error = value if isinstance(value, Poison) else self._reason("backward", error, sources)
-            return
-        # Whatever gradient changed carries what the loss derives from.
-        for leaf, seen in self._leaves.items():
-            held = self.values.get(leaf)
-            grad = held.grad if isinstance(held, torch.Tensor) else None
-            if grad is None:
-                continue
-            state = (id(grad), grad._version)
-            if state != seen:
-                self._leaves[leaf] = state
-                box = self._grad_boxes.setdefault(leaf, Box())
-                box.sources |= sources
+            self._grad_error = (self._reason("backward", error, sources), sources)
+            self._error = self._error or self._grad_error
+        finally:
+            self._gradients_held.settle(sources)
 
     def _grad_of(self, out: int, identity: int) -> None:
         value = self.values.get(identity)
-        grad = value.grad if isinstance(value, torch.Tensor) else None
-        if grad is None:
-            poison = value if isinstance(value, Poison) else self._grad_error
-            none = Poison(RemoteOperationError.code, "there is no gradient: call backward() first")
-            self._mark(out, poison or none, 0)
+        if isinstance(value, Poison):
+            self._mark(out, value, self.boxes[identity].sources)
             return
-        self.values[out] = grad
-        self.boxes[out] = self._grad_boxes.setdefault(identity, Box(self.boxes[identity].sources))
+        found = self._gradients_held.of(value) if isinstance(value, torch.Tensor) else None
+        if found is not None:
+            self.values[out], self.boxes[out] = found
+        elif self._grad_error is not None:
+            self._mark(out, *self._grad_error)
+        else:
+            self._mark(out, Poison(RemoteOperationError.code, "there is no gradient: call backward() first"), 0)
 
     def _set_grad(self, identity: int, gradient: int) -> None:
         value = self.values.get(identity)
         if not isinstance(value, torch.Tensor):
             return
+        sources = self.lineage((identity, gradient))
         try:
-            value.grad = self._tensor(gradient) if gradient else None
+            given = self._tensor(gradient) if gradient else None
+            box = self.boxes[gradient] if gradient else Box()
+            if box.frozen:
+                raise OperationNotAllowedError("published data cannot be a gradient, which would be added to")
+            self._gradients_held.assign(value, given, box)
         except _KERNEL_ERRORS as error:
-            self._error = self._error or self._reason("grad", error, 1)
-            return
-        self._grad_boxes.pop(identity, None)
-        if gradient:
-            self._grad_boxes[identity] = self.boxes[gradient]
-        if identity in self._leaves:
-            self._leaves[identity] = (0, 0)
+            self._error = self._error or (self._reason("grad", error, sources), sources)
 
     def _gradients(
         self, out: list[int], outs: list[int], seeds: list[int], ins: list[int], retain: bool, create: bool
     ) -> None:
-        sources = 0
-        for identity in (*outs, *seeds, *ins):
-            sources |= self.boxes[identity].sources if identity in self.boxes else 0
+        sources = self.lineage((*outs, *seeds, *ins))
         try:
             with torch.enable_grad():
                 inputs = [self._tensor(i) for i in ins]
@@ -282,12 +281,19 @@ class Executor:
                     create_graph=bool(create),
                     allow_unused=True,
                 )
+                # what autograd hands out may be a seed, or show the storage of one
+                own = [
+                    torch.zeros_like(given) if grad is None else grad.clone()
+                    for grad, given in zip(found, inputs, strict=True)
+                ]
         except _KERNEL_ERRORS as error:
             self._mark(list(out), self._reason("autograd.grad", error, sources), sources)
             return
-        for identity, grad, given in zip(out, found, inputs, strict=True):
-            self.values[identity] = torch.zeros_like(given) if grad is None else grad
-            self.boxes[identity] = Box(sources)
+        finally:
+            self._gradients_held.settle(sources)
+        for identity, made in zip(out, own, strict=True):
+            self.values[identity] = made
+            self.boxes[identity] = Box(sources, storage=storage_of(made))
 
     # -------------------------------------------------------------- reads
 
@@ -299,13 +305,18 @@ class Executor:
             raise from_wire(value.code, value.text)
         raise ObjectNotFoundError(f"there is no value {identity} in this session; it was freed or fetched")
 
-    def read(self, identity: int) -> Read:
-        """A value and its lineage. Raises what its computation failed with, ObjectNotFoundError."""
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise from_wire(error.code, error.text)
-        tensor = self._tensor(identity)
-        return Read(tensor, self.boxes[identity].sources)
+    def earlier(self) -> Broken | None:
+        """What failed since the last time this was asked and made no value that would tell."""
+        error, self._error = self._error, None
+        return None if error is None else Broken(from_wire(error[0].code, error[0].text), error[1])
+
+    def read(self, identity: int) -> Read | Broken:
+        """A value and its lineage, or what its computation failed with."""
+        sources = self.lineage((identity,))
+        try:
+            return Read(self._tensor(identity), sources)
+        except GridError as error:
+            return Broken(error, sources)
 
     def lineage(self, identities: tuple[int, ...]) -> int:
         """The data sets that any of these values derives from, as bits."""
@@ -314,9 +325,12 @@ class Executor:
             sources |= self.boxes[identity].sources if identity in self.boxes else 0
         return sources
 
-    def layouts(self, identities: tuple[int, ...]) -> tuple[Layout, ...]:
-        """Shapes and strides of values, which may depend on what is in the data."""
-        tensors = [self._tensor(identity) for identity in identities]
+    def layouts(self, identities: tuple[int, ...]) -> tuple[Layout, ...] | Broken:
+        """Shapes and strides of values, which may depend on what is in the data, or what failed."""
+        try:
+            tensors = [self._tensor(identity) for identity in identities]
+        except GridError as error:
+            return Broken(error, self.lineage(identities))
         return tuple(
             Layout(shape=tuple(t.shape), stride=t.stride(), offset=int(t.storage_offset()), dtype=NAMES[t.dtype])
             for t in tensors

@@ -10,7 +10,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from grid_jupyter.worker.templates import Box, storage_of
 
 _use_count: Callable[[int], int] | None = getattr(torch._C, "_storage_Use_Count", None)
-_ALONE = _use_count(storage_of(torch.zeros(1))) if _use_count is not None else 0
 
 
 class _Held:
@@ -64,5 +63,13 @@ class Gradients:
         return None if held is None or held.gradient is None else (held.gradient, held.box)
 
 
+def _owners(tensor: torch.Tensor) -> int:
+    storage = tensor.untyped_storage()  # held while it is counted
+    return 0 if _use_count is None else _use_count(storage._cdata)
+
+
+_ALONE = _owners(torch.zeros(1))
+
+
 def _is_shared(tensor: torch.Tensor) -> bool:
-    return _use_count is None or _use_count(storage_of(tensor)) > _ALONE
+    return _use_count is None or _owners(tensor) > _ALONE

@@ -23,7 +23,7 @@ from grid_jupyter.wire import frames, worker
 from grid_jupyter.wire.limits import MAX_INLINE_BYTES
 from grid_jupyter.wire.messages import Failed
 from grid_jupyter.worker.channel import Channel
-from grid_jupyter.worker.executor import Executor
+from grid_jupyter.worker.executor import Broken, Executor
 
 
 def serve(sock: socket.socket, limits: worker.WorkerLimits) -> None:
@@ -81,8 +81,7 @@ class _Session:
         elif isinstance(message, worker.Receive):
             self._receive(message, descriptors)
         elif isinstance(message, worker.Measure):
-            layouts = self._executor.layouts(message.values)
-            reply = worker.Measured(layouts=layouts, sources=bits(self._executor.lineage(message.values)))
+            reply = self._measure(message.values)
         else:
             reply = worker.Counted(values=len(self._executor.values))
         self._reply(request_id, reply)
@@ -90,14 +89,28 @@ class _Session:
     def _reply(self, request_id: int, reply: worker.Reply) -> None:
         self._channel.send(worker.reply_frame(request_id, reply))
 
+    def _measure(self, values: tuple[int, ...]) -> worker.Measured | worker.Broken:
+        found = self._executor.layouts(values)
+        if isinstance(found, Broken):
+            return worker.Broken(fault=_fault(found), earlier=self._earlier())
+        return worker.Measured(layouts=found, sources=bits(self._executor.lineage(values)), earlier=self._earlier())
+
+    def _earlier(self) -> worker.Fault | None:
+        earlier = self._executor.earlier()
+        return None if earlier is None else _fault(earlier)
+
     def _fetch(self, request_id: int, value: int) -> None:
         found = self._executor.read(value)
+        if isinstance(found, Broken):
+            self._reply(request_id, worker.Broken(fault=_fault(found), earlier=self._earlier()))
+            return
         data = to_bytes(found.tensor)
         reply = worker.Fetched(
             dtype=NAMES[found.tensor.dtype],
             shape=tuple(found.tensor.shape),
             nbytes=len(data),
             sources=bits(found.sources),
+            earlier=self._earlier(),
         )
         if len(data) <= MAX_INLINE_BYTES:
             self._channel.send(worker.reply_frame(request_id, reply, data))
@@ -138,6 +151,10 @@ class _Session:
                 raise InvalidMessageError("the upload ended early")
             offset += count
         self._executor.put(message.value, from_bytes(data, message.dtype, message.shape))
+
+
+def _fault(broken: Broken) -> worker.Fault:
+    return worker.Fault(code=broken.error.code, error=str(broken.error), sources=bits(broken.sources))
 
 
 def bits(mask: int) -> tuple[int, ...]:

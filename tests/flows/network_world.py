@@ -91,8 +91,8 @@ class NetworkProcess:
         await self.owner.account(name, role)
         return await self.owner.token(name)
 
-    async def node_invite(self) -> str:
-        link, _ = await self.owner.invite("Node", 60.0)
+    async def node_invite(self, name: str | None = None) -> str:
+        link, _ = await self.owner.invite("Node", 60.0, name)
         return link.partition("#")[2]
 
     async def forget(self, name: str) -> None:

@@ -69,7 +69,7 @@ def test_an_unknown_name_is_refused_with_the_names_that_there_are(scratch: Path)
 def test_each_benchmark_runs_and_its_last_line_is_json_of_the_agreed_shape(name: str, scratch: Path) -> None:
     told = json.loads(run(scratch, name, "--json", "--quick").splitlines()[-1])
     assert told["name"] == name
-    assert {"cpus", "python", "torch", "load_average"} <= told["machine"].keys()
+    assert {"cpus", "python", "torch", "load_average", "others"} <= told["machine"].keys()
     whats = [result["what"] for result in told["results"]]
     assert len(set(whats)) == len(whats) > 3
     for result in told["results"]:
@@ -103,7 +103,7 @@ def test_the_page_has_a_table_the_command_and_the_meaning_of_each_benchmark(monk
         Result(what="one thing", value=1234.5, unit="op/s", baseline=617.25, against="another"),
         Result(what="slow", value=2.0, unit="s", baseline=4.0, against="slower", at_most=1.0),
     ]
-    told = {"results": [result.as_json() for result in results], "machine": {**machine(), "busy": 0.5}}
+    told = {"results": [result.as_json() for result in results], "machine": {**machine(), "others": 0.5}}
     written = page([Run("some_name", "what it measures", "What it means.", told)], quick=False)
     assert "python -m benchmarks some_name" in written
     assert "| one thing | 1,234 op/s |  | 617 | 2.00 | another |  |" in written

@@ -100,6 +100,23 @@ def test_a_stranger_with_a_taken_name_is_refused_and_spends_no_invite(network: N
     asyncio.run(flow())
 
 
+def test_a_node_that_lost_its_credential_is_readmitted_by_an_invite_made_for_it(network: NetworkProcess):
+    async def flow() -> None:
+        async with joined(network, "Bob") as lost:
+            pass
+        other = await network.node_invite("Alice")
+        body = {"node-id": "Bob", "node-address": "http://127.0.0.1:1", "invite": other}
+        assert (await call(network.address, "POST", "/join", body))[0] == 403
+        found = FakeNode("Bob", network.address, invite=await network.node_invite("Bob"))
+        await found.join()
+        assert found.credential != lost.credential
+        status, _ = await call(network.address, "POST", "/join", body | {"invite": None}, token=lost.credential)
+        assert status == 401  # the old one ended
+        await found.leave()
+
+    asyncio.run(flow())
+
+
 def test_another_members_credential_does_not_take_a_name(network: NetworkProcess):
     async def flow() -> None:
         async with joined(network, "Bob"), joined(network, "Eve") as eve:

@@ -26,6 +26,7 @@ class Up:
     """`jupyter grid up --json` with a data directory of its own."""
 
     home: Path
+    more: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = None
     addresses: dict[str, Any] = field(default_factory=dict)
     pids: set[int] = field(default_factory=set)
@@ -33,7 +34,7 @@ class Up:
     def start(self) -> Up:
         with (self.home.parent / "up.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [*GRID, "up", "--json", "--network-port", "0", "--node-port", "0"],
+                [*GRID, "up", "--json", "--network-port", "0", "--node-port", "0", *self.more],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -47,7 +48,8 @@ class Up:
         return self
 
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "GRID_JUPYTER_HOME": str(self.home)}
+        folders = {f"JUPYTER_{kind}_DIR": str(self.home.parent / kind) for kind in ("CONFIG", "DATA", "RUNTIME")}
+        return {**os.environ, **folders, "GRID_JUPYTER_HOME": str(self.home)}
 
     def end(self, number: signal.Signals) -> int:
         assert self.process is not None
@@ -146,6 +148,27 @@ def test_the_next_start_finds_what_the_last_one_made_and_a_kill_leaves_no_proces
         assert set(grid.credentials()) == set(grid.addresses["nodes"].values())  # none for an address of last time
         assert await grid.all_connected()
         assert len(grid.pids) >= 5
+        assert grid.end(signal.SIGKILL) == -signal.SIGKILL
+        await until(lambda: nothing_left(grid.pids), PATIENCE_S)
+
+    asyncio.run(flow())
+
+
+def test_with_jupyterlab_its_server_is_one_of_the_nodes_and_a_kill_leaves_no_process_behind(home: Path):
+    (home.parent / "CONFIG").mkdir()
+    enabled = {"ServerApp": {"jpserver_extensions": {"grid_jupyter": True}}}  # as installing the package does
+    (home.parent / "CONFIG" / "jupyter_server_config.json").write_text(json.dumps(enabled))
+
+    async def flow() -> None:
+        grid = Up(home, more=("--lab", "--lab-port", "0")).start()
+        address, _, query = grid.addresses["lab"].partition("/lab")
+        token = query.partition("token=")[2]
+        status, answer = await call(address, "GET", "/grid/api/status", headers={"Authorization": f"token {token}"})
+        assert (status, answer["state"]) == (200, "running")
+        assert answer["node"]["address"] == grid.addresses["nodes"]["Bob"]
+        assert (await call(address, "GET", "/grid/api/status"))[0] == 403
+        assert await grid.all_connected()
+        assert not any(token in part for pid in grid.pids for part in psutil.Process(pid).cmdline())
         assert grid.end(signal.SIGKILL) == -signal.SIGKILL
         await until(lambda: nothing_left(grid.pids), PATIENCE_S)
 

@@ -15,9 +15,15 @@ from typing import Any
 import pytest
 import torch
 
-from grid_jupyter import GetNotPermittedError, NodeClient, private_tensor
+from grid_jupyter import GetNotPermittedError, NodeClient, owner, private_tensor
 from grid_jupyter.client.credentials import Credentials
-from grid_jupyter.errors import ComputeNotPermittedError, GridError, NotAuthenticatedError, SendNotPermittedError
+from grid_jupyter.errors import (
+    ComputeNotPermittedError,
+    GridError,
+    NodeUnavailableError,
+    NotAuthenticatedError,
+    SendNotPermittedError,
+)
 from grid_jupyter.server.owner_client import OwnerClient
 
 
@@ -114,3 +120,22 @@ def test_a_data_set_for_named_computers_is_not_there_for_others(node: SecureNode
 def test_a_client_that_does_not_know_the_certificate_does_not_connect(node: SecureNode, tmp_path: Path):
     with pytest.raises((GridError, ssl.SSLError)):
         NodeClient(None, node.address, credentials=Credentials(tmp_path / "c.json"))
+
+
+def test_the_owner_at_his_machine_needs_no_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("GRID_JUPYTER_HOME", str(tmp_path))
+    with pytest.raises(NodeUnavailableError, match="jupyter lab"):
+        owner()
+    command = [sys.executable, "-m", "grid_jupyter.cli.main", "node", "--name", "Ward", "--port", "0"]
+    command += ["--state", str(tmp_path / "nodes" / "Ward"), "--json", "--supervised"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline()
+        with owner() as mine, owner("Ward") as again:
+            assert mine.caller.user == again.caller.user == "Ward"
+            assert mine.caller.roles == ("Owner",)
+            pointer = mine.publish(torch.ones(2), tags="#mine")
+            assert pointer.get().unwrap().tolist() == [1.0, 1.0]
+        process.stdin.close()
+        assert process.wait(20) == 0

@@ -17,30 +17,39 @@ def account(number: int, role: str = "Node") -> Account:
 
 
 def test_a_newcomer_needs_an_invite():
-    assert admit(None, None, invited=True) is Admission.REGISTER
+    assert admit("Bob", None, None, invited=True) is Admission.REGISTER
     with pytest.raises(NotAuthenticatedError, match="invite"):
-        admit(None, None, invited=False)
+        admit("Bob", None, None, invited=False)
 
 
 def test_a_known_node_comes_back_by_its_own_credential_with_or_without_an_invite():
-    assert admit(BOB, account(7), invited=False) is Admission.RETURN
-    assert admit(BOB, account(7), invited=True) is Admission.RETURN
+    assert admit("Bob", BOB, account(7), invited=False) is Admission.RETURN
+    assert admit("Bob", BOB, account(7), invited=True) is Admission.RETURN
 
 
 @pytest.mark.parametrize(("caller", "invited"), [(None, True), (account(8), False), (account(8, "Owner"), True)])
 def test_a_taken_name_is_refused_to_strangers(caller: Account | None, invited: bool):
     with pytest.raises(Conflict, match="This ID has already been registered"):
-        admit(BOB, caller, invited=invited)
+        admit("Bob", BOB, caller, invited=invited)
 
 
 def test_a_stranger_without_anything_learns_nothing_of_a_taken_name():
     with pytest.raises(NotAuthenticatedError):
-        admit(BOB, None, invited=False)
+        admit("Bob", BOB, None, invited=False)
 
 
 def test_a_credential_alone_registers_no_name():
     with pytest.raises(Forbidden):
-        admit(None, account(8), invited=False)
+        admit("New", None, account(8), invited=False)
+
+
+def test_an_invite_that_was_made_for_one_node_admits_that_one_also_when_it_is_known():
+    assert admit("Bob", None, None, invited=True, reserved_for="Bob") is Admission.REGISTER
+    assert admit("Bob", BOB, None, invited=True, reserved_for="Bob") is Admission.READMIT
+    assert admit("Bob", BOB, account(7), invited=True, reserved_for="Bob") is Admission.RETURN
+    for known in (None, BOB):
+        with pytest.raises(Forbidden, match="another name"):
+            admit("Bob", known, None, invited=True, reserved_for="Eve")
 
 
 def test_a_node_is_struck_off_by_itself_or_by_who_runs_the_network():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,13 @@ def test_metadata_of_ours_reads_in_the_library(tmp_path: Path) -> None:
     with safe_open(path, "np") as file:
         assert file.metadata() == {"a": "b"}
         assert file.get_slice("x").get_dtype() == "BF16"
+
+
+def test_reading_a_header_needs_no_array_library() -> None:
+    script = (
+        "import grid_jupyter.wire.safetensors, sys; assert not {'numpy', 'torch', 'safetensors'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_a_file_without_tensors_is_a_file() -> None:
