@@ -16,7 +16,7 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 
@@ -31,6 +31,9 @@ HOME = "GRID_JUPYTER_HOME"
 class Server:
     """A process that says in one line of JSON when it is ready. Raises RuntimeError if it never is."""
 
+    sandboxed_cpu_s: ClassVar[float] = 0.0
+    """CPU seconds used in the sandboxes of all Nodes that have ended: bubblewrap tells no parent of them."""
+
     def __init__(self, command: list[str], log: Path) -> None:
         self._log = log
         began = time.perf_counter()
@@ -38,6 +41,7 @@ class Server:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
             )
+        self._seen = psutil.Process(self.process.pid)
         watchdog = threading.Timer(START_S, self.process.kill)
         watchdog.start()
         line = self.process.stdout.readline() if self.process.stdout else ""
@@ -47,7 +51,6 @@ class Server:
             self.end()
             raise RuntimeError(f"{' '.join(command)} did not start:\n{log.read_text()[-2000:]}")
         self.said: dict[str, Any] = json.loads(line)
-        self._seen = psutil.Process(self.process.pid)
 
     @property
     def address(self) -> str:
@@ -77,6 +80,7 @@ class Server:
 
     def end(self) -> None:
         """End it in order, or else by force."""
+        Server.sandboxed_cpu_s += self._sandboxed()
         if self.process.stdin is not None:
             self.process.stdin.close()
         try:
@@ -86,6 +90,15 @@ class Server:
             self.process.wait()
         if self.process.stdout is not None:
             self.process.stdout.close()
+
+    def _sandboxed(self) -> float:
+        try:
+            below = self.below()
+            if all(process.name() != "bwrap" for process in below):
+                return 0.0
+        except psutil.NoSuchProcess:
+            return 0.0
+        return sum(_cpu_s(process, reaped=True) for process in below)
 
 
 class Grid:
@@ -153,9 +166,11 @@ class Grid:
 _SERVED = ("--port", "0", "--supervised", "--json")
 
 
-def _cpu_s(process: psutil.Process) -> float:
+def _cpu_s(process: psutil.Process, *, reaped: bool = False) -> float:
+    """CPU seconds of a process, and with `reaped` of its children that have ended; none if it is gone."""
     try:
         times = process.cpu_times()
     except psutil.NoSuchProcess:
         return 0.0
-    return float(times.user + times.system)
+    children = times.children_user + times.children_system if reaped else 0.0
+    return float(times.user + times.system + children)

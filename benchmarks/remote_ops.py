@@ -9,7 +9,6 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from websockets.sync.client import ClientConnection, connect
@@ -33,7 +32,7 @@ here, but client, Node and Worker share the cores of one machine, where they wou
 
 STREAMED = 2000
 BATCH = 64
-Loss = Callable[[], torch.Tensor]
+Step = Callable[[], torch.Tensor]
 
 
 def run(scale: Scale) -> list[Result]:
@@ -147,13 +146,11 @@ def _echo(baseline: Server) -> ClientConnection:
 
 
 def _training(scale: Scale, node: Server, session: Session) -> list[Result]:
-    sgd: Any = lambda model: torch.optim.SGD(model.parameters(), lr=0.01)  # noqa: E731
-    adam: Any = lambda model: torch.optim.Adam(model.parameters(), lr=1e-3)  # noqa: E731
     results: list[Result] = []
     for name, make, shape, optimizer, steps in (
-        ("MLP 784-128-10, SGD", _mlp, (784,), sgd, scale(60, 2)),
-        ("MLP 784-128-10, Adam", _mlp, (784,), adam, scale(60, 2)),
-        ("CNN of 2 convolutions, SGD", _cnn, (1, 28, 28), sgd, scale(15, 2)),
+        ("MLP 784-128-10, SGD", _mlp, (784,), _sgd, scale(60, 2)),
+        ("MLP 784-128-10, Adam", _mlp, (784,), _adam, scale(60, 2)),
+        ("CNN of 2 convolutions, SGD", _cnn, (1, 28, 28), _sgd, scale(15, 2)),
     ):
         results += _steps(name, make, shape, optimizer, steps, scale(7, 1), node, session)
     return results
@@ -171,6 +168,14 @@ def _cnn() -> torch.nn.Module:
     )  # fmt: skip
 
 
+def _sgd(model: torch.nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.01)
+
+
+def _adam(model: torch.nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), lr=1e-3)
+
+
 def _steps(
     name: str,
     make: Callable[[], torch.nn.Module],
@@ -186,10 +191,10 @@ def _steps(
     local = _step(make(), inputs, classes, optimizer)
     remote = _step(send_module(make(), session), send(inputs, session), send(classes, session), optimizer)
 
-    def at_the_end(step: Loss) -> Callable[[], object]:
+    def at_the_end(step: Step) -> Callable[[], object]:
         return lambda: [step() for _ in range(steps)][-1].item()
 
-    def after_each(step: Loss) -> Callable[[], object]:
+    def after_each(step: Step) -> Callable[[], object]:
         return lambda: [step().item() for _ in range(steps)]
 
     took = in_turns(
@@ -223,7 +228,7 @@ def _step(
     inputs: torch.Tensor,
     classes: torch.Tensor,
     optimizer: Callable[[torch.nn.Module], torch.optim.Optimizer],
-) -> Loss:
+) -> Step:
     updating = optimizer(model)
 
     def step() -> torch.Tensor:

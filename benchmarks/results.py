@@ -65,9 +65,9 @@ class Neighbours:
         self._began = time.monotonic()
         self._all, self._ours = _all_cpu_s(), _our_cpu_s()
 
-    def share(self) -> float:
-        """Of all cores, 0 to 1. What we started counts as ours once it has ended."""
-        others = _all_cpu_s() - self._all - (_our_cpu_s() - self._ours)
+    def share(self, unseen_cpu_s: float) -> float:
+        """Of all cores, 0 to 1. What we started counts as ours once it has ended, and so does `unseen_cpu_s`."""
+        others = _all_cpu_s() - self._all - (_our_cpu_s() - self._ours) - unseen_cpu_s
         return max(0.0, others / (time.monotonic() - self._began) / (os.cpu_count() or 1))
 
 

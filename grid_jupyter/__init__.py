@@ -48,7 +48,14 @@ def __getattr__(name: str) -> Any:
     module = _PUBLIC.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(module), name)
+    try:
+        value = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == __name__:
+            raise
+        raise ImportError(
+            f"{name} needs {error.name}, which is not installed: pip install 'grid-jupyter[node]', or [lab] for JupyterLab"
+        ) from error
     globals()[name] = value
     return value
 

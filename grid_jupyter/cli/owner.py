@@ -50,10 +50,11 @@ def invite(options: argparse.Namespace) -> int:
         how = f"Works once, until {until}. On the Node's machine:\n  jupyter grid node --name NAME --invite '{link}'"
     else:
         name = options.username or "NAME"
+        client = "PublicGridNetwork" if running.role == "network" else "DataCentricFLClient"
         how = (
             f"Works once, until {until}. In a notebook:\n"
             f"  import grid_jupyter as sy\n"
-            f'  sy.DataCentricFLClient("{running.address}").accept_invite("{link}", "{name}")'
+            f'  sy.{client}("{running.address}").accept_invite("{link}", "{name}")'
         )
     _answer(options, {"invite": link, "expires": expires, "role": role}, f"{link}\n{how}")
     return 0

@@ -80,7 +80,8 @@ class Credentials:
     @contextlib.contextmanager
     def _changing(self) -> Iterator[dict[str, dict[str, str]]]:
         folder = private_directory(self.path.parent)
-        with (folder / f".{self.path.name}.lock").open("w") as lock:
+        lock_path = folder / f".{self.path.name}.lock"
+        with os.fdopen(os.open(lock_path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as lock:
             if fcntl is not None:
                 fcntl.flock(lock, fcntl.LOCK_EX)
             known = self._read()

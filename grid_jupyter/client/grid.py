@@ -41,6 +41,23 @@ class PublicGridNetwork:
         self._user = user
         self._clients: dict[str, NodeClient] = {}
 
+    def accept_invite(self, invite: str, user: str, password: str | None = None) -> None:
+        """Take up a one-time invite of the Network: get an account of that name there, and store its credential.
+
+        Raises NotAuthenticatedError, IdNotUniqueError for a taken name.
+        """
+        body = {"invite": invite.rpartition("#")[2], "username": user}
+        answer: Any = call(
+            self.address, "POST", "/invites/accept", body if password is None else {**body, "password": password}
+        )
+        self.credentials.store(self.address.url, user, str(answer["token"]))
+        self.login(user)
+
+    def login(self, user: str) -> None:
+        """Present this user's stored credentials from here on, to the Network and to its Nodes."""
+        self.close()
+        self._user = user
+
     def nodes(self) -> list[str]:
         """Names of the Nodes that are connected now."""
         return list(call(self.address, "GET", "/connected-nodes")["grid-nodes"])

@@ -11,6 +11,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from grid_jupyter.client.credentials import Credentials
@@ -250,7 +251,7 @@ class NodeClient:
         tags: tuple[str, ...] | list[str] | str = (),
         description: str = "",
         allowed_users: str | tuple[str, ...] | list[str] = (),
-        compute_users: str | tuple[str, ...] | list[str] | None = None,
+        compute_users: str | tuple[str, ...] | list[str] | None = _KEEP,
         public_tags: bool | None = None,
         replaces: Any = None,
         user: str | None = None,
@@ -259,7 +260,7 @@ class NodeClient:
 
         `allowed_users` may read values, besides the publisher: nobody else by default. `compute_users` may
         compute: by default everybody whom the Node lets in. `replaces`, a pointer to a data set of yours,
-        makes this its next version. `user` presents that user's stored credential.
+        makes this its next version, which keeps name, tags, description and compute_users if none are given. `user` presents that user's stored credential.
 
         Durable when it returns. Raises SendNotPermittedError, InvalidDataError, LimitExceededError,
         StorageFullError; then nothing is published.
@@ -284,10 +285,10 @@ class NodeClient:
             tags=(tags,) if isinstance(tags, str) else tuple(tags),
             description=description,
             allowed_users=user_names(allowed_users),
-            compute_users=None if compute_users is None else user_names(compute_users),
             public_tags=public_tags,
             columns=columns,
             dataset=None if replaces is None else _dataset_id(replaces),
+            compute_users=_computers(compute_users),
         )
         made: DatasetInfo = call(self.address, "POST", "/data-centric/datasets", request, token=token, kind=DatasetInfo)
         return pointer(self, made)
@@ -337,7 +338,7 @@ class NodeClient:
             description=description,
             allowed_users=None if allowed_users is None else user_names(allowed_users),
             public_tags=public_tags,
-            **({} if compute_users is _KEEP else {"compute_users": compute_users and user_names(compute_users)}),
+            compute_users=_computers(compute_users),
         )
         where = f"/data-centric/datasets/{_dataset_id(dataset)}"
         return call(self.address, "PATCH", where, request, token=self._token_of(user), kind=DatasetInfo)
@@ -379,6 +380,12 @@ def _form(model: bytes, fields: dict[str, str]) -> tuple[bytes, str]:
     ]
     head = f'--{boundary}\r\nContent-Disposition: form-data; name="model"; filename="model.safetensors"\r\n\r\n'
     return b"".join([*parts, head.encode(), model, f"\r\n--{boundary}--\r\n".encode()]), boundary
+
+
+def _computers(users: Any) -> tuple[str, ...] | msgspec.UnsetType | None:
+    if users is _KEEP:
+        return msgspec.UNSET
+    return None if users is None else user_names(users)
 
 
 def _dataset_id(dataset: Any) -> int:

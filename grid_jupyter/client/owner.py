@@ -19,11 +19,11 @@ from grid_jupyter.wire.home import data_home
 TIMEOUT_S = 10.0
 
 
-def owner(node: str | None = None, user: str | None = None) -> NodeClient:
+def owner(node: str | None = None, user: str | None = None, *, ca_file: str | Path | None = None) -> NodeClient:
     """A client of this user's own Node on this machine, with the owner's credential, which is stored.
 
     `node` names it where several run; `user` is the owner's account name, by default the Node's name. The account
-    is made at the first call. Raises NodeUnavailableError, BadRequest where several Nodes run and none is named,
+    is made at the first call. `ca_file` names the certificate of a Node that signed its own. Raises NodeUnavailableError, BadRequest where several Nodes run and none is named,
     Conflict for an account that is not an owner's.
     """
     running = _find(node)
@@ -34,7 +34,7 @@ def owner(node: str | None = None, user: str | None = None) -> NodeClient:
         _ask(running, "POST", "/owner/accounts", {"username": name, "role": "Owner"})
         token = _ask(running, "POST", "/owner/tokens", {"username": name})["token"]
         credentials.store(address, name, str(token))
-    return NodeClient(None, address, user=name, credentials=credentials)
+    return NodeClient(None, address, user=name, ca_file=ca_file, credentials=credentials)
 
 
 def _find(node: str | None) -> dict[str, Any]:

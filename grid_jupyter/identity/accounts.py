@@ -87,8 +87,11 @@ class Accounts:
         check_name(username, "user name")
         row = await self._rows.account_named(username)
         if row is None:
+            unowned = await self._is_unowned(role)
             try:
-                return account_of(await self._rows.add_account(username, None, role, self._clock()))
+                made = account_of(await self._rows.add_account(username, None, role, self._clock()))
+                await self._settle(unowned)
+                return made
             except IdNotUniqueError:  # somebody else made it just now
                 row = await self._rows.account_named(username)
         if row is None:
@@ -206,6 +209,7 @@ class Accounts:
 
         password_hash = None if password is None else await self._hash(password)
         token = tokens.new_token(self._node_id)
+        unowned = await self._is_unowned(roles.OWNER)
         try:
             row = await self._rows.redeem_invite(
                 tokens.digest(found),
@@ -218,9 +222,19 @@ class Accounts:
         except NotAuthenticatedError as error:
             raise self._refusal(keys, str(error)) from None
         self._lockouts.succeed(keys)
+        await self._settle(unowned and row.role == roles.OWNER)
         return account_of(row), token
 
     # ------------------------------------------------------------------ within
+
+    async def _is_unowned(self, role: str) -> bool:
+        """Whether an account of this role would be the first owner's."""
+        return role == roles.OWNER and await self._rows.first_with_role(roles.OWNER) is None
+
+    async def _settle(self, first_owner: bool) -> None:
+        """Once there is an owner, the invite of the first start, which somebody may have read, is good for nothing."""
+        if first_owner:
+            await self._rows.end_invites(roles.OWNER, self._clock())
 
     async def _issue(self, row: AccountRow, label: str, expires_s: float | None) -> str:
         now = self._clock()

@@ -136,6 +136,9 @@ class AccountRows(Protocol):
         self, digest: str, role: str, username: str | None, created: float, expires: float
     ) -> None: ...
     async def has_open_invite(self, role: str, now: float) -> bool: ...
+    async def end_invites(self, role: str, now: float) -> None:
+        """Let the open invites of this role expire."""
+
     async def redeem_invite(
         self,
         digest: str,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from urllib.parse import quote
@@ -15,7 +16,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from grid_jupyter import __version__
 from grid_jupyter.errors import GridError, NodeUnavailableError, SessionLostError, from_wire
-from grid_jupyter.link.http import Address, reported, transfer
+from grid_jupyter.link.http import Address, reported, transfer, untrusted
 from grid_jupyter.wire import frames
 from grid_jupyter.wire.limits import MAX_FRAME_BYTES, PROTOCOL
 from grid_jupyter.wire.messages import Caller, Failed, Hello, Reply, Request, Welcome, reply_decoder, request_frame
@@ -59,6 +60,8 @@ class WebSocketLink:
             )
         except InvalidStatus as error:
             raise reported(error.response.status_code, bytes(error.response.body or b""), self.address.url) from None
+        except ssl.SSLCertVerificationError:
+            raise untrusted(self.address) from None
         except (OSError, InvalidHandshake, TimeoutError) as error:
             raise NodeUnavailableError(
                 f"{self.address.url} does not answer ({type(error).__name__}): is the Node running, and is the "

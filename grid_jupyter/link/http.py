@@ -86,6 +86,8 @@ def transfer(
             pass  # refused before all was sent: the answer says why
         response = connection.getresponse()
         return _read(address, response)
+    except ssl.SSLCertVerificationError:
+        raise untrusted(address) from None
     except (OSError, http.client.HTTPException) as error:
         raise NodeUnavailableError(
             f"{address.url} does not answer ({type(error).__name__}): is it running, and is the address right?"
@@ -108,6 +110,13 @@ def _read(address: Address, response: http.client.HTTPResponse) -> bytearray:
             raise http.client.IncompleteRead(b"")
         view = view[count:]
     return data
+
+
+def untrusted(address: Address) -> NodeUnavailableError:
+    """The error for a certificate that nobody whom we trust has signed."""
+    return NodeUnavailableError(
+        f"the certificate of {address.url} is not trusted here: give the file that its owner gave you as ca_file="
+    )
 
 
 def reported(status: int, body: bytes, url: str) -> GridError:

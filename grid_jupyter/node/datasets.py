@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from grid_jupyter.errors import (
     Forbidden,
     GridError,
@@ -80,7 +82,7 @@ class Datasets:
         if nbytes > self.max_upload_bytes:
             raise LimitExceededError(
                 f"an upload of {nbytes} bytes is over this Node's limit of {self.max_upload_bytes}; "
-                f"its owner can raise it with --max-upload-bytes"
+                f"its owner can raise it with --max-upload"
             )
         return await asyncio.to_thread(self._blobs.begin, upload_id)
 
@@ -124,8 +126,8 @@ class Datasets:
 
     async def _publish(self, account: Account, request: Publish) -> DatasetInfo:
         check_words(request.name, request.tags, request.description)
-        users = (*request.allowed_users, *(request.compute_users or ()))
-        check_users(users)
+        compute_users = request.compute_users
+        check_users((*request.allowed_users, *(compute_users if isinstance(compute_users, tuple) else ())))
         key = (account.username, request.upload)
         arrived = self._arrived.get(key)
         if arrived is None:  # perhaps a retry of one that was published already
@@ -135,15 +137,19 @@ class Datasets:
             return self.describe(done, account.username)
         blob, tensors = arrived.blob, arrived.tensors
         _check_kind(request, tensors)
+        before = None if request.dataset is None else await self._table.get(request.dataset)
+        public_tags = self._public_tags if before is None else before.public_tags
+        if isinstance(compute_users, msgspec.UnsetType):
+            compute_users = None if before is None else before.compute_users
         new = NewDataset(
-            name=request.name,
+            name=request.name or (before.name if before is not None else ""),
             owner=account.username,
             kind=request.kind,
-            tags=tuple(dict.fromkeys(request.tags)),
-            description=request.description,
+            tags=tuple(dict.fromkeys(request.tags)) or (before.tags if before is not None else ()),
+            description=request.description or (before.description if before is not None else ""),
             allowed_users=tuple(dict.fromkeys(request.allowed_users)),
-            compute_users=request.compute_users,
-            public_tags=self._public_tags if request.public_tags is None else request.public_tags,
+            compute_users=compute_users,
+            public_tags=public_tags if request.public_tags is None else request.public_tags,
             tensors=tuple(StoredTensor(t.name, t.dtype, t.shape, t.begin, t.end) for t in tensors),
             columns=tuple(StoredColumn(c.name, c.dtype) for c in request.columns),
             blob=blob.name,

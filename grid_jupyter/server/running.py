@@ -281,7 +281,6 @@ def warn_if_exposed(role: str, host: str, *, tls: bool) -> None:
         f"this {role} listens beyond this machine ({host}) WITHOUT TLS: credentials and values cross the "
         f"network readable and changeable by others. Give --certfile and --keyfile, or --host 127.0.0.1."
     )
-    log.warning(text)
     print(f"\n  !!! WARNING: {text}\n", file=sys.stderr, flush=True)
 
 

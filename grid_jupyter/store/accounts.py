@@ -276,6 +276,13 @@ class AccountTable:
             )
         )
 
+    async def end_invites(self, role: str, now: float) -> None:
+        def change(session: Session) -> None:
+            still_open = (Invite.role == role) & Invite.used_at.is_(None) & (Invite.expires > now)
+            session.execute(update(Invite).where(still_open).values(expires=now))
+
+        await self._run(change)
+
     async def has_open_invite(self, role: str, now: float) -> bool:
         query = select(func.count()).where(Invite.role == role, Invite.used_at.is_(None), Invite.expires > now)
         return await self._run(lambda session: bool(session.scalar(query)))

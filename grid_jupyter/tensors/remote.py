@@ -288,7 +288,7 @@ class RemoteTensor(_Tensor):  # type: ignore[misc]
 
     # -------------------------------------------------------------- reading: the release gate
 
-    def get(self, user: str | None = None, reason: str = "", deregister_ptr: bool = True) -> Any:
+    def get(self, user: str | None = None, deregister_ptr: bool = True) -> Any:
         """Fetch the value; the remote one is removed (published data stays). Its gradient comes along.
 
         `user` presents the stored credential of that user for this one call. What derives from published
@@ -355,6 +355,18 @@ class RemoteTensor(_Tensor):  # type: ignore[misc]
             raise TypeError("len() of a 0-d tensor")
         return self._layout.shape[0]
 
+
+def _refuse_memory(name: str) -> None:
+    def refused(self: RemoteTensor, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError(
+            f"{name} needs the memory of a tensor, which is elsewhere: .get() the values if you may read them"
+        )
+
+    setattr(RemoteTensor, name, refused)
+
+
+for _name in ("__dlpack__", "__dlpack_device__", "apply_", "map2_", "map_", "share_memory_"):
+    _refuse_memory(_name)  # torch would follow a null pointer
 
 RETURNS_POINTER_FROM_BACKWARD: dict[str, bool] = {}
 """TorchHook sets "on": there, backward() returned a pointer."""

@@ -16,6 +16,8 @@ def data_home() -> Path:
 
 def private_directory(path: Path) -> Path:
     """Make a directory that only this user can enter, with its parents; returns it."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for missing in [folder for folder in reversed(path.parents) if not folder.exists()]:
+        missing.mkdir(mode=0o700, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)
     path.chmod(0o700)
     return path

@@ -214,7 +214,8 @@ def reply_frame(request_id: int, reply: Reply, payload: bytes | memoryview = b""
 class Publish(Message, frozen=True):
     """POST /data-centric/datasets: make an uploaded safetensors file a data set. Reply: DatasetInfo.
 
-    `upload` is the id under which the bytes were PUT, and makes a retry harmless.
+    `upload` is the id under which the bytes were PUT, and makes a retry harmless. A next version keeps what is
+    not given of name, tags, description, compute_users and public_tags; its readers are named anew.
     """
 
     upload: str
@@ -223,7 +224,7 @@ class Publish(Message, frozen=True):
     tags: tuple[str, ...] = ()  # in the owner's order
     description: str = ""
     allowed_users: tuple[str, ...] = ()  # may read values, besides the owner
-    compute_users: tuple[str, ...] | None = None  # may compute; None: everybody whom the Node lets
+    compute_users: tuple[str, ...] | msgspec.UnsetType | None = msgspec.UNSET  # may compute; None: all who are let in
     public_tags: bool | None = None  # None: as the Node's setting says
     columns: tuple[ColumnInfo, ...] = ()
     dataset: int | None = None  # publish the next version of this one

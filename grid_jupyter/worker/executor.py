@@ -137,6 +137,9 @@ class Executor:
 
     def _poison(self, command: list[Any], template: Template, error: BaseException) -> None:
         """Mark what a failed command would have made. Text of private origin says no more than its class."""
+        if isinstance(error, OperationNotAllowedError):  # so it is whatever the values are: nobody learns of these
+            self._mark(command[1], Poison(error.code, str(error)), 0)
+            return
         sources, cause = 0, None
         for slot in template.refs:
             value = self.values.get(command[slot])
@@ -263,6 +266,8 @@ class Executor:
             if box.frozen:
                 raise OperationNotAllowedError("published data cannot be a gradient, which would be added to")
             self._gradients_held.assign(value, given, box)
+        except OperationNotAllowedError as error:
+            self._error = self._error or (Poison(error.code, str(error)), 0)
         except _KERNEL_ERRORS as error:
             self._error = self._error or (self._reason("grad", error, sources), sources)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
@@ -24,9 +25,12 @@ class RawSession:
 
     def __init__(self, node: GridProcess, token: str = "", *, greet: bool = True, headers: Any = None) -> None:
         sent = {**({"Authorization": f"Bearer {token}"} if token else {}), **(headers or {})}
-        self.socket = connect(
-            f"{node.address.replace('http', 'ws')}/data-centric/session",
-            additional_headers=sent, compression=None, max_size=None, proxy=None, open_timeout=PATIENCE_S,
+        self._until_closed = ExitStack()
+        self.socket = self._until_closed.enter_context(
+            connect(
+                f"{node.address.replace('http', 'ws')}/data-centric/session",
+                additional_headers=sent, compression=None, max_size=None, proxy=None, open_timeout=PATIENCE_S,
+            )
         )  # fmt: skip
         self._numbers = itertools.count(1)
         self._ids = itertools.count(1000)
@@ -43,7 +47,7 @@ class RawSession:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.socket.close()
+        self._until_closed.close()
 
     # ------------------------------------------------------------------ frames
 
