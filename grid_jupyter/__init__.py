@@ -54,7 +54,7 @@ def __getattr__(name: str) -> Any:
         if (error.name or "").partition(".")[0] == __name__:
             raise
         raise ImportError(
-            f"{name} needs {error.name}, which is not installed: pip install 'grid-jupyter[node]', or [lab] for JupyterLab"
+            f"{name} needs {error.name}, which is not installed: pip install 'grid-jupyter[node]' (or [lab])"
         ) from error
     globals()[name] = value
     return value

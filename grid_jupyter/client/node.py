@@ -259,8 +259,9 @@ class NodeClient:
         """Publish a tensor, a pandas DataFrame, or a file (CSV, Parquet, NPZ, safetensors). Returns a pointer.
 
         `allowed_users` may read values, besides the publisher: nobody else by default. `compute_users` may
-        compute: by default everybody whom the Node lets in. `replaces`, a pointer to a data set of yours,
-        makes this its next version, which keeps name, tags, description and compute_users if none are given. `user` presents that user's stored credential.
+        compute: by default everybody whom the Node lets in. `replaces`, a pointer to a data set of yours, makes
+        this its next version, which keeps name, tags, description and compute_users if none are given. `user`
+        presents that user's stored credential. Publishing the same once more is harmless: it is the same data set.
 
         Durable when it returns. Raises SendNotPermittedError, InvalidDataError, LimitExceededError,
         StorageFullError; then nothing is published.

@@ -23,8 +23,10 @@ def owner(node: str | None = None, user: str | None = None, *, ca_file: str | Pa
     """A client of this user's own Node on this machine, with the owner's credential, which is stored.
 
     `node` names it where several run; `user` is the owner's account name, by default the Node's name. The account
-    is made at the first call. `ca_file` names the certificate of a Node that signed its own. Raises NodeUnavailableError, BadRequest where several Nodes run and none is named,
-    Conflict for an account that is not an owner's.
+    is made at the first call. `ca_file` names the certificate of a Node that signed its own.
+
+    Raises NodeUnavailableError, BadRequest where several Nodes run and none is named, Conflict for an account that
+    is not an owner's.
     """
     running = _find(node)
     name = user or str(running["name"])

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import torch
 
-from grid_jupyter.client.columns import column_values
 from grid_jupyter.errors import ObjectNotFoundError
 from grid_jupyter.ops.raw import DTYPES
 from grid_jupyter.ops.shapes import layout
@@ -171,6 +170,8 @@ class RemoteTable(RemoteArrays):
     def __getitem__(self, name: str) -> RemoteTensor:
         if name not in self.columns:
             raise ObjectNotFoundError(f"the table has no column {plain(name)!r}; see .columns")
+        from grid_jupyter.client.columns import column_values  # pandas, which tensors alone do not need
+
         index = self.columns.index(name)
         # strangers are not told of vocabularies, and need none to compute on codes
         names = [*(tensor.name for tensor in self.dataset.tensors), f"vocab/{index}"]

@@ -177,7 +177,9 @@ class Datasets:
                 one.allowed_users, one.compute_users,
             )  # fmt: skip
 
-        return next((stored for stored in await self._table.list() if essence(stored) == essence(new)), None)
+        return next(
+            (stored for stored in await self._table.with_bytes(new.sha256) if essence(stored) == essence(new)), None
+        )
 
     async def edit(self, account: Account, dataset: int, request: Edit) -> DatasetInfo:
         """Change tags, description or rules. Raises Forbidden for anyone but the owners, ObjectNotFoundError."""

@@ -43,3 +43,5 @@ def check_layout(dtype: str, shape: tuple[int, ...]) -> None:
     """Raises InvalidMessageError unless dtype and shape could be those of a tensor."""
     if dtype not in DTYPES or len(shape) > MAX_RANK or any(type(n) is not int or n < 0 for n in shape):
         raise InvalidMessageError("a tensor needs a known dtype and a shape of non-negative integers")
+    if nbytes(dtype, tuple(max(n, 1) for n in shape)) >= 1 << 63:  # strides are computed without the zeros
+        raise InvalidMessageError("a tensor of that shape is larger than 64 bits can address")

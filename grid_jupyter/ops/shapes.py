@@ -6,6 +6,7 @@ some 300 µs (FakeTensor); cached, next to nothing.
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any
 
@@ -25,7 +26,6 @@ DYNAMIC = (DynamicOutputShapeException, DataDependentOutputException)
 """Raised by `infer` where the result's shape depends on values."""
 
 _aten = torch.ops.aten
-_fake = FakeTensorMode(allow_non_fake_inputs=True)
 # Plain meta kernels are right and cheaper for these.
 _META = frozenset(
     {
@@ -68,6 +68,12 @@ def layout_of(tensor: torch.Tensor) -> Layout:
     return layout(tensor.shape, tensor.stride(), tensor.dtype)
 
 
+@functools.cache
+def _fake_mode() -> FakeTensorMode:
+    """Made at first use: it loads a part of torch that takes more than a second."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
 def infer(op: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Run `op` on metadata: tensors are given, and returned, as pairs (Layout, storage offset).
 
@@ -78,8 +84,9 @@ def infer(op: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         with no_dispatch():
             result = op(*_build(args, None), **options)
     else:
-        built, built_options = _build(args, _fake), {key: _build(value, _fake) for key, value in options.items()}
-        with _fake:
+        mode = _fake_mode()
+        built, built_options = _build(args, mode), {key: _build(value, mode) for key, value in options.items()}
+        with mode:
             result = op(*built, **built_options)
     return _describe(op, result)
 

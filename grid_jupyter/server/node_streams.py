@@ -215,16 +215,25 @@ class UploadIn(BulkDoor):
         self._upload = await self.node.datasets.begin_upload(self._publisher, upload_id, size)
         self.check_still_there()
         self._expected = size
+        self._unwritten = bytearray()
         self.take(size)
 
     async def data_received(self, chunk: bytes) -> None:
+        self._unwritten += chunk
+        if len(self._unwritten) >= CHUNK:
+            await self._write()
+
+    async def _write(self) -> None:
+        """Off the event loop, and in pieces large enough to be worth the way there."""
+        data, self._unwritten = self._unwritten, bytearray()
         if self._upload is not None:
             try:
-                await asyncio.to_thread(self._upload.write, chunk)
+                await asyncio.to_thread(self._upload.write, data)
             except StorageFullError as error:
                 self.give_up(error)
 
     async def put(self, upload_id: str) -> None:
+        await self._write()
         upload = self._upload
         if upload is None or upload.size != self._expected:
             raise InvalidDataError("the upload ended early; send it again")

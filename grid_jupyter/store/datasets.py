@@ -146,6 +146,16 @@ class DatasetTable:
 
         return await self._run(find)
 
+    async def with_bytes(self, sha256: str) -> tuple[StoredDataset, ...]:
+        """The data sets whose current version has exactly these bytes."""
+
+        def find(session: Session) -> tuple[StoredDataset, ...]:
+            current = (DatasetVersion.dataset_id == Dataset.id) & (DatasetVersion.version == Dataset.current_version)
+            query = select(DatasetVersion).join(Dataset, current).where(DatasetVersion.sha256 == sha256)
+            return tuple(_stored(row) for row in session.scalars(query))
+
+        return await self._run(find)
+
     async def list(self) -> tuple[StoredDataset, ...]:
         """The current versions of all data sets, newest first."""
         return await self.search(())

@@ -140,6 +140,8 @@ class RemoteTensor(_Tensor):  # type: ignore[misc]
     @property
     def id(self) -> int:
         """The pointer's own number on this side."""
+        if not self._number:
+            self._number = random.randrange(10**9, 10**11)  # noqa: S311 - a name, not a secret
         return self._number
 
     @property
@@ -158,9 +160,7 @@ class RemoteTensor(_Tensor):  # type: ignore[misc]
         return self._ref.place.local_worker
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
-        return pointer_text(
-            self._number, self.location.id, self.id_at_location, self.tags, self.description, self.shape
-        )
+        return pointer_text(self.id, self.location.id, self.id_at_location, self.tags, self.description, self.shape)
 
     __str__ = __repr__
 
@@ -387,7 +387,7 @@ def point(of: Layout, reference: Any, offset: int = 0, leaves: frozenset[int] | 
     pointer._offset = offset
     pointer._leaves = leaves
     pointer._grad_pointer = None
-    pointer._number = random.randrange(10**9, 10**11)  # noqa: S311 - a name, not a secret
+    pointer._number = 0  # drawn when somebody asks
     pointer.tags = ()
     pointer.description = ""
     made: RemoteTensor = pointer

@@ -20,7 +20,7 @@ from grid_jupyter.wire import commands, frames
 from grid_jupyter.wire.limits import MAX_INLINE_BYTES
 from grid_jupyter.wire.messages import Read, Reply, Request, Shapes, Sizes, Value
 
-_FLUSH_AT = 64
+_FLUSH_AT = 128
 _MAX_FRAME = 512 << 10  # several inline tensors in one buffer are sent early
 
 TEMPLATES: list[tuple[str, Any, Any]] = []

@@ -57,8 +57,12 @@ class Channel:
 
     def send(self, frame: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send one frame; descriptors stay open here."""
-        socket.send_fds(self.sock, [_PREFIX.pack(_checked(len(frame)), len(descriptors))], list(descriptors))
-        self.sock.sendall(frame)
+        prefix = _PREFIX.pack(_checked(len(frame)), len(descriptors))
+        if descriptors:
+            socket.send_fds(self.sock, [prefix], list(descriptors))
+            self.sock.sendall(frame)
+        else:
+            self.sock.sendall(prefix + frame)  # one call: the Node wakes up once
 
 
 class AsyncChannel:

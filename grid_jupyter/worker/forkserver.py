@@ -12,6 +12,7 @@ import selectors
 import signal
 import socket
 import sys
+import traceback
 
 from grid_jupyter.wire import frames, worker
 from grid_jupyter.worker.channel import Channel
@@ -80,6 +81,10 @@ def _worker(descriptor: int, limits: worker.WorkerLimits) -> None:
     try:
         serve(socket.socket(fileno=descriptor), limits)
         status = 0
+    except BaseException as error:  # the outermost door; its text is left out, for it may quote values
+        print(f"a Worker failed: {type(error).__name__}", file=sys.stderr)
+        traceback.print_tb(error.__traceback__)
+        sys.stderr.flush()
     finally:
         os._exit(status)
 

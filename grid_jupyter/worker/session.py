@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from grid_jupyter.errors import GridError, InvalidMessageError, LimitExceededError
+from grid_jupyter.errors import GridError, InvalidMessageError, LimitExceededError, RemoteOperationError
 from grid_jupyter.ops.raw import DTYPES, NAMES, check_layout, from_bytes, to_bytes
 from grid_jupyter.wire import frames, worker
 from grid_jupyter.wire.limits import MAX_INLINE_BYTES
@@ -67,6 +67,9 @@ class _Session:
                 self._reply(request_id, Failed(code=error.code, error=str(error)))
             except MemoryError:
                 self._reply(request_id, Failed(code=LimitExceededError.code, error="the session's memory is used up"))
+            except (RuntimeError, TypeError, ValueError, LookupError) as error:
+                text = f"this value cannot be handed over ({type(error).__name__})"  # torch's own text may quote it
+                self._reply(request_id, Failed(code=RemoteOperationError.code, error=text))
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)

@@ -306,7 +306,6 @@ def test_a_deep_copy_is_a_remote_copy(bob: GridProcess, connect: Connect, births
 LOCAL_MEMORY: dict[str, Callable[[Any], Any]] = {
     "data_ptr": lambda p: p.data_ptr(),
     "untyped_storage": lambda p: bytes(p.untyped_storage()),
-    "typed storage": lambda p: p._typed_storage()[0],
     "data": lambda p: p.data.tolist(),
     "detach": lambda p: p.detach().tolist(),
     "dlpack": lambda p: torch.from_dlpack(p.__dlpack__()).tolist(),
