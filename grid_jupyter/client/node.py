@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 import sys
 import tempfile
 import threading
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from grid_jupyter.client.credentials import Credentials
 from grid_jupyter.client.pointers import DatasetRef, RemoteArrays, pointer
 from grid_jupyter.client.virtual import VirtualWorker, local_worker
-from grid_jupyter.errors import BadRequest, GridError, InvalidDataError, SessionLostError
+from grid_jupyter.errors import BadRequest, GridError, InvalidDataError, NodeUnavailableError, SessionLostError
 from grid_jupyter.link.client import WebSocketLink
 from grid_jupyter.link.http import Address, call, transfer
 from grid_jupyter.ops.raw import NAMES, to_bytes
@@ -35,14 +35,17 @@ from grid_jupyter.wire.messages import (
     Login,
     Open,
     Publish,
+    Reply,
+    Request,
     Search,
     Unpublished,
 )
 from grid_jupyter.wire.safetensors import build_header
 
-log = logging.getLogger("grid_jupyter")
 _clients: weakref.WeakSet[NodeClient] = weakref.WeakSet()
 _KEEP: Any = object()
+RECONNECT_S = 10.0
+"""How long a client that was connected waits for its Node to come back."""
 
 
 class NodeClient:
@@ -121,7 +124,7 @@ class NodeClient:
                 self._session.lose(
                     f"{link.reason()}. Values computed on {self.id} before are gone; published data can be used again"
                 )
-            return self._connect()
+            return self._connect() if link is None else self._reconnect()
 
     def _connect(self) -> WebSocketLink:
         link = WebSocketLink(self.address, self._token, lambda user: self.credentials.get(self.address.url, user))
@@ -133,14 +136,28 @@ class NodeClient:
         self._session = Session(self, link)
         return link
 
-    def flush_quietly(self) -> None:
-        """Send what is buffered, if the session is open; what is wrong shows at the next use."""
-        session = self._session
-        if session is not None and self.connected:
+    def _ask(self, message: Request) -> Reply:
+        """Ask what rests on no value of the session: where the session was just lost, a new one answers as well."""
+        try:
+            return self._live().request(message)[0]
+        except SessionLostError:
+            return self._live().request(message)[0]
+
+    def _reconnect(self) -> WebSocketLink:
+        """Connect again; a Node that was ended is given some time to come back."""
+        patience = time.monotonic() + RECONNECT_S
+        while True:
             try:
-                session.flush()
-            except GridError as error:
-                log.debug("%s: %s", self.id, error)
+                return self._connect()
+            except NodeUnavailableError:
+                if time.monotonic() > patience:
+                    raise
+                time.sleep(0.2)
+
+    def flush_quietly(self) -> None:
+        """Send what is buffered, if the session is open."""
+        if self._session is not None and self.connected:
+            self._session.flush_quietly()
 
     def close(self) -> None:
         """End the session; its values are gone, published data stays."""
@@ -173,7 +190,7 @@ class NodeClient:
             token = str(call(self.address, "POST", "/users/login", body)["token"])
         if token is None:
             token = self.credentials.get(self.address.url, user or "")
-        reply, _ = self._live().request(Login(credential=token))
+        reply = self._ask(Login(credential=token))
         if not isinstance(reply, LoggedIn):
             raise GridError("the Node answered a login with something else; its version may differ")
         self._token = token
@@ -201,14 +218,14 @@ class NodeClient:
 
     def search(self, *tags: str) -> list[Any]:
         """Pointers to the data sets that carry all of these tags, newest first; all there are without tags."""
-        reply, _ = self._live().request(Search(query=tuple(tags)))
+        reply = self._ask(Search(query=tuple(tags)))
         if not isinstance(reply, Found):
             raise GridError("the Node answered a search with something else; its version may differ")
         return [pointer(self, dataset) for dataset in reply.datasets]
 
     def datasets(self) -> list[DatasetInfo]:
         """Descriptions of the data sets that the caller may compute on."""
-        reply, _ = self._live().request(Search())
+        reply = self._ask(Search())
         return list(reply.datasets) if isinstance(reply, Found) else []
 
     def value_of(self, dataset: DatasetInfo, tensor: str, user: str | None = None) -> int:
@@ -218,13 +235,13 @@ class NodeClient:
             session = self.session
             found = self._opened.get(key)
             if found is None:
-                identity = session.new_id()
-                session.flush()
+                found = session.new_id()
+                session.flush_quietly()
                 credential = "" if user is None else self._token_of(user)
-                self._live().request(
-                    Open(dataset=dataset.id, version=dataset.version, values={tensor: identity}, credential=credential)
+                self._ask(
+                    Open(dataset=dataset.id, version=dataset.version, values={tensor: found}, credential=credential)
                 )
-                found = self._opened[key] = identity
+                self._opened[key] = found
             return found
 
     # -------------------------------------------------------------- publishing

@@ -6,6 +6,7 @@ What carries the bytes is a `Link`: a WebSocket to a Node, or a thread of this p
 from __future__ import annotations
 
 import itertools
+import logging
 import random
 import threading
 from collections.abc import Iterable
@@ -20,6 +21,7 @@ from grid_jupyter.wire import commands, frames
 from grid_jupyter.wire.limits import MAX_INLINE_BYTES
 from grid_jupyter.wire.messages import Read, Reply, Request, Shapes, Sizes, Value
 
+log = logging.getLogger("grid_jupyter")
 _FLUSH_AT = 128
 _MAX_FRAME = 512 << 10  # several inline tensors in one buffer are sent early
 
@@ -118,6 +120,13 @@ class Session:
                 del self.buffer[:count]  # never swap the list: another thread may be appending to it
                 self._pending_bytes = 0
                 self.link.send(frames.encode(batch))
+
+    def flush_quietly(self) -> None:
+        """Send what is buffered; if that fails, the next use of a value says why."""
+        try:
+            self.flush()
+        except GridError as error:
+            log.debug("%s", error)
 
     def define(self, template: int) -> None:
         """Tell the Worker what a template number means, once."""
