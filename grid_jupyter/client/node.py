@@ -41,6 +41,7 @@ from grid_jupyter.wire.messages import (
     Unpublished,
 )
 from grid_jupyter.wire.safetensors import build_header
+from grid_jupyter.wire.words import check_users, check_words
 
 _clients: weakref.WeakSet[NodeClient] = weakref.WeakSet()
 _KEEP: Any = object()
@@ -289,10 +290,15 @@ class NodeClient:
         columns: tuple[ColumnInfo, ...] = ()
         if isinstance(data, PrivateTensor):
             allowed_users = (*data.allowed_users, *user_names(allowed_users))
+        words = (tags,) if isinstance(tags, str) else tuple(tags)
+        if isinstance(data, (torch.Tensor, PrivateTensor)):
+            words = (*getattr(data, "tags", ()), *words)
+            description = description or getattr(data, "description", "")
+        readers, computers = user_names(allowed_users), _computers(compute_users)
+        check_words(name, words, description)  # before what may be a long upload
+        check_users((*readers, *(computers if isinstance(computers, tuple) else ())))
         if isinstance(data, (torch.Tensor, PrivateTensor)):
             kind = "tensor"
-            tags = (*getattr(data, "tags", ()), *((tags,) if isinstance(tags, str) else tags))
-            description = description or getattr(data, "description", "")
             self._send_tensor(where, data.unwrap() if isinstance(data, PrivateTensor) else data, token)
         else:
             kind, columns = self._send_file(where, data, token)
@@ -300,13 +306,13 @@ class NodeClient:
             upload=upload,
             kind=kind,
             name=name,
-            tags=(tags,) if isinstance(tags, str) else tuple(tags),
+            tags=words,
             description=description,
-            allowed_users=user_names(allowed_users),
+            allowed_users=readers,
             public_tags=public_tags,
             columns=columns,
             dataset=None if replaces is None else _dataset_id(replaces),
-            compute_users=_computers(compute_users),
+            compute_users=computers,
         )
         made: DatasetInfo = call(self.address, "POST", "/data-centric/datasets", request, token=token, kind=DatasetInfo)
         return pointer(self, made)

@@ -111,7 +111,10 @@ class WebSocketLink:
             except ConnectionClosed:
                 raise self._gone() from None
         if isinstance(reply, Failed):
-            raise from_wire(reply.code, reply.error)
+            error = from_wire(reply.code, reply.error)
+            if isinstance(error, SessionLostError):
+                self.lost = reply.error  # the connection closes in a moment; the next use makes another
+            raise error
         return reply, payload
 
     def _receive(self) -> tuple[int, Reply, memoryview]:

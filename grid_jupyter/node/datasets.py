@@ -24,16 +24,10 @@ from grid_jupyter.node import policy
 from grid_jupyter.node.policy import Rules
 from grid_jupyter.store.blobs import Blob, BlobStore, Upload
 from grid_jupyter.store.datasets import KEEP, DatasetTable, NewDataset, StoredColumn, StoredDataset, StoredTensor
-from grid_jupyter.wire.limits import (
-    MAX_COLUMNS,
-    MAX_DESCRIPTION_CHARS,
-    MAX_NAME_CHARS,
-    MAX_TAG_CHARS,
-    MAX_TAGS,
-    MAX_USERS,
-)
+from grid_jupyter.wire.limits import MAX_COLUMNS, MAX_NAME_CHARS
 from grid_jupyter.wire.messages import ColumnInfo, DatasetInfo, Edit, Publish, TensorInfo, Unpublished
 from grid_jupyter.wire.safetensors import BlobTensor, read_header
+from grid_jupyter.wire.words import check_users, check_words
 
 PUBLISH = "can_upload_data"
 """The right to publish."""
@@ -303,28 +297,6 @@ def check_may_publish(account: Account) -> None:
         raise SendNotPermittedError(
             f"{account.username} has no right to publish on this Node; its owner can give the role Publisher"
         )
-
-
-def check_words(name: str, tags: Sequence[str], description: str) -> None:
-    """Text is kept as it is, within limits. Raises LimitExceededError, InvalidDataError."""
-    if len(name) > MAX_NAME_CHARS:
-        raise LimitExceededError(f"a name has at most {MAX_NAME_CHARS} characters")
-    if len(tags) > MAX_TAGS:
-        raise LimitExceededError(f"a data set has at most {MAX_TAGS} tags")
-    if any(len(tag) > MAX_TAG_CHARS for tag in tags):
-        raise LimitExceededError(f"a tag has at most {MAX_TAG_CHARS} characters")
-    if not all(tag.strip() for tag in tags):
-        raise InvalidDataError("a tag cannot be empty")
-    if len(description) > MAX_DESCRIPTION_CHARS:
-        raise LimitExceededError(f"a description has at most {MAX_DESCRIPTION_CHARS} characters")
-
-
-def check_users(users: Sequence[str]) -> None:
-    """Raises LimitExceededError, InvalidDataError."""
-    if len(users) > MAX_USERS:
-        raise LimitExceededError(f"a data set names at most {MAX_USERS} users")
-    if not all(0 < len(user) <= MAX_NAME_CHARS for user in users):
-        raise InvalidDataError(f"a user's name has 1 to {MAX_NAME_CHARS} characters")
 
 
 def _check_kind(request: Publish, tensors: Sequence[BlobTensor]) -> None:

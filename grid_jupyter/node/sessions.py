@@ -6,11 +6,12 @@ Frames of one session are handled in order; answers that wait for the Worker do 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 from grid_jupyter.errors import (
@@ -32,7 +33,7 @@ from grid_jupyter.wire import commands, frames, messages, worker
 from grid_jupyter.wire.dtypes import ITEM_BYTES, nbytes
 from grid_jupyter.wire.limits import MAX_DATASETS_OPEN, MAX_RANK, MAX_VALUES, PROTOCOL
 from grid_jupyter.worker.channel import close_all
-from grid_jupyter.worker.pool import WorkerPool, WorkerProcess
+from grid_jupyter.worker.pool import WorkerPool, WorkerProcess, lost_session
 
 log = logging.getLogger("grid_jupyter")
 
@@ -152,7 +153,9 @@ class NodeSession:
         self._starting = asyncio.Lock()
         self._sources: list[StoredDataset] = []
         self._fault: worker.Fault | None = None  # what failed and made no value that would tell
-        self._bulk: dict[str, int] = {}
+        self._bulk: dict[str, int] = {}  # by ticket
+        self._sending: set[int] = set()  # those of them that are on their way
+        self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._receiving = 0  # bytes of large tensors that are coming in
         self._answers = asyncio.Semaphore(MAX_ANSWERING)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -207,6 +210,8 @@ class NodeSession:
             raise InvalidMessageError("the first message of a session is hello")
         if isinstance(message, messages.Login):
             await self._identify(message.credential)
+            if self._worker is not None:
+                await self._close_sources(self._worker)
             await self._reply(request_id, messages.LoggedIn(caller=self._caller))
             return
         if isinstance(message, messages.Status):
@@ -304,6 +309,7 @@ class NodeSession:
             )
         running = await self._running()
         source = self._source(stored)
+        await self._close_sources(running)
         descriptor = datasets.open(stored)
         try:
             waiting = await running.send(worker.Load(source=source, tensors=tuple(mapped)), (descriptor,))
@@ -311,6 +317,12 @@ class NodeSession:
             os.close(descriptor)
         await waiting
         await self._reply(request_id, messages.Opened())
+
+    async def _close_sources(self, running: WorkerProcess) -> None:
+        """Tell the Worker which of its sources the caller may not read."""
+        sources = enumerate(await self._rules(tuple(range(len(self._sources)))))
+        closed = tuple(number for number, rules in sources if not policy.may_read(self._caller.user, rules))
+        await (await running.send(worker.Close(sources=closed)))
 
     def _source(self, stored: StoredDataset) -> int:
         """The session's number for a version of a data set: its bit in the lineage of values."""
@@ -388,7 +400,7 @@ class NodeSession:
             await self._fail(request_id, error)
 
     def _keep(self, descriptor: int) -> str:
-        waiting = sum(os.fstat(one).st_size for one in (descriptor, *self._bulk.values()))
+        waiting = sum(os.fstat(one).st_size for one in (descriptor, *self._bulk.values(), *self._sending))
         if len(self._bulk) >= MAX_BULK_WAITING or waiting > self._sessions.pool.limits.memory_bytes:
             os.close(descriptor)
             raise LimitExceededError("too many large values wait for their download; fetch one after the other")
@@ -396,13 +408,19 @@ class NodeSession:
         self._bulk[ticket] = descriptor
         return ticket
 
-    def take_bulk(self, ticket: str) -> int:
-        """The descriptor of a large released value; it is the caller's to close. Raises ObjectNotFoundError."""
+    @contextlib.contextmanager
+    def take_bulk(self, ticket: str) -> Iterator[int]:
+        """The descriptor of a large released value, for as long as it is sent: once. Raises ObjectNotFoundError."""
         descriptor = self._bulk.pop(ticket, None)
         if descriptor is None:
             raise ObjectNotFoundError("there is no such value to download, or it was fetched already")
         self.last_used = time.monotonic()
-        return descriptor
+        self._sending.add(descriptor)
+        try:
+            yield descriptor
+        finally:
+            self._sending.discard(descriptor)
+            os.close(descriptor)
 
     async def begin_receive(self, dtype: str, shape: tuple[int, ...], size: int) -> None:
         """Make room for a large tensor of this form, until `end_receive`.
@@ -459,10 +477,11 @@ class NodeSession:
         if self._ended:
             return
         self._ended = True
+        self.gone.set_result(None)
         self._sessions.closed(self)
         if reason:
             log.info("a session ended: %s", reason)
-            await self._fail(0, SessionLostError(f"the session ended: {reason}. Open the data again to go on"))
+            await self._fail(0, lost_session(reason))
             self._hang_up("session ended")
         if self._worker is not None:
             await self._worker.close()

@@ -15,8 +15,8 @@ _ALLOWED = """
     _foreach_lerp_(List,Scalar,ScalarList) _foreach_maximum_(List) _foreach_mul(List,Scalar,ScalarList)
     _foreach_mul_(List,Scalar,ScalarList,Tensor) _foreach_neg _foreach_pow(List,ScalarAndTensor)
     _foreach_reciprocal_ _foreach_rsqrt_ _foreach_sign_ _foreach_sqrt _foreach_sqrt_ _foreach_sub(List)
-    _foreach_sub_(List) _foreach_zero_ _fused_adam_ _fused_adamw_ _fused_sgd_ _linalg_det _linalg_eigh
-    _linalg_slogdet _linalg_solve_ex _linalg_svd _log_softmax _native_batch_norm_legit _neg_view
+    _foreach_sub_(List) _foreach_zero_ _fused_adam_ _fused_adamw_ _fused_sgd_ _linalg_check_errors _linalg_det
+    _linalg_eigh _linalg_slogdet _linalg_solve_ex _linalg_svd _log_softmax _native_batch_norm_legit _neg_view
     _pack_padded_sequence _prelu_kernel _safe_softmax _scaled_dot_product_flash_attention_for_cpu _softmax _to_copy
     _transformer_encoder_layer_fwd _unique2 _unsafe_view abs abs_ acos acosh adaptive_max_pool2d add(Scalar,Tensor)
     add_(Scalar,Tensor) addcdiv_ addcmul addcmul_ addmm addmv affine_grid_generator alias all(default,dim,dims) amax
@@ -91,7 +91,7 @@ STRINGS: frozenset[str] = frozenset(
     {
         "none", "tanh", "floor", "trunc", "sum", "prod", "mean", "amax", "amin", "left", "right",
         "reduced", "complete", "r", "ij", "xy", "gels", "gelsy", "gelsd", "gelss", "gesvd", "gesvdj", "gesvda",
-        "L", "U",
+        "L", "U", "inv", "linalg.inv", "linalg.cholesky", "torch.linalg.solve", "torch.linalg.lu_factor",
     }
 )  # fmt: skip
 """The only texts that an operation may take as an argument (modes and the like)."""

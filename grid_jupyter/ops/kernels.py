@@ -16,6 +16,8 @@ aten = torch.ops.aten
 
 # Kernels that write to arguments although their schema does not say so: positions of those arguments.
 _HIDDEN_MUTATION = {"aten.native_batch_norm.default": (3, 4)}
+# Kernels whose results are as large as values say, although they are not tagged with it.
+_SIZED_BY_VALUES = frozenset({"aten._pack_padded_sequence.default"})
 
 
 def _zeros_strided(like: torch.Tensor, size: list[int], stride: list[int], **options: Any) -> torch.Tensor:
@@ -50,6 +52,7 @@ class Kernel(NamedTuple):
     results: int
     returns_list: bool
     seeded: bool  # takes from the random generator
+    sized: bool  # values tell how large the results are
 
 
 def overload(name: str) -> Any:
@@ -105,6 +108,7 @@ def kernel(name: str) -> Kernel:
         len(schema.returns),
         len(schema.returns) == 1 and str(schema.returns[0].type).startswith("List[Tensor"),
         torch.Tag.nondeterministic_seeded in op.tags,
+        torch.Tag.dynamic_output_shape in op.tags or name in _SIZED_BY_VALUES,
     )
 
 

@@ -29,8 +29,8 @@ MAX_BODY_BYTES = 4 << 20
 """Length of any body that is not streamed, in bytes: beyond it the connection is closed unread."""
 BODY_TIMEOUT_S = 60.0
 """Time for a whole body to arrive; a handler that streams sets its own (`connection.set_body_timeout`)."""
-IDLE_TIMEOUT_S = 600.0
-"""Time that a kept-alive connection may rest between requests."""
+IDLE_TIMEOUT_S = 60.0
+"""Time that a kept-alive connection may rest between requests, and that the headers of one may take."""
 MAX_REQUEST_HEADER_BYTES = 64 << 10
 """Length of all headers of one request, in bytes."""
 

@@ -30,6 +30,7 @@ from grid_jupyter.server.running import (
     Running,
     StateDir,
     address_of,
+    allow_many_connections,
     listen,
     say_owner_token,
     say_ready,
@@ -401,6 +402,7 @@ class NetworkOwner:
 
 def run_network(options: NetworkOptions) -> int:
     """Run a Network until it is told to end; returns the process's exit code. Raises GridError."""
+    allow_many_connections()
     with StateDir(options.state_dir, "network") as state:
         asyncio.run(_serve(options, state))
     return 0

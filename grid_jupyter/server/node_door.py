@@ -25,6 +25,7 @@ from grid_jupyter.server.running import (
     Running,
     StateDir,
     address_of,
+    allow_many_connections,
     listen,
     say_owner_token,
     say_ready,
@@ -282,6 +283,7 @@ class NodeOwner:
 
 def run_node(options: NodeOptions) -> int:
     """Run a Node until it is told to end; returns the process's exit code. Raises GridError."""
+    allow_many_connections()
     with StateDir(options.state_dir, "node") as state:
         asyncio.run(_serve(options, state))
     return 0

@@ -14,6 +14,7 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from grid_jupyter.errors import BadRequest, GridError, InvalidDataError, LimitExceededError, StorageFullError
 from grid_jupyter.identity.accounts import Account
+from grid_jupyter.node.datasets import check_may_publish
 from grid_jupyter.node.service import GridNode
 from grid_jupyter.node.sessions import NodeSession
 from grid_jupyter.server.door import Door
@@ -27,6 +28,8 @@ CHUNK = 1 << 20
 """Bytes of a bulk answer that are read and sent at a time."""
 TRANSFER_S = 6 * 3600.0
 """Longest time that one bulk transfer may take."""
+STALL_S = 60.0
+"""Longest time for a chunk of a bulk answer to be taken."""
 SESSION_HEADER = "X-Grid-Session"
 """Carries the session's secret with bulk transfers."""
 
@@ -183,8 +186,8 @@ class ValueOut(BulkDoor):
     """GET /data-centric/released/<ticket>: the bytes of a large value that was released to this session."""
 
     async def get(self, ticket: str) -> None:
-        descriptor = self.session.take_bulk(ticket)
-        try:
+        session = self.session
+        with session.take_bulk(ticket) as descriptor:
             size = os.fstat(descriptor).st_size
             self.set_header("Content-Type", "application/octet-stream")
             self.set_header("Content-Length", str(size))
@@ -193,9 +196,13 @@ class ValueOut(BulkDoor):
                 part = os.pread(descriptor, CHUNK, offset)
                 offset += len(part)
                 self.write(part)
-                await self.flush()
-        finally:
-            os.close(descriptor)
+                flushed = asyncio.ensure_future(self.flush())
+                await asyncio.wait({flushed, session.gone}, timeout=STALL_S, return_when=asyncio.FIRST_COMPLETED)
+                if not flushed.done():  # the memory is not kept for one who takes nothing, or whose session is over
+                    flushed.cancel()
+                    self.detach().close()
+                    return
+                flushed.result()
 
 
 @stream_request_body
@@ -257,7 +264,7 @@ class ServeModel(BulkDoor):
 
     async def prepare(self) -> None:
         await super().prepare()
-        await self.require()
+        check_may_publish(await self.require())
         if self.length() > self.limit:
             raise LimitExceededError(f"a model has at most {self.limit} bytes here")
         self.take(self.limit)

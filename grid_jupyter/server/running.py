@@ -10,6 +10,7 @@ import hashlib
 import ipaddress
 import logging
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -36,6 +37,8 @@ PORTS_TRIED = 100
 """How many ports, from the one asked for, are tried before giving up."""
 BACKLOG = 128
 """Connections that may wait to be accepted."""
+FILES = 65_536
+"""File descriptors, and with them connections, that a process asks the system for."""
 LOCK_PATIENCE_S = 0.5
 """How long a held lock is tried before it counts as held by another process."""
 END_S = 10.0
@@ -208,6 +211,12 @@ def try_lock(path: Path) -> int | None:
 
 
 # ------------------------------------------------------------------ where it listens
+
+
+def allow_many_connections() -> None:
+    """Take as many file descriptors as the system lets this user have: 1024, a usual default, are soon idle ones."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, FILES) if most > 0 else FILES, most))
 
 
 def listen(host: str, port: int) -> list[socket.socket]:

@@ -116,6 +116,7 @@ class SlowPath:
         elif outcome.kind == IN_PLACE:
             result = given[outcome.data]
             if leaves is not None:
+                refuse_leaf(op, result)
                 result._leaves = leaves
         elif outcome.kind == MANY:
             result = self.many(outcome.data, command, session, given, leaves)
@@ -352,6 +353,12 @@ class _Call:
         self.session = session
         if pointer._leaves is not None:
             self.leaves = pointer._leaves if self.leaves is None else self.leaves | pointer._leaves
+
+
+def refuse_leaf(op: Any, target: Any) -> None:
+    """Raises RuntimeError, as torch does, for a leaf that requires grad and would be changed in place."""
+    if target._leaves is not None and target._ref.id in target._leaves:
+        raise RuntimeError(f"{op}: a leaf that requires grad cannot be changed in place; use torch.no_grad()")
 
 
 def seed(session: Session) -> None:

@@ -16,7 +16,7 @@ import torch
 from grid_jupyter.errors import RemoteOperationError
 from grid_jupyter.ops.shapes import Layout, layout_of, select, slice_
 from grid_jupyter.tensors import dispatch
-from grid_jupyter.tensors.dispatch import CACHE, SlowPath, seed
+from grid_jupyter.tensors.dispatch import CACHE, SlowPath, refuse_leaf, seed
 from grid_jupyter.tensors.session import Ref, Session
 from grid_jupyter.tensors.text import pointer_text
 from grid_jupyter.wire import commands
@@ -120,7 +120,7 @@ class RemoteTensor(_Tensor):  # type: ignore[misc]
         elif kind == dispatch.IN_PLACE:
             result = args[data] if type(data) is int else kwargs[data]
             if leaves is not None:
-                _refuse_leaf(func, result)
+                refuse_leaf(func, result)
                 result._leaves = leaves
         elif kind == dispatch.PLACED:
             identity = command[1] = session.new_id()
@@ -426,11 +426,6 @@ def gradients(
     for out in outs if create_graph else ():
         leaves = out._leaves if leaves is None else leaves | (out._leaves or frozenset())
     return tuple(wrap(i._layout, identity, session, 0, leaves) for i, identity in zip(ins, identities, strict=True))
-
-
-def _refuse_leaf(func: Any, target: Any) -> None:
-    if target._leaves is not None and target._ref.id in target._leaves:
-        raise RuntimeError(f"{func}: a leaf that requires grad cannot be changed in place; use torch.no_grad()")
 
 
 def _row(func: Any, args: Any, command: list[Any], session: Session, leaves: Any) -> RemoteTensor | None:

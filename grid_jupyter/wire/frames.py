@@ -64,8 +64,11 @@ def unpack(data: bytes | bytearray | memoryview) -> Frame:
 
 
 def encode(message: Any) -> bytes:
-    """A message, or a list of commands, as msgpack."""
-    return _encoder.encode(message)
+    """A message, or a list of commands, as msgpack. Raises InvalidMessageError for text that is not Unicode."""
+    try:
+        return _encoder.encode(message)
+    except UnicodeEncodeError:
+        raise InvalidMessageError("a text is not valid Unicode: it holds half of a surrogate pair") from None
 
 
 def decode(header: bytes | memoryview, decoder: msgspec.msgpack.Decoder[T]) -> T:

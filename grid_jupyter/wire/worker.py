@@ -35,6 +35,12 @@ class Load(Message, frozen=True, tag="load"):
     tensors: tuple[Mapped, ...]
 
 
+class Close(Message, frozen=True, tag="close"):
+    """These sources, of all that there are, may not be read by the session's caller. Reply: Done."""
+
+    sources: tuple[int, ...]
+
+
 class Receive(Message, frozen=True, tag="receive"):
     """Take in a client's large tensor from the descriptor sent along. Reply: Done."""
 
@@ -105,7 +111,7 @@ class Counted(Message, frozen=True, tag="counted"):
     values: int
 
 
-Request = Union[Load, Receive, Fetch, Measure, Count]
+Request = Union[Load, Close, Receive, Fetch, Measure, Count]
 Reply = Union[Done, Fetched, Measured, Broken, Counted, Failed]
 
 request_decoder: msgspec.msgpack.Decoder[tuple[int, Request]] = msgspec.msgpack.Decoder(tuple[int, Request])

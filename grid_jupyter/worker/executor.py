@@ -63,6 +63,7 @@ class Executor:
     def __init__(self, memory_bytes: int = 0) -> None:
         self.values: dict[int, Any] = {}
         self.boxes: dict[int, Box] = {}
+        self.closed = 0  # the sources that the caller may not read, as bits
         self._memory_bytes = memory_bytes
         self._templates: dict[int, Template | Poison] = {}
         self._grad_mode = True
@@ -131,7 +132,7 @@ class Executor:
         if type(out) is not int and not (type(out) is list and all(type(identity) is int for identity in out)):
             raise InvalidMessageError("ids are integers")
         try:
-            template.run(self.values, self.boxes, command)
+            template.run(self.values, self.boxes, command, self.closed)
         except _KERNEL_ERRORS as error:
             self._poison(command, template, error)
 

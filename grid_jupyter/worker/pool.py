@@ -41,7 +41,7 @@ class WorkerProcess:
         try:
             await self._channel.send(frame)
         except EOFError:
-            raise SessionLostError(await self.lost) from None
+            raise lost_session(await self.lost) from None
 
     async def send(
         self, message: worker.Request, descriptors: tuple[int, ...] = ()
@@ -53,7 +53,7 @@ class WorkerProcess:
             await self._channel.send(worker.request_frame(number, message), descriptors)
         except EOFError:
             self._waiting.pop(number, None)
-            raise SessionLostError(await self.lost) from None
+            raise lost_session(await self.lost) from None
         return waiting
 
     async def _read(self) -> None:
@@ -86,7 +86,7 @@ class WorkerProcess:
             self.lost.set_result(self._said or reason)
         for waiting in self._waiting.values():
             if not waiting.done():
-                waiting.set_exception(SessionLostError(self.lost.result()))
+                waiting.set_exception(lost_session(self.lost.result()))
         self._waiting.clear()
 
     async def close(self) -> None:
@@ -225,6 +225,11 @@ class WorkerPool:
         for path in dict.fromkeys([*shown, str(Path(sys.executable).resolve().parent.parent)]):
             command += ["--ro-bind-try", path, path]
         return [*command, "--chdir", "/tmp"]  # noqa: S108
+
+
+def lost_session(reason: str) -> SessionLostError:
+    """What everybody is told who waits for a Worker that is gone."""
+    return SessionLostError(f"the session ended: {reason}. Open the data again to go on")
 
 
 def _environment() -> dict[str, str]:

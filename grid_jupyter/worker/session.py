@@ -81,6 +81,8 @@ class _Session:
         reply: worker.Reply = worker.Done()
         if isinstance(message, worker.Load):
             self._load(message, descriptors)
+        elif isinstance(message, worker.Close):
+            self._executor.closed = sum(1 << source for source in set(message.sources))
         elif isinstance(message, worker.Receive):
             self._receive(message, descriptors)
         elif isinstance(message, worker.Measure):

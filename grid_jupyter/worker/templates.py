@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from grid_jupyter.errors import InvalidMessageError, OperationNotAllowedError
+from grid_jupyter.errors import GetNotPermittedError, InvalidMessageError, OperationNotAllowedError
 from grid_jupyter.ops.allowed import STRINGS
 from grid_jupyter.ops.kernels import Kernel, kernel
 from grid_jupyter.ops.raw import DTYPES
@@ -23,6 +23,7 @@ MEMORY_FORMATS: dict[str, torch.memory_format] = {
 
 Getter = Callable[[dict[int, Any], list[Any]], Any]
 _NUMBERS = (int, float)
+_MASKS = (torch.bool, torch.uint8)
 _bump_version: Callable[[torch.Tensor], None] = torch.autograd.graph.increment_version
 
 
@@ -106,8 +107,11 @@ class Template:
 
         return number
 
-    def run(self, values: dict[int, Any], boxes: dict[int, Box], command: list[Any]) -> None:
+    def run(self, values: dict[int, Any], boxes: dict[int, Box], command: list[Any], closed: int = 0) -> None:
         """Execute one command: results into `values`, lineage into `boxes`.
+
+        `closed` are the sources that the caller may not read. Results as large as their values say are not made of
+        them, for how much memory is left afterwards can be found out.
 
         The lineage of a result is the union of the arguments' ones. A result that shares an argument's
         storage shares its box, whatever the schema says of it. Storages that are written to show a new
@@ -117,6 +121,10 @@ class Template:
         sources = 0
         for slot in self.refs:
             sources |= boxes[command[slot]].sources
+        if self.kernel.sized and sources & closed and self._is_sized(values, command):
+            raise GetNotPermittedError(
+                f"{self.kernel.name} gives results whose size depends on values: only who may read these may use it"
+            )
         for slot in self._mutated:
             box = boxes[command[slot]]
             if box.frozen:
@@ -149,6 +157,11 @@ class Template:
                 if value is not None:
                     values[identity] = value
                     boxes[identity] = self._box(value, sources, boxes, command)
+
+    def _is_sized(self, values: dict[int, Any], command: list[Any]) -> bool:
+        if self.kernel.name != "aten.index.Tensor":
+            return True
+        return any(values[command[slot]].dtype in _MASKS for slot in self._argument_refs.get(1, ()))
 
     def _fresh(self, result: Any) -> Iterator[Any]:
         """Results of several, without those that are arguments written to."""

@@ -383,6 +383,17 @@ def test_a_size_that_depends_on_private_values_is_a_read(
     assert says_nothing(str(refused.value))
 
 
+def test_whoever_logs_in_as_a_reader_may_know_sizes_from_then_on(
+    bob: GridProcess, connect: Connect, births: DatasetInfo
+):
+    client = connect(bob)
+    records = secret_of(client, births)
+    with pytest.raises(GetNotPermittedError):
+        records[records > 45]
+    client.login(user="Ana")
+    assert records[records > 45].shape == (5,)
+
+
 def test_whoever_may_read_may_know_sizes(bob: GridProcess, connect: Connect, births: DatasetInfo):
     records = secret_of(connect(bob, "Ana"), births)
     assert records[records > 45].shape == (5,)

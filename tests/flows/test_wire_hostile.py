@@ -9,6 +9,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -452,3 +453,21 @@ def test_released_values_that_nobody_downloads_are_limited(node: GridProcess, in
     status, data = node.call("GET", where, headers={"X-Grid-Session": raw.secret})
     assert (status, len(data)) == (200, 80 << 20)
     assert isinstance(raw.ask(messages.Read(value=large)), messages.Value)
+
+
+def test_a_download_that_nobody_takes_ends_with_its_session(node: GridProcess):
+    def held() -> int:
+        links = [str(one.readlink()) for one in Path(f"/proc/{node.pid}/fd").iterdir()]
+        return sum("memfd:" in link for link in links)
+
+    until(lambda: held() == 0)
+    with RawSession(node) as raw, node.tcp() as sleepy:
+        large = raw.op("aten.new_full.default", ["r", "d", "d"], raw.put(torch.ones(1)), [20 << 20], 1.0)
+        reply = raw.ask(messages.Read(value=large))
+        assert isinstance(reply, messages.Value)
+        request = f"GET /data-centric/released/{reply.bulk} HTTP/1.1\r\nHost: x\r\n"
+        sleepy.sendall(f"{request}X-Grid-Session: {raw.secret}\r\n\r\n".encode())
+        assert sleepy.recv(100).startswith(b"HTTP/1.1 200")
+        assert held() == 1
+        raw.socket.close()
+        until(lambda: held() == 0, timeout_s=10.0)

@@ -464,6 +464,53 @@ def test_how_much_randomness_a_private_value_took_does_not_show_in_the_next_draw
     assert len({next_draw(-1.0) for _ in range(5)} | {next_draw(1.0) for _ in range(5)}) == 10
 
 
+@pytest.mark.parametrize(
+    ("name", "args", "count"),
+    [
+        ("nonzero.default", ["r"], 1),
+        ("masked_select.default", ["r", "mask"], 1),
+        ("index.Tensor", ["r", ["L", ["mask"]]], 1),
+        ("bincount.default", ["positions"], 1),
+        ("_unique2.default", ["r", ["c", True], ["c", False], ["c", False]], 3),
+        ("unique_consecutive.default", ["r", ["c", False], ["c", False]], 3),
+        ("linalg_lstsq.default", ["column", "column"], 4),
+    ],
+)
+def test_results_of_a_private_size_are_made_for_readers_only(s: Session, name: str, args: list[Any], count: int):
+    """How much memory they take could be found out by filling up the rest of it."""
+    secret = s.private()
+    mask = s.op("gt.Scalar", ["r", "d"], secret, 0)
+    given = {
+        "r": secret,
+        "mask": mask,
+        "positions": s.op("_to_copy.default", ["r"], mask, kwargs=[["dtype", ["t", "int64"]]]),
+        "column": s.op("view.default", ["r", "d"], secret, [3, 1]),
+    }
+    flat = [part for arg in args for part in (arg[1] if arg[0] == "L" else [arg]) if isinstance(part, str)]
+    shaped = structure_of(args)
+    for closed in (0b1, 0):
+        s.executor.closed = closed
+        outs = [s.new_id() for _ in range(count)]
+        s.op(name, shaped, *[given[part] for part in flat], out=outs if count > 1 else outs[0])
+        found = s.executor.read(outs[0])
+        assert isinstance(found, Broken) == bool(closed), found
+        assert found.sources == 1
+    s.executor.closed = 0b1
+    s.op("nonzero.default", ["r"], s.public([1.0, 0.0]), out=(public := s.new_id()))
+    assert s.value(public).tolist() == [[0]]
+
+
+def structure_of(args: list[Any]) -> list[Any]:
+    """The arguments' structure with every named value as what the protocol calls it."""
+    return [["L", ["r"] * len(arg[1])] if arg[0] == "L" else "r" if isinstance(arg, str) else arg for arg in args]
+
+
+def test_choosing_rows_by_number_needs_no_leave_to_read(s: Session):
+    s.executor.closed = 0b1
+    chosen = s.op("index.Tensor", ["r", ["L", ["r"]]], s.private(), s.public([0, 2]))
+    assert s.value(chosen).tolist() == [3.25, 11.0]
+
+
 def test_randomness_of_public_values_follows_the_seed(s: Session):
     draws = []
     for _ in range(2):
