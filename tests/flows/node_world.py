@@ -93,9 +93,10 @@ class GridProcess:
         self.process.kill()
         self._wait()
 
-    def terminate(self) -> int:
+    def signal(self, number: int) -> int:
+        """Send a signal that it answers by ending; its exit code."""
         assert self.process is not None
-        self.process.terminate()
+        self.process.send_signal(number)
         return self._wait()
 
     def stop(self) -> int:
