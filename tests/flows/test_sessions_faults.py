@@ -22,6 +22,7 @@ from conftest import SECRETS, World
 from node_world import PATIENCE_S, GridProcess, until
 from raw_session import RawSession
 
+import grid_jupyter
 from grid_jupyter import NodeClient
 from grid_jupyter.errors import (
     GridError,
@@ -429,8 +430,9 @@ def test_a_worker_sees_no_network_no_file_of_the_node_and_no_secret_of_its_surro
 
 
 def _is_of_python(path: Path, root: Path) -> bool:
-    """Whether a file belongs to the Python that runs: where that lies in /tmp, Workers see it there."""
-    return any(path.is_relative_to(root / Path(prefix).relative_to("/")) for prefix in (sys.prefix, sys.base_prefix))
+    """Whether a file belongs to the Python or to the package that runs: where they lie in /tmp, Workers see them."""
+    shown = (sys.prefix, sys.base_prefix, Path(grid_jupyter.__file__).parent)
+    return any(path.is_relative_to(root / Path(prefix).relative_to("/")) for prefix in shown)
 
 
 @needs_sandbox
