@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
+from grid_jupyter.tensors.autograd import RETURNS_POINTER_FROM_BACKWARD, gradients
 from grid_jupyter.tensors.modules import get_module, send_module
 from grid_jupyter.tensors.multi import MultiPointerTensor
 from grid_jupyter.tensors.private import private_tensor
-from grid_jupyter.tensors.remote import RETURNS_POINTER_FROM_BACKWARD, RemoteTensor, gradients
+from grid_jupyter.tensors.remote import RemoteTensor
 
 _log = logging.getLogger("grid_jupyter")
 

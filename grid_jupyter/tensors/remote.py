@@ -8,7 +8,6 @@ passes the release gate of the Node that holds them.
 from __future__ import annotations
 
 import random
-import weakref
 from typing import Any, NoReturn
 
 import torch
@@ -16,17 +15,18 @@ import torch
 from grid_jupyter.errors import RemoteOperationError
 from grid_jupyter.ops.shapes import Layout, layout_of, select, slice_
 from grid_jupyter.tensors import dispatch
+from grid_jupyter.tensors.autograd import Autograd
 from grid_jupyter.tensors.dispatch import CACHE, SlowPath, refuse_leaf, seed
+from grid_jupyter.tensors.reading import Reading
 from grid_jupyter.tensors.session import Ref, Session
 from grid_jupyter.tensors.text import pointer_text
-from grid_jupyter.wire import commands
+from grid_jupyter.tensors.verbs import Verbs
 
 _aten = torch.ops.aten
 _DETACH, _SELECT, _SLICE = _aten.detach.default, _aten.select.int, _aten.slice.Tensor
 _CPU = torch.device("cpu")
 _grad_enabled = torch.is_grad_enabled
 _make = torch.Tensor._make_wrapper_subclass
-_leaves: weakref.WeakValueDictionary[int, RemoteTensor] = weakref.WeakValueDictionary()
 _CONSTANTS = (bool, torch.dtype, str, torch.memory_format, torch.device, torch.layout, type(None))
 
 
@@ -34,7 +34,7 @@ _CONSTANTS = (bool, torch.dtype, str, torch.memory_format, torch.device, torch.l
 _Tensor: Any = torch.Tensor
 
 
-class RemoteTensor(_Tensor):  # type: ignore[misc]
+class RemoteTensor(Autograd, Reading, Verbs, _Tensor):  # type: ignore[misc]
     """A pointer: `(Wrapper)>[PointerTensor | me:… -> Bob:…]`. Made by sending, searching and computing."""
 
     __slots__ = ("_grad_pointer", "_layout", "_leaves", "_number", "_offset", "_ref", "description", "tags")
@@ -178,183 +178,6 @@ class RemoteTensor(_Tensor):  # type: ignore[misc]
         copied: RemoteTensor = made
         return copied
 
-    def copy(self) -> RemoteTensor:
-        """A new remote value with the same elements."""
-        made: RemoteTensor = self.clone()
-        return made
-
-    def tag(self, *tags: str) -> RemoteTensor:
-        """Name this pointer on this side; what is published keeps its own tags."""
-        self.tags = (*self.tags, *tags)
-        return self
-
-    def describe(self, description: str) -> RemoteTensor:
-        """Describe this pointer on this side."""
-        self.description = description
-        return self
-
-    # -------------------------------------------------------------- autograd, which runs at the location
-
-    @property
-    def requires_grad(self) -> bool:
-        """Whether a gradient can reach this value, or passes through it."""
-        return self._leaves is not None
-
-    @requires_grad.setter
-    def requires_grad(self, on: bool) -> None:
-        self.requires_grad_(on)
-
-    @property
-    def is_leaf(self) -> bool:
-        """Whether gradients accumulate here."""
-        return self._leaves is None or self._ref.id in self._leaves
-
-    @property
-    def grad_fn(self) -> None:
-        """None: the graph is where the values are."""
-        return None
-
-    def requires_grad_(self, requires_grad: bool = True) -> RemoteTensor:
-        """As torch's: the gradient accumulates at the location."""
-        identity = self._ref.id
-        if requires_grad and self._leaves is None:
-            if not (self.dtype.is_floating_point or self.dtype.is_complex):
-                raise RuntimeError("only Tensors of floating point and complex dtype can require gradients")
-            self._ref.session.buffer.append([commands.REQUIRE_GRAD, identity, True])
-            self._leaves = frozenset((identity,))
-            _leaves[identity] = self
-        elif not requires_grad and self._leaves is not None:
-            if not self.is_leaf:
-                raise RuntimeError("you can only change requires_grad flags of leaf variables; use .detach()")
-            self._ref.session.buffer.append([commands.REQUIRE_GRAD, identity, False])
-            self._leaves = None
-        return self
-
-    def retain_grad(self) -> None:
-        """As torch's, for a value that is not a leaf."""
-        identity = self._ref.id
-        self._ref.session.buffer.append([commands.RETAIN_GRAD, identity])
-        self._leaves = (self._leaves or frozenset()) | {identity}
-        _leaves[identity] = self
-
-    @property
-    def grad(self) -> Any:
-        """A pointer to the gradient, or None before backward()."""
-        if self._grad_pointer is True:
-            session = self._ref.session
-            identity = session.new_id()
-            session.buffer.append([commands.GRAD_OF, identity, self._ref.id])
-            self._grad_pointer = wrap(self._layout, identity, session)
-        return self._grad_pointer
-
-    @grad.setter
-    def grad(self, value: RemoteTensor | None) -> None:
-        self._ref.session.buffer.append([commands.SET_GRAD, self._ref.id, 0 if value is None else value._ref.id])
-        self._grad_pointer = value
-
-    def backward(
-        self, gradient: Any = None, retain_graph: bool | None = None, create_graph: bool = False, inputs: Any = None
-    ) -> Any:
-        """Compute gradients where the values are: one command. With the hook, returns a pointer, as 0.2.9 did."""
-        if inputs is not None:
-            raise RemoteOperationError("backward(inputs=…) is not served remotely; use torch.autograd.grad")
-        if self._leaves is None:
-            raise RuntimeError("element 0 of tensors does not require grad and does not have a grad_fn")
-        if gradient is None and self.numel() != 1:
-            raise RuntimeError("grad can be implicitly created only for scalar outputs")
-        session = self._ref.session
-        seed_ref = self._local_to_remote(gradient, session)
-        retain = create_graph if retain_graph is None else retain_graph
-        session.buffer.append(
-            [commands.BACKWARD, self._ref.id, 0 if seed_ref is None else seed_ref.id, bool(retain), create_graph]
-        )
-        for identity in self._leaves:
-            leaf = _leaves.get(identity)
-            if leaf is not None and leaf._grad_pointer is None:
-                leaf._grad_pointer = True
-        if len(session.buffer) >= session.limit:
-            session.flush()
-        return self if RETURNS_POINTER_FROM_BACKWARD.get("on") else None
-
-    @staticmethod
-    def _local_to_remote(gradient: Any, session: Session) -> Any:
-        if gradient is None:
-            return None
-        return gradient._ref if type(gradient) is RemoteTensor else session.put(gradient)
-
-    def register_hook(self, hook: Any) -> NoReturn:
-        """Refused: gradients are computed elsewhere, where no code of ours may run."""
-        raise RemoteOperationError("hooks do not run on remote gradients; read .grad after backward()")
-
-    # -------------------------------------------------------------- reading: the release gate
-
-    def get(self, user: str | None = None, deregister_ptr: bool = True) -> Any:
-        """Fetch the value; the remote one is removed (published data stays). Its gradient comes along.
-
-        `user` presents the stored credential of that user for this one call. What derives from published
-        data comes as a PrivateTensor that keeps the users who may read it.
-
-        Raises GetNotPermittedError, ObjectNotFoundError, SessionLostError, RemoteOperationError.
-        """
-        from grid_jupyter.tensors.private import PrivateTensor
-
-        reference = self._ref
-        grad = self.grad if self.requires_grad and self.is_leaf else None
-        removable = deregister_ptr and isinstance(reference, Ref)
-        fetched_grad = None if grad is None else grad._ref.session.read(grad._ref.id, user)[0]
-        identity = reference.id
-        tensor, readers = reference.session.read(identity, user, remove=removable)
-        if self.requires_grad:
-            tensor.requires_grad_(True)
-            tensor.grad = fetched_grad
-        return tensor if readers is None else PrivateTensor(tensor, readers)
-
-    def _read(self) -> torch.Tensor:
-        identity = self._ref.id
-        tensor: torch.Tensor = self._ref.session.read(identity)[0]
-        return tensor
-
-    def item(self) -> Any:
-        """The one element, as a Python number: a read."""
-        if self.numel() != 1:
-            raise RuntimeError("a Tensor with more than one element cannot be converted to Scalar")
-        return self._read().item()
-
-    def tolist(self) -> Any:
-        """The values as nested lists: a read."""
-        return self._read().tolist()
-
-    def numpy(self, *args: Any, **kwargs: Any) -> Any:
-        """The values as an array: a read."""
-        return self._read().numpy(*args, **kwargs)
-
-    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
-        array = self._read().numpy()
-        return array if dtype is None else array.astype(dtype)
-
-    def __bool__(self) -> bool:
-        return bool(self.item())
-
-    def __float__(self) -> float:
-        return float(self.item())
-
-    def __int__(self) -> int:
-        return int(self.item())
-
-    def __complex__(self) -> complex:
-        return complex(self.item())
-
-    def __index__(self) -> int:
-        return self._read().__index__()
-
-    def __contains__(self, value: Any) -> bool:
-        return bool((self == value).any())
-
-    def __len__(self) -> int:
-        if not self._layout.shape:
-            raise TypeError("len() of a 0-d tensor")
-        return self._layout.shape[0]
-
 
 def _refuse_memory(name: str) -> None:
     def refused(self: RemoteTensor, *args: Any, **kwargs: Any) -> NoReturn:
@@ -367,9 +190,6 @@ def _refuse_memory(name: str) -> None:
 
 for _name in ("__dlpack__", "__dlpack_device__", "apply_", "map2_", "map_", "share_memory_"):
     _refuse_memory(_name)  # torch would follow a null pointer
-
-RETURNS_POINTER_FROM_BACKWARD: dict[str, bool] = {}
-"""TorchHook sets "on": there, backward() returned a pointer."""
 
 
 def wrap(
@@ -403,31 +223,6 @@ def send(tensor: torch.Tensor, session: Session) -> RemoteTensor:
     return made.requires_grad_() if tensor.requires_grad else made
 
 
-def gradients(
-    outputs: Any, inputs: Any, grad_outputs: Any = None, retain_graph: bool | None = None, create_graph: bool = False
-) -> tuple[RemoteTensor, ...]:
-    """torch.autograd.grad for remote tensors: one command."""
-    outs: list[Any] = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
-    ins: list[Any] = [inputs] if isinstance(inputs, torch.Tensor) else list(inputs)
-    seeds: list[Any] = [None] * len(outs)
-    if grad_outputs is not None:
-        seeds = [grad_outputs] if isinstance(grad_outputs, torch.Tensor) else list(grad_outputs)
-    session = outs[0]._ref.session
-    held = [RemoteTensor._local_to_remote(one, session) for one in seeds]
-    identities = [session.new_id() for _ in ins]
-    retain = create_graph if retain_graph is None else retain_graph
-    session.buffer.append(
-        [
-            commands.GRADIENTS, identities, [o._ref.id for o in outs], [0 if h is None else h.id for h in held],
-            [i._ref.id for i in ins], bool(retain), create_graph,
-        ]
-    )  # fmt: skip
-    leaves: frozenset[int] | None = None
-    for out in outs if create_graph else ():
-        leaves = out._leaves if leaves is None else leaves | (out._leaves or frozenset())
-    return tuple(wrap(i._layout, identity, session, 0, leaves) for i, identity in zip(ins, identities, strict=True))
-
-
 def _row(func: Any, args: Any, command: list[Any], session: Session, leaves: Any) -> RemoteTensor | None:
     """`x[i]` and `x[a:b]` in loops: their integers differ each time, so no cache would help."""
     template = _row_templates.get((func, len(args)))
@@ -447,6 +242,7 @@ def _row(func: Any, args: Any, command: list[Any], session: Session, leaves: Any
     return wrap(found[0], identity, session, found[1], leaves)
 
 
+RemoteTensor._make = staticmethod(wrap)  # the parts of the class make further pointers with it
 _slow = SlowPath(RemoteTensor, wrap)
 _row_templates: dict[tuple[Any, int], int] = {
     (_SELECT, 3): dispatch.template("aten.select.int", ["r", "d", "d"]),

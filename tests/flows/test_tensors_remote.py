@@ -241,6 +241,15 @@ def test_no_grad_detach_and_retain_grad_do_as_they_do_locally(place: Any):
     assert w.grad is None
 
 
+def test_gradients_pass_through_randomness(place: Any):
+    torch.manual_seed(3)
+    x = send(-torch.ones(200, requires_grad=True), place).detach().requires_grad_()
+    (functional.rrelu(x, 0.1, 0.3, training=True) + functional.dropout(x)).sum().backward()
+    slopes = x.grad.get(deregister_ptr=False)
+    assert ((slopes >= 0.1) & (slopes <= 2.3)).all()
+    assert slopes.unique().numel() > 100
+
+
 def test_a_second_backward_is_told_of(place: Any):
     w = send(torch.ones(3, requires_grad=True), place)
     loss = (w * w).sum()

@@ -243,6 +243,8 @@ def test_a_backward_pass_that_fails_half_way_still_marks_what_it_reached(s: Sess
     s.op("mul_.Scalar", ["r", "d"], saved, 2.0, out=0)  # autograd will find that it changed, and raise
     s.backward(s.sum(s.add(breaks, s.mul(reached, s.private()))))
     assert s.is_safe(s.grad_of(reached))
+    s.backward(s.sum(reached))  # adds to what is there already
+    assert s.is_safe(s.grad_of(reached))
 
 
 def test_a_gradient_kept_with_its_graph_is_marked_anew(s: Session):
