@@ -1,0 +1,196 @@
+"""Publishing on a Node, and changing or ending what was published: the data owner's half of a Node's client."""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from grid_jupyter.client.pointers import DatasetRef, RemoteArrays, pointer
+from grid_jupyter.errors import BadRequest, InvalidDataError
+from grid_jupyter.link.http import Address, call, transfer
+from grid_jupyter.ops.raw import NAMES, to_bytes
+from grid_jupyter.tensors.private import PrivateTensor, user_names
+from grid_jupyter.tensors.remote import RemoteTensor
+from grid_jupyter.wire.messages import ColumnInfo, DatasetInfo, Edit, Publish, Unpublished
+from grid_jupyter.wire.safetensors import build_header
+from grid_jupyter.wire.words import check_users, check_words
+
+_KEEP: Any = object()
+
+
+class Publishing:
+    """What a Node's client does for the owner of data."""
+
+    address: Address
+    _token: str
+
+    _token_of: Callable[[str | None], str]
+
+    def publish(
+        self,
+        data: Any,
+        *,
+        name: str = "",
+        tags: tuple[str, ...] | list[str] | str = (),
+        description: str = "",
+        allowed_users: str | tuple[str, ...] | list[str] = (),
+        compute_users: str | tuple[str, ...] | list[str] | None = _KEEP,
+        public_tags: bool | None = None,
+        replaces: Any = None,
+        user: str | None = None,
+    ) -> Any:
+        """Publish a tensor, a pandas DataFrame, or a file (CSV, Parquet, NPZ, safetensors). Returns a pointer.
+
+        `allowed_users` may read values, besides the publisher: nobody else by default. `compute_users` may
+        compute: by default everybody whom the Node lets in. `replaces`, a pointer to a data set of yours, makes
+        this its next version, which keeps name, tags, description and compute_users if none are given. `user`
+        presents that user's stored credential. Publishing the same once more is harmless: it is the same data set.
+
+        Durable when it returns. Raises SendNotPermittedError, InvalidDataError, LimitExceededError,
+        StorageFullError; then nothing is published.
+        """
+        token = self._token_of(user)
+        upload = secrets.token_hex(16)
+        where = f"/data-centric/uploads/{upload}"
+        columns: tuple[ColumnInfo, ...] = ()
+        if isinstance(data, PrivateTensor):
+            allowed_users = (*data.allowed_users, *user_names(allowed_users))
+        words = (tags,) if isinstance(tags, str) else tuple(tags)
+        if isinstance(data, (torch.Tensor, PrivateTensor)):
+            words = (*getattr(data, "tags", ()), *words)
+            description = description or getattr(data, "description", "")
+        readers, computers = user_names(allowed_users), _computers(compute_users)
+        check_words(name, words, description)  # before what may be a long upload
+        check_users((*readers, *(computers if isinstance(computers, tuple) else ())))
+        if isinstance(data, (torch.Tensor, PrivateTensor)):
+            kind = "tensor"
+            self._send_tensor(where, data.unwrap() if isinstance(data, PrivateTensor) else data, token)
+        else:
+            kind, columns = self._send_file(where, data, token)
+        request = Publish(
+            upload=upload,
+            kind=kind,
+            name=name,
+            tags=words,
+            description=description,
+            allowed_users=readers,
+            public_tags=public_tags,
+            columns=columns,
+            dataset=None if replaces is None else _dataset_id(replaces),
+            compute_users=computers,
+        )
+        made: DatasetInfo = call(self.address, "POST", "/data-centric/datasets", request, token=token, kind=DatasetInfo)
+        holder: Any = self
+        return pointer(holder, made)
+
+    def _send_tensor(self, where: str, tensor: torch.Tensor, token: str) -> None:
+        dtype = NAMES.get(tensor.dtype, str(tensor.dtype))
+        if tensor.is_complex() or tensor.dtype not in NAMES:
+            raise InvalidDataError(f"a tensor of {tensor.dtype} cannot be published; convert it, or publish its parts")
+        data = to_bytes(tensor.cpu())
+        header = build_header([("data", dtype, tuple(tensor.shape))], {})
+        transfer(self.address, "PUT", where, _body(header, data), length=len(header) + len(data), token=token)
+
+    def _send_file(self, where: str, data: Any, token: str) -> tuple[str, tuple[ColumnInfo, ...]]:
+        import pandas
+
+        from grid_jupyter.client.tables import TableSpec, write_file, write_frame
+
+        with tempfile.TemporaryDirectory(prefix="grid-publish-") as folder:
+            path = Path(folder) / "data.safetensors"
+            if isinstance(data, pandas.DataFrame):
+                spec: Any = write_frame(data, path)
+            elif isinstance(data, (str, Path)):
+                spec = write_file(Path(data), path)
+            else:
+                raise InvalidDataError(
+                    f"a {type(data).__name__} cannot be published: give a tensor, a pandas DataFrame, or the path of "
+                    f"a CSV, Parquet, NPZ or safetensors file"
+                )
+            with path.open("rb") as file:
+                transfer(self.address, "PUT", where, file, length=path.stat().st_size, token=token)
+            return ("table", spec.columns) if isinstance(spec, TableSpec) else ("arrays", ())
+
+    def edit(
+        self,
+        dataset: Any,
+        *,
+        tags: tuple[str, ...] | list[str] | None = None,
+        description: str | None = None,
+        allowed_users: Any = None,
+        compute_users: Any = _KEEP,
+        public_tags: bool | None = None,
+        user: str | None = None,
+    ) -> DatasetInfo:
+        """Change what is given of a data set of yours; it holds from the next read on. Raises Forbidden."""
+        request = Edit(
+            tags=None if tags is None else tuple(tags),
+            description=description,
+            allowed_users=None if allowed_users is None else user_names(allowed_users),
+            public_tags=public_tags,
+            compute_users=_computers(compute_users),
+        )
+        where = f"/data-centric/datasets/{_dataset_id(dataset)}"
+        return call(self.address, "PATCH", where, request, token=self._token_of(user), kind=DatasetInfo)
+
+    def unpublish(self, dataset: Any, user: str | None = None) -> Unpublished:
+        """End a data set of yours with all its versions. The bytes are gone when this returns; it says which
+        sessions ended with it. Raises Forbidden, ObjectNotFoundError."""
+        where = f"/data-centric/datasets/{_dataset_id(dataset)}"
+        return call(self.address, "DELETE", where, token=self._token_of(user), kind=Unpublished)
+
+    # -------------------------------------------------------------- models that the Node stores
+
+    @property
+    def models(self) -> list[str]:
+        """Ids of the models that the Node serves."""
+        return list(call(self.address, "GET", "/data-centric/models/", token=self._token)["models"])
+
+    def serve_model(self, model: torch.nn.Module, model_id: str, *, allow_download: bool = False) -> None:
+        """Store a model's parameters on the Node, as safetensors. Raises IdNotUniqueError, SendNotPermittedError."""
+        from safetensors.torch import save
+
+        state = {name: tensor.detach().contiguous().clone() for name, tensor in model.state_dict().items()}
+        form, boundary = _form(save(state), {"model_id": model_id, "allow_download": str(allow_download)})
+        headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+        transfer(self.address, "POST", "/data-centric/serve-model/", form, headers=headers, token=self._token)
+
+
+def _body(header: bytes, data: memoryview) -> Any:
+    yield header
+    for begin in range(0, len(data), 4 << 20):
+        yield data[begin : begin + (4 << 20)]
+
+
+def _form(model: bytes, fields: dict[str, str]) -> tuple[bytes, str]:
+    boundary = secrets.token_hex(16)
+    parts = [
+        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+        for name, value in fields.items()
+    ]
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="model"; filename="model.safetensors"\r\n\r\n'
+    return b"".join([*parts, head.encode(), model, f"\r\n--{boundary}--\r\n".encode()]), boundary
+
+
+def _computers(users: Any) -> tuple[str, ...] | msgspec.UnsetType | None:
+    if users is _KEEP:
+        return msgspec.UNSET
+    return None if users is None else user_names(users)
+
+
+def _dataset_id(dataset: Any) -> int:
+    if isinstance(dataset, RemoteTensor) and isinstance(dataset._ref, DatasetRef):
+        return dataset._ref.dataset.id
+    if isinstance(dataset, (RemoteArrays,)):
+        return dataset.dataset.id
+    if isinstance(dataset, DatasetInfo):
+        return dataset.id
+    if isinstance(dataset, int):
+        return dataset
+    raise BadRequest("name a data set by its pointer, its description or its number")
