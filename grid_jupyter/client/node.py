@@ -12,6 +12,7 @@ from typing import Any
 from grid_jupyter.client.credentials import Credentials
 from grid_jupyter.client.pointers import pointer
 from grid_jupyter.client.publishing import Publishing
+from grid_jupyter.client.values import Values, forget_outputs, values_of
 from grid_jupyter.client.virtual import VirtualWorker, local_worker
 from grid_jupyter.errors import BadRequest, GridError, NodeUnavailableError, SessionLostError
 from grid_jupyter.link.client import WebSocketLink
@@ -30,6 +31,8 @@ from grid_jupyter.wire.messages import (
     Reply,
     Request,
     Search,
+    SessionStatus,
+    Status,
 )
 
 _clients: weakref.WeakSet[NodeClient] = weakref.WeakSet()
@@ -147,6 +150,31 @@ class NodeClient(Publishing):
         """Send what is buffered, if the session is open."""
         if self._session is not None and self.connected:
             self._session.flush_quietly()
+
+    # -------------------------------------------------------------- what the session holds
+
+    def values(self) -> Values:
+        """The remote values of this session that this process has pointers to, and which names hold them."""
+        return values_of(self.session)
+
+    def count(self) -> int:
+        """How many values the session holds at the Node, opened data sets included. One round trip."""
+        self.session.flush()
+        reply = self._ask(Status())
+        if not isinstance(reply, SessionStatus):
+            raise GridError("the Node answered a question for its status with something else; its version may differ")
+        return reply.values
+
+    def clear(self) -> None:
+        """Forget every value of this session at the Node, and the pointers that notebook outputs keep.
+
+        What still points to one of them raises ObjectNotFoundError when it is used; published data stays.
+        """
+        with self._lock:
+            session = self.session
+            forget_outputs()
+            session.clear()
+            self._opened = {}
 
     def close(self) -> None:
         """End the session; its values are gone, published data stays."""

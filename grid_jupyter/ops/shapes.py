@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ _META = frozenset(
         _aten.addmm.default, _aten.unbind.int, _aten.split.Tensor, _aten.diagonal.default,
     }
 )  # fmt: skip
+_inferring = threading.Lock()  # a FakeTensorMode keeps what it is at in itself: one thread at a time
 _MAX_LAYOUTS = 200_000
 
 
@@ -84,10 +86,11 @@ def infer(op: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         with no_dispatch():
             result = op(*_build(args, None), **options)
     else:
-        mode = _fake_mode()
-        built, built_options = _build(args, mode), {key: _build(value, mode) for key, value in options.items()}
-        with mode:
-            result = op(*built, **built_options)
+        with _inferring:
+            mode = _fake_mode()
+            built, built_options = _build(args, mode), {key: _build(value, mode) for key, value in options.items()}
+            with mode:
+                result = op(*built, **built_options)
     return _describe(op, result)
 
 

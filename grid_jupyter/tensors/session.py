@@ -135,6 +135,12 @@ class Session:
                 self.buffer.append([commands.DEFINE, template, *TEMPLATES[template]])
                 self.known.add(template)
 
+    def clear(self) -> None:
+        """Forget every value at the other side; templates stay."""
+        with self.lock:
+            self.buffer.append([commands.CLEAR])
+            self.flush()
+
     def set_grad_mode(self, on: bool) -> None:
         """Follow torch.is_grad_enabled() of this side."""
         self.buffer.append([commands.GRAD_MODE, on])

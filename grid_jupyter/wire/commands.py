@@ -8,6 +8,7 @@ Ids are integers that the client chooses; all of them are private to the session
                                                            results get the ids out, out + 1, …
     [DEFINE, t, op, args, kwargs]                          template t: operation and argument structure
     [FREE, id, …]                                          forget values
+    [CLEAR]                                                forget all values
     [PUT, id, dtype, shape, bytes]                         a small tensor of the client's
     [SEED, n]                                              seed the generator for the next random operation
     [GRAD_MODE, on]                                        torch.is_grad_enabled() of the client
@@ -28,7 +29,7 @@ Argument structure of a template, one item an argument (`kwargs` is a list of `[
 
 from __future__ import annotations
 
-DEFINE, FREE, PUT, SEED, GRAD_MODE = -1, -2, -3, -4, -5
+DEFINE, FREE, PUT, SEED, GRAD_MODE, CLEAR = -1, -2, -3, -4, -5, -6
 REQUIRE_GRAD, RETAIN_GRAD, BACKWARD, GRAD_OF, SET_GRAD, GRADIENTS = -10, -11, -12, -13, -14, -15
 
 FIRST_ID = 1 << 30

@@ -73,6 +73,7 @@ class Executor:
         self._verbs: dict[int, Callable[..., None]] = {
             commands.DEFINE: self._define,
             commands.FREE: self.free,
+            commands.CLEAR: self._clear,
             commands.PUT: self._put,
             commands.SEED: self._seed,
             commands.GRAD_MODE: self._set_grad_mode,
@@ -100,7 +101,10 @@ class Executor:
         finally:
             torch.set_grad_enabled(True)
         if len(self.values) > MAX_VALUES:
-            raise LimitExceededError(f"the session holds more than {MAX_VALUES} values; drop pointers you do not need")
+            raise LimitExceededError(
+                f"the session holds more than {MAX_VALUES} values; drop pointers you do not "
+                f"need: node.values() lists them, node.clear() forgets all"
+            )
 
     def _one(self, command: list[Any]) -> None:
         code = command[0] if command else None
@@ -159,7 +163,11 @@ class Executor:
         text = str(error)
         if isinstance(error, MemoryError) or "allocate memory" in text:
             limit = f" of {self._memory_bytes >> 20} MB" if self._memory_bytes else ""
-            return Poison(LimitExceededError.code, f"{what}: the result does not fit into the session's memory{limit}")
+            return Poison(
+                LimitExceededError.code,
+                f"{what}: the result does not fit into the session's memory{limit}; "
+                f"node.values() lists what it holds, node.clear() forgets all of it",
+            )
         detail = "" if sources else f": {text.splitlines()[0][:400] if text else ''}"
         return Poison(RemoteOperationError.code, f"{what} failed with {type(error).__name__}{detail}")
 
@@ -191,6 +199,10 @@ class Executor:
         for identity in identities:
             self.values.pop(identity, None)
             self.boxes.pop(identity, None)
+
+    def _clear(self) -> None:
+        self.values.clear()
+        self.boxes.clear()
 
     def _put(self, identity: int, dtype: str, shape: list[int], data: bytes) -> None:
         if len(data) > MAX_INLINE_BYTES:
