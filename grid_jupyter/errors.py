@@ -35,6 +35,8 @@ class GridError(Exception):
 
     code = "grid-error"
     status = 500
+    value = 0
+    """Id of the value whose computation failed, in the session that it belongs to; 0: it is none."""
 
     def to_wire(self) -> dict[str, str]:
         """The error as another party may see it."""
@@ -190,7 +192,9 @@ def _tree(root: type[GridError]) -> dict[str, type[GridError]]:
 BY_CODE = _tree(GridError)
 
 
-def from_wire(code: object, text: object) -> GridError:
+def from_wire(code: object, text: object, value: int = 0) -> GridError:
     """The exception that another party reported; an unknown code becomes a plain GridError."""
     kind = BY_CODE.get(code if isinstance(code, str) else "", GridError)
-    return kind(text if isinstance(text, str) else "the other side reported an error without a text")
+    error = kind(text if isinstance(text, str) else "the other side reported an error without a text")
+    error.value = value
+    return error

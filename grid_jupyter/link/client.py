@@ -111,7 +111,7 @@ class WebSocketLink:
             except ConnectionClosed:
                 raise self._gone() from None
         if isinstance(reply, Failed):
-            error = from_wire(reply.code, reply.error)
+            error = from_wire(reply.code, reply.error, reply.value)
             if isinstance(error, SessionLostError):
                 self.lost = reply.error  # the connection closes in a moment; the next use makes another
             raise error

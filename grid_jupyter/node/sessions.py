@@ -352,11 +352,11 @@ class NodeSession:
         self._fault = self._fault or reply.earlier
         if self._fault is not None and policy.may_read_all(reader, await self._rules(self._fault.sources)):
             fault, self._fault = self._fault, None
-            raise from_wire(fault.code, fault.error)
+            raise from_wire(fault.code, fault.error, fault.value)
         rules = await self._rules(reply.fault.sources if isinstance(reply, worker.Broken) else reply.sources)
         policy.check_release(reader, rules)
         if isinstance(reply, worker.Broken):
-            raise from_wire(reply.fault.code, reply.fault.error)
+            raise from_wire(reply.fault.code, reply.fault.error, reply.fault.value)
         return rules
 
     async def _release(
@@ -513,7 +513,9 @@ class NodeSession:
         await self._send(messages.reply_frame(request_id, reply))
 
     async def _fail(self, request_id: int, error: GridError) -> None:
-        await self._send(messages.reply_frame(request_id, messages.Failed(code=error.code, error=str(error))))
+        await self._send(
+            messages.reply_frame(request_id, messages.Failed(code=error.code, error=str(error), value=error.value))
+        )
 
 
 def _caller(account: Account | None) -> messages.Caller:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -100,9 +101,14 @@ class Autograd:
         session = self._ref.session
         seed_ref = self._local_to_remote(gradient, session)
         retain = create_graph if retain_graph is None else retain_graph
+        number = -session.new_id()
+        session.sites.note(number, sys._getframe(1))
         session.buffer.append(
-            [commands.BACKWARD, self._ref.id, 0 if seed_ref is None else seed_ref.id, bool(retain), create_graph]
-        )
+            [
+                commands.BACKWARD, self._ref.id, 0 if seed_ref is None else seed_ref.id, bool(retain), create_graph,
+                number,
+            ]
+        )  # fmt: skip
         for identity in self._leaves:
             leaf = _leaves.get(identity)
             if leaf is not None and leaf._grad_pointer is None:
@@ -134,6 +140,7 @@ def gradients(
     session = outs[0]._ref.session
     held = [Autograd._local_to_remote(one, session) for one in seeds]
     identities = [session.new_id() for _ in ins]
+    session.sites.note(identities[0] if identities else 0, sys._getframe(1))
     retain = create_graph if retain_graph is None else retain_graph
     session.buffer.append(
         [

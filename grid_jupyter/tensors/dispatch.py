@@ -6,6 +6,7 @@ the fast path (remote.py) reads.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -113,13 +114,16 @@ class SlowPath:
             result = self._result(outcome.data[0], args[0]._offset + outcome.data[1], command, session, leaves)
         elif outcome.kind == PLACED:
             result = self._result(outcome.data[0], outcome.data[1], command, session, leaves)
-        elif outcome.kind == IN_PLACE:
+        elif outcome.kind in (IN_PLACE, NOTHING):
+            command[1] = -session.new_id()
+        if outcome.kind == IN_PLACE:
             result = given[outcome.data]
             if leaves is not None:
                 refuse_leaf(op, result)
                 result._leaves = leaves
         elif outcome.kind == MANY:
             result = self.many(outcome.data, command, session, given, leaves)
+        self._note(session, command)
         session.buffer.append(command)
         if torch.Tag.inplace_view in op.tags:
             self._reshape_in_place(op, args, kwargs)
@@ -127,6 +131,11 @@ class SlowPath:
             session.flush()
         del uploaded  # they must live until the command is in the stream
         return result
+
+    @staticmethod
+    def _note(session: Session, command: list[Any]) -> None:
+        first = command[1] if type(command[1]) is int else next(iter(command[1]), 0)
+        session.sites.note(first, sys._getframe(1))
 
     def _command(self, number: int, call: _Call, session: Session) -> tuple[list[Any], list[Any]]:
         command: list[Any] = [number, 0]
@@ -175,6 +184,7 @@ class SlowPath:
         count = len(op._schema.returns)
         identities = [session.new_id() for _ in range(count)]
         command[1] = identities[0] if count == 1 else identities
+        self._note(session, command)
         session.buffer.append(command)
         found = session.sizes(identities)
         del uploaded

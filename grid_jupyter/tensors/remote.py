@@ -8,6 +8,7 @@ passes the release gate of the Node that holds them.
 from __future__ import annotations
 
 import random
+import sys
 from typing import Any, NoReturn
 
 import torch
@@ -25,6 +26,7 @@ from grid_jupyter.tensors.verbs import Verbs
 _aten = torch.ops.aten
 _DETACH, _SELECT, _SLICE = _aten.detach.default, _aten.select.int, _aten.slice.Tensor
 _CPU = torch.device("cpu")
+_frame = sys._getframe
 _grad_enabled = torch.is_grad_enabled
 _make = torch.Tensor._make_wrapper_subclass
 _CONSTANTS = (bool, torch.dtype, str, torch.memory_format, torch.device, torch.layout, type(None))
@@ -119,6 +121,7 @@ class RemoteTensor(Autograd, Reading, Verbs, _Tensor):  # type: ignore[misc]
             result = wrap(data[0], identity, session, args[0]._offset + data[1], leaves)
         elif kind == dispatch.IN_PLACE:
             result = args[data] if type(data) is int else kwargs[data]
+            identity = command[1] = -session.new_id()
             if leaves is not None:
                 refuse_leaf(func, result)
                 result._leaves = leaves
@@ -127,8 +130,11 @@ class RemoteTensor(Autograd, Reading, Verbs, _Tensor):  # type: ignore[misc]
             result = wrap(data[0], identity, session, data[1], leaves)
         elif kind == dispatch.NOTHING:
             result = None
+            identity = command[1] = -session.new_id()
         else:
             result = _slow.many(data, command, session, {**dict(enumerate(args)), **kwargs}, leaves)
+            identity = command[1][0] if command[1] else 0
+        session.sites.note(identity, _frame(1))
         buffer = session.buffer
         buffer.append(command)
         if len(buffer) >= session.limit:
@@ -236,6 +242,7 @@ def _row(func: Any, args: Any, command: list[Any], session: Session, leaves: Any
         session.define(template)
     command[0] = template
     identity = command[1] = session.new_id()
+    session.sites.note(identity, _frame(1))
     session.buffer.append(command)
     if len(session.buffer) >= session.limit:
         session.flush()

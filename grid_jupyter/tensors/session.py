@@ -17,6 +17,7 @@ import torch
 from grid_jupyter.errors import GridError, SessionLostError
 from grid_jupyter.ops.raw import DTYPES, NAMES, from_bytes, to_bytes
 from grid_jupyter.ops.shapes import Layout, layout
+from grid_jupyter.tensors.sites import Sites
 from grid_jupyter.wire import commands, frames
 from grid_jupyter.wire.limits import MAX_INLINE_BYTES
 from grid_jupyter.wire.messages import Read, Reply, Request, Shapes, Sizes, Value
@@ -104,6 +105,7 @@ class Session:
         self.new_id = self._ids.__next__
         self.limit = _FLUSH_AT
         self._pending_bytes = 0
+        self.sites = Sites()
 
     # -------------------------------------------------------------- out
 
@@ -175,17 +177,27 @@ class Session:
         credential = self.link.credential(user) if user else ""
         with self.lock:
             self.flush()
-            reply, payload = self.link.request(Read(value=identity, credential=credential, remove=remove))
+            reply, payload = self._ask(Read(value=identity, credential=credential, remove=remove))
         if not isinstance(reply, Value):
             raise GridError("the Node answered a read with something else; its version may differ")
         data = self.link.download(reply.bulk) if reply.bulk else bytearray(payload)
         return from_bytes(data, reply.dtype, reply.shape), reply.readers
 
+    def _ask(self, message: Request) -> tuple[Reply, memoryview]:
+        """Ask; where an operation failed that was issued long before, the error names the line that issued it."""
+        try:
+            return self.link.request(message)
+        except GridError as error:
+            site = self.sites.text(error.value) if error.value else ""
+            if not site:
+                raise
+            raise type(error)(f"{error}\n  issued at {site}") from None
+
     def sizes(self, identities: Iterable[int]) -> list[tuple[Layout, int]]:
         """Layouts that depend on values: a read, which passes the release gate."""
         with self.lock:
             self.flush()
-            reply, _ = self.link.request(Sizes(values=tuple(identities)))
+            reply, _ = self._ask(Sizes(values=tuple(identities)))
         if not isinstance(reply, Shapes):
             raise GridError("the Node answered a question for sizes with something else; its version may differ")
         return [(layout(found.shape, found.stride, DTYPES[found.dtype]), found.offset) for found in reply.layouts]

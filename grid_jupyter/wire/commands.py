@@ -4,8 +4,9 @@ One OPERATIONS frame carries a msgpack list of commands; a command is a list tha
 Ids are integers that the client chooses; all of them are private to the session.
 
     code                                                   meaning
-    [t >= 0, out, v0, v1, …]                               run template t; v* fill its slots in order;
-                                                           results get the ids out, out + 1, …
+    [t >= 0, out, v0, v1, …]                               run template t; v* fill its slots in order; out is the
+                                                           id of the result, or a list of ids; a negative number,
+                                                           by which a failure is told, where there is no result
     [DEFINE, t, op, args, kwargs]                          template t: operation and argument structure
     [FREE, id, …]                                          forget values
     [CLEAR]                                                forget all values
@@ -14,7 +15,7 @@ Ids are integers that the client chooses; all of them are private to the session
     [GRAD_MODE, on]                                        torch.is_grad_enabled() of the client
     [REQUIRE_GRAD, id, on]                                 requires_grad_(on)
     [RETAIN_GRAD, id]                                      retain_grad()
-    [BACKWARD, id, gradient or 0, retain, create]          backward()
+    [BACKWARD, id, gradient or 0, retain, create, n]       backward(); a failure is told by the number n
     [GRAD_OF, out, id]                                     out becomes id's .grad
     [SET_GRAD, id, gradient or 0]                          id.grad = …
     [GRADIENTS, out, outs, grad_outs, ins, retain, create] torch.autograd.grad; results out, out + 1, …

@@ -185,10 +185,15 @@ class SessionStatus(Message, frozen=True, tag="session-status"):
 
 
 class Failed(Message, frozen=True, tag="failed"):
-    """The request, or the whole session where `request_id` is 0, failed. Codes: errors.py."""
+    """The request, or the whole session where `request_id` is 0, failed. Codes: errors.py.
+
+    `value` is the id that the failed operation was to give its (first) result, or its negative number where it
+    gives none; 0: it was no operation that failed.
+    """
 
     code: str
     error: str
+    value: int = 0
 
 
 Request = Union[Hello, Login, Search, Open, Read, Sizes, Status]

@@ -75,6 +75,7 @@ class Fault(Message, frozen=True):
     code: str
     error: str
     sources: tuple[int, ...]
+    value: int = 0  # the failed operation: id of its first result
 
 
 class Fetched(Message, frozen=True, tag="fetched"):

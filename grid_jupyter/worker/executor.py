@@ -41,6 +41,7 @@ class Poison(NamedTuple):
 
     code: str
     text: str
+    origin: int = 0  # the operation that failed, by the id of its result
 
 
 class Read(NamedTuple):
@@ -159,7 +160,7 @@ class Executor:
 
     def _reason(self, what: str, error: BaseException, sources: int) -> Poison:
         if isinstance(error, GridError):
-            return Poison(error.code, str(error))
+            return Poison(error.code, str(error), error.value)
         text = str(error)
         if isinstance(error, MemoryError) or "allocate memory" in text:
             limit = f" of {self._memory_bytes >> 20} MB" if self._memory_bytes else ""
@@ -173,7 +174,9 @@ class Executor:
 
     def _mark(self, out: Any, poison: Poison, sources: int) -> None:
         identities = out if isinstance(out, list) else [out]
-        if identities == [0]:
+        if identities and not poison.origin and type(identities[0]) is int:
+            poison = poison._replace(origin=identities[0])
+        if not identities or (type(out) is int and out <= 0):
             self._error = self._error or (poison, sources)  # an operation without results: the next read tells
             return
         for identity in identities:
@@ -243,14 +246,15 @@ class Executor:
             value.retain_grad()
             self._gradients_held.watch(value)
 
-    def _backward(self, identity: int, gradient: int, retain: bool, create: bool) -> None:
+    def _backward(self, identity: int, gradient: int, retain: bool, create: bool, number: int = 0) -> None:
         sources = self.lineage((identity, gradient))
         try:
             seed = self._tensor(gradient) if gradient else None
             torch.autograd.backward(self._tensor(identity), seed, retain_graph=bool(retain), create_graph=bool(create))
             self._grad_error = None
         except _KERNEL_ERRORS as error:
-            self._grad_error = (self._reason("backward", error, sources), sources)
+            reason = self._reason("backward", error, sources)
+            self._grad_error = (reason if reason.origin else reason._replace(origin=int(number)), sources)
             self._error = self._error or self._grad_error
         finally:
             self._gradients_held.settle(sources)
@@ -320,13 +324,13 @@ class Executor:
         if isinstance(value, torch.Tensor):
             return value
         if isinstance(value, Poison):
-            raise from_wire(value.code, value.text)
+            raise from_wire(value.code, value.text, value.origin)
         raise ObjectNotFoundError(f"there is no value {identity} in this session; it was freed or fetched")
 
     def earlier(self) -> Broken | None:
         """What failed since the last time this was asked and made no value that would tell."""
         error, self._error = self._error, None
-        return None if error is None else Broken(from_wire(error[0].code, error[0].text), error[1])
+        return None if error is None else Broken(from_wire(*error[0]), error[1])
 
     def read(self, identity: int) -> Read | Broken:
         """A value and its lineage, or what its computation failed with."""

@@ -159,7 +159,8 @@ class _Session:
 
 
 def _fault(broken: Broken) -> worker.Fault:
-    return worker.Fault(code=broken.error.code, error=str(broken.error), sources=bits(broken.sources))
+    error = broken.error
+    return worker.Fault(code=error.code, error=str(error), sources=bits(broken.sources), value=error.value)
 
 
 def bits(mask: int) -> tuple[int, ...]:

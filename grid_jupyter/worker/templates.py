@@ -148,7 +148,7 @@ class Template:
                 torch.default_generator.manual_seed(secrets.randbits(63))
         out = command[1]
         if type(out) is int:
-            if out:
+            if out > 0:
                 values[out] = result
                 boxes[out] = self._box(result, sources, boxes, command)
         else:

@@ -15,7 +15,8 @@ import pytest
 import torch
 from node_world import GridProcess, until
 
-from grid_jupyter import NodeClient, ObjectNotFoundError
+from grid_jupyter import GetNotPermittedError, NodeClient, ObjectNotFoundError, send_module
+from grid_jupyter.errors import RemoteOperationError
 
 Connect = Callable[..., NodeClient]
 
@@ -39,8 +40,6 @@ def test_values_names_what_holds_them(bob: GridProcess, connect: Connect):
     main.grid_model, main.grid_list = model, [client.receive(torch.ones(7, 3))]
     stranger = other.receive(torch.ones(1))
     try:
-        from grid_jupyter import send_module
-
         send_module(model, client.session)
         found = client.values()
         assert [one.names for one in found] == [("grid_list[0]",), ("grid_model.weight",), ("grid_model.bias",)]
@@ -88,6 +87,67 @@ def test_outputs_of_cells_are_let_go_by_clear(bob: GridProcess):
     lines = done.stdout.strip().splitlines()
     assert {"x", "_3", "_4", "_"} <= set(lines[-2].split()), lines
     assert lines[-1] == "0 0 []"
+
+
+def test_an_error_names_the_line_that_issued_the_operation(bob: GridProcess, connect: Connect):
+    client = connect(bob)
+    x, outside = client.receive(torch.arange(4.0)), client.receive(torch.tensor([7]))
+    model = torch.nn.Embedding(3, 2)
+    send_module(model, client.session)
+
+    def read_of(issue: Callable[[], Any]) -> str:
+        with pytest.raises(RemoteOperationError) as caught:
+            issue().sum().get()
+        return str(caught.value)
+
+    def in_place() -> Any:
+        x[outside] = 0.0  # line of the write
+        return x
+
+    def backward() -> Any:
+        leaf = client.receive(torch.ones(2, requires_grad=True))
+        (leaf * leaf).sum().backward(retain_graph=False)
+        loss = (leaf * leaf).sum()
+        loss.backward()
+        loss.backward()  # line of the second pass
+        return leaf
+
+    here = __file__.rpartition("/")[2]
+    assert f"{here}, line" in read_of(lambda: x[outside] * 2)
+    assert "x[outside] * 2 + 1  # this line" in read_of(lambda: x[outside] * 2 + 1)  # this line
+    assert "model(outside)" in read_of(lambda: model(outside)), "an operation deep inside torch.nn"
+    assert "x[outside] = 0.0  # line of the write" in read_of(in_place)
+    assert "loss.backward()  # line of the second pass" in read_of(backward)
+
+
+def test_an_error_names_the_cell_and_its_line(bob: GridProcess):
+    cells = [
+        f"import torch, grid_jupyter as sy; node = sy.NodeClient({bob.address!r})",
+        "x = node.receive(torch.ones(3))\nindex = node.receive(torch.tensor([9]))\ny = x[index]  # here",
+        "z = (y * 2).sum()",
+        "try:\n    z.get()\nexcept sy.GridError as error:\n    print(error)",
+    ]
+    program = f"""
+        from IPython.core.interactiveshell import InteractiveShell
+        shell = InteractiveShell.instance()
+        for cell in {cells!r}:
+            shell.run_cell(cell, store_history=True).raise_error()
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().splitlines()[-1] == "  issued at In[2], line 3: y = x[index]  # here"
+
+
+def test_the_line_of_a_failure_in_private_data_is_told_to_readers_only(bob: GridProcess, connect: Connect):
+    owner, guest = connect(bob, "Bob"), connect(bob)
+    owner.publish(torch.tensor([9]), tags=["#far-away"], allowed_users="Bob", public_tags=True)
+    for client in (owner, guest):
+        [index] = client.search("#far-away")
+        found = client.receive(torch.ones(3))[index].sum()  # the failing line
+        with pytest.raises(RemoteOperationError if client is owner else GetNotPermittedError) as caught:
+            found.get()
+        assert ("the failing line" in str(caught.value)) is (client is owner)
+    owner.unpublish(index.id_at_location)
 
 
 def test_many_threads_compute_in_one_session(bob: GridProcess, connect: Connect):
