@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 TORCH ?= torch==2.13.0
 PANEL := $(wildcard labextension/*.json labextension/*.py labextension/src/* labextension/style/*)
 
-.PHONY: help install lab test lint tutorials bench dist clean
+.PHONY: help install lab test lint tutorials bench fuzz dist clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -46,6 +46,9 @@ tutorials: install ## run the tutorials and store what they show
 
 bench: install ## run all benchmarks and write docs/benchmarks.md again
 	$(BIN)/python -m benchmarks --all --write docs/benchmarks.md
+
+fuzz: install ## try every operation with hostile arguments, for hours (FUZZ="--calls 20000 --jobs 2")
+	$(BIN)/python -m tests.fuzz $(or $(FUZZ),--calls 20000)
 
 dist: install ## build the source distribution and the wheel into dist/
 	$(BIN)/python -m pip install --quiet build

@@ -141,7 +141,13 @@ def _embedding_bag(
     _need(not include_last or int(offsets[-1]) == indices.numel(), "the last offset is the number of indices")
     if indices.numel():
         _need(int(indices.min()) >= 0 and int(indices.max()) < weight.shape[0], "indices within the table")
-    return aten._embedding_bag.default(weight, indices, offsets, scale, mode, sparse, per_sample, include_last, padding)
+    weights = None if per_sample is None else per_sample.contiguous()
+    weight, indices, offsets = (
+        weight.contiguous(),
+        indices.contiguous(),
+        offsets.contiguous(),
+    )  # the kernel relies on it
+    return aten._embedding_bag.default(weight, indices, offsets, scale, mode, sparse, weights, include_last, padding)
 
 
 def _ctc(
@@ -163,6 +169,38 @@ def _ctc(
     return loss, torch.zeros_like(alphas)  # autograd keeps them itself; beyond the lengths they were never written
 
 
+def _attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float = 0.0, causal: bool = False, *,
+    attn_mask: torch.Tensor | None = None, scale: float | None = None,
+) -> Any:  # fmt: skip
+    _need(all(t.dim() == 4 and t.numel() > 0 for t in (query, key, value)), "attention takes [N, heads, L, E] inputs")
+    _need(query.dtype == key.dtype == value.dtype and query.is_floating_point(), "one float dtype")
+    _need(key.shape == value.shape, "as many values as keys")
+    _need(query.shape[:2] == key.shape[:2] and query.shape[3] == key.shape[3], "queries fit the keys")
+    if attn_mask is not None:
+        wanted = (query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+        _need(attn_mask.dtype in (torch.bool, query.dtype) and attn_mask.dim() in (2, 4), "a mask of bools or floats")
+        attn_mask = attn_mask.expand(wanted if attn_mask.dim() == 4 else wanted[2:])
+    query, key, value = (t if t.stride(3) == 1 else t.contiguous() for t in (query, key, value))
+    return aten._scaled_dot_product_flash_attention_for_cpu.default(
+        query, key, value, dropout, causal, attn_mask=attn_mask, scale=scale
+    )
+
+
+def _grid_sampler(x: torch.Tensor, grid: torch.Tensor, mode: int, padding: int, align: bool) -> Any:
+    _need(mode in (0, 1, 2) and padding in (0, 1, 2), "a known interpolation and padding")  # else nothing is written
+    return aten.grid_sampler_2d.default(x, grid, mode, padding, align)
+
+
+def _dense_first(kernel: Any) -> Callable[..., Any]:
+    """The kernel walks a copy of its input by the strides of the input itself, which need not fit the copy."""
+
+    def guarded(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return kernel(x.contiguous(), *args, **kwargs)
+
+    return guarded
+
+
 GUARDS: dict[str, Callable[..., Any]] = {
     "aten.native_batch_norm.default": _batch_norm(aten.native_batch_norm.default),
     "aten._native_batch_norm_legit.default": _batch_norm(aten._native_batch_norm_legit.default),
@@ -175,5 +213,10 @@ GUARDS: dict[str, Callable[..., Any]] = {
     "aten._fused_sgd_.default": _fused(aten._fused_sgd_.default, 3),
     "aten._embedding_bag.default": _embedding_bag,
     "aten._ctc_loss.Tensor": _ctc,
+    "aten._scaled_dot_product_flash_attention_for_cpu.default": _attention,
+    "aten.grid_sampler_2d.default": _grid_sampler,
+    "aten.kthvalue.default": _dense_first(aten.kthvalue.default),
+    "aten.median.dim": _dense_first(aten.median.dim),
+    "aten.nanmedian.dim": _dense_first(aten.nanmedian.dim),
 }
 """Full name of an operation → the callable that checks its arguments and then runs it."""

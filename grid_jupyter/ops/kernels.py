@@ -14,6 +14,8 @@ from grid_jupyter.ops.guards import GUARDS
 
 aten = torch.ops.aten
 
+# torch takes a number for these and looks it up unchecked: a dtype of 1,000 is a crash.
+_NAMED = ("ScalarType", "Layout", "MemoryFormat", "Device", "Generator", "Storage", "Stream")
 # Kernels that write to arguments although their schema does not say so: positions of those arguments.
 _HIDDEN_MUTATION = {"aten.native_batch_norm.default": (3, 4)}
 # Kernels whose results are as large as values say, although they are not tagged with it.
@@ -53,6 +55,7 @@ class Kernel(NamedTuple):
     returns_list: bool
     seeded: bool  # takes from the random generator
     sized: bool  # values tell how large the results are
+    named: frozenset[int]  # positions of the arguments that are dtypes and the like, which torch takes as numbers too
 
 
 def overload(name: str) -> Any:
@@ -109,6 +112,11 @@ def kernel(name: str) -> Kernel:
         len(schema.returns) == 1 and str(schema.returns[0].type).startswith("List[Tensor"),
         torch.Tag.nondeterministic_seeded in op.tags,
         torch.Tag.dynamic_output_shape in op.tags or name in _SIZED_BY_VALUES,
+        frozenset(
+            position
+            for position, argument in enumerate(schema.arguments)
+            if any(part in str(argument.real_type) for part in _NAMED)
+        ),
     )
 
 

@@ -23,6 +23,7 @@ MEMORY_FORMATS: dict[str, torch.memory_format] = {
 
 Getter = Callable[[dict[int, Any], list[Any]], Any]
 _NUMBERS = (int, float)
+_NAMES = ("t", "m")
 _MASKS = (torch.bool, torch.uint8)
 _bump_version: Callable[[torch.Tensor], None] = torch.autograd.graph.increment_version
 
@@ -75,6 +76,12 @@ class Template:
             self.refs.append(slot)
             self._argument_refs.setdefault(position, []).append(slot)
             return lambda values, command: values[command[slot]]
+        if (
+            position in self.kernel.named
+            and item != ["c", None]
+            and (not isinstance(item, list) or item[0] not in _NAMES)
+        ):
+            raise OperationNotAllowedError(f"{self.kernel.name} takes dtypes and the like by name only")
         if item == "d":
             return self._number(next(self._slots))
         if item == "z":

@@ -1,0 +1,64 @@
+"""The allow-list under random and hostile arguments, in short; `make fuzz` does it at length."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from grid_jupyter.ops.allowed import ALLOWED
+
+_ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="marks fresh memory through glibc")
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=_ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def test_no_operation_crashes_leaks_memory_or_loses_lineage():
+    done = _run("-m", "tests.fuzz", "--calls", "20", "--seed", "1", "--table")
+    print(done.stdout)  # has the seed, and each finding with the command that repeats it
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    rows = dict(re.findall(r"^(aten\S+) +(\d+) ", done.stdout, re.MULTILINE))
+    assert set(rows) == ALLOWED
+    assert set(rows.values()) == {"20"}
+
+
+_WITHOUT_A_GUARD = """
+import sys
+from grid_jupyter.ops import guards
+name, calls = sys.argv[1], int(sys.argv[2])
+del guards.GUARDS[name]
+from tests.fuzz import corpus
+from tests.fuzz.processes import Settings, Tally, fuzz
+tally = Tally([name])
+fuzz([name], corpus.load(), Settings(1, calls, 0, 256 << 20, 5.0, 3), 1, tally)
+print("found:", sorted({found.kind for found in tally.found}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("aten._scaled_dot_product_flash_attention_for_cpu.default", "crash"),
+        ("aten.nanmedian.dim", "uninitialised memory"),
+        ("aten._native_batch_norm_legit.default", "crash"),
+    ],
+)
+def test_the_fuzzer_finds_what_a_guard_keeps_out(name: str, kind: str):
+    done = _run("-c", _WITHOUT_A_GUARD, name, "400")
+    assert f"'{kind}'" in done.stdout.rpartition("found:")[2], done.stdout + done.stderr[-2000:]
