@@ -9,6 +9,7 @@ import itertools
 import logging
 import random
 import threading
+import weakref
 from collections.abc import Iterable
 from typing import Any, NoReturn, Protocol
 
@@ -106,6 +107,10 @@ class Session:
         self.limit = _FLUSH_AT
         self._pending_bytes = 0
         self.sites = Sites()
+        self.leaves: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # that have gradients, by id
+        from grid_jupyter.tensors.engine import prepare  # it is above this module
+
+        prepare()
 
     # -------------------------------------------------------------- out
 

@@ -18,7 +18,10 @@ Ids are integers that the client chooses; all of them are private to the session
     [BACKWARD, id, gradient or 0, retain, create, n]       backward(); a failure is told by the number n
     [GRAD_OF, out, id]                                     out becomes id's .grad
     [SET_GRAD, id, gradient or 0]                          id.grad = …
-    [GRADIENTS, out, outs, grad_outs, ins, retain, create] torch.autograd.grad; results out, out + 1, …
+    [GRADIENTS, out, outs, grad_outs, ins, retain, create, unused, batched]
+                                                           torch.autograd.grad; the gradients get the ids of `out`
+    [BACKWARD_MANY, ids, gradients, inputs, retain, create, n]
+                                                           torch.autograd.backward of several, or for `inputs` only
 
 Argument structure of a template, one item an argument (`kwargs` is a list of `[name, item]`):
 
@@ -32,6 +35,7 @@ from __future__ import annotations
 
 DEFINE, FREE, PUT, SEED, GRAD_MODE, CLEAR = -1, -2, -3, -4, -5, -6
 REQUIRE_GRAD, RETAIN_GRAD, BACKWARD, GRAD_OF, SET_GRAD, GRADIENTS = -10, -11, -12, -13, -14, -15
+BACKWARD_MANY = -16
 
 FIRST_ID = 1 << 30
 """Sessions count their ids up from a random number between FIRST_ID and twice that."""

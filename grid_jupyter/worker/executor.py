@@ -84,6 +84,7 @@ class Executor:
             commands.GRAD_OF: self._grad_of,
             commands.SET_GRAD: self._set_grad,
             commands.GRADIENTS: self._gradients,
+            commands.BACKWARD_MANY: self._backward_many,
         }
 
     # -------------------------------------------------------------- the stream
@@ -247,10 +248,29 @@ class Executor:
             self._gradients_held.watch(value)
 
     def _backward(self, identity: int, gradient: int, retain: bool, create: bool, number: int = 0) -> None:
-        sources = self.lineage((identity, gradient))
+        self._backward_many([identity], [gradient], [], retain, create, number)
+
+    def _backward_many(
+        self,
+        identities: list[int],
+        gradients: list[int],
+        inputs: list[int],
+        retain: bool,
+        create: bool,
+        number: int = 0,
+    ) -> None:
+        sources = self.lineage((*identities, *gradients))
         try:
-            seed = self._tensor(gradient) if gradient else None
-            torch.autograd.backward(self._tensor(identity), seed, retain_graph=bool(retain), create_graph=bool(create))
+            only = [self._tensor(i) for i in inputs]
+            for tensor in only:
+                self._gradients_held.watch(tensor)
+            torch.autograd.backward(
+                [self._tensor(i) for i in identities],
+                [self._tensor(i) if i else None for i in gradients],
+                retain_graph=bool(retain),
+                create_graph=bool(create),
+                inputs=only or None,
+            )
             self._grad_error = None
         except _KERNEL_ERRORS as error:
             reason = self._reason("backward", error, sources)
@@ -269,6 +289,12 @@ class Executor:
             self.values[out], self.boxes[out] = found
         elif self._grad_error is not None:
             self._mark(out, *self._grad_error)
+        elif isinstance(value, torch.Tensor) and value.requires_grad and value.is_leaf:
+            # the client took it for reached by a backward pass: what stands in the graph is known here alone
+            zeros = torch.zeros_like(value)
+            box = Box(storage=storage_of(zeros))
+            self._gradients_held.assign(value, zeros, box)
+            self.values[out], self.boxes[out] = zeros, box
         else:
             self._mark(out, Poison(RemoteOperationError.code, "there is no gradient: call backward() first"), 0)
 
@@ -289,7 +315,15 @@ class Executor:
             self._error = self._error or (self._reason("grad", error, sources), sources)
 
     def _gradients(
-        self, out: list[int], outs: list[int], seeds: list[int], ins: list[int], retain: bool, create: bool
+        self,
+        out: list[int],
+        outs: list[int],
+        seeds: list[int],
+        ins: list[int],
+        retain: bool,
+        create: bool,
+        unused: bool = True,
+        batched: bool = False,
     ) -> None:
         sources = self.lineage((*outs, *seeds, *ins))
         try:
@@ -301,13 +335,10 @@ class Executor:
                     [self._tensor(i) if i else None for i in seeds],
                     retain_graph=bool(retain),
                     create_graph=bool(create),
-                    allow_unused=True,
+                    allow_unused=bool(unused),
+                    is_grads_batched=bool(batched),
                 )
-                # what autograd hands out may be a seed, or show the storage of one
-                own = [
-                    torch.zeros_like(given) if grad is None else grad.clone()
-                    for grad, given in zip(found, inputs, strict=True)
-                ]
+                own = [_own(grad, given) for grad, given in zip(found, inputs, strict=True)]
         except _KERNEL_ERRORS as error:
             self._mark(list(out), self._reason("autograd.grad", error, sources), sources)
             return
@@ -357,3 +388,13 @@ class Executor:
             Layout(shape=tuple(t.shape), stride=t.stride(), offset=int(t.storage_offset()), dtype=NAMES[t.dtype])
             for t in tensors
         )
+
+
+def _own(gradient: torch.Tensor | None, given: torch.Tensor) -> torch.Tensor:
+    """A gradient in memory of its own, laid out as its tensor: what autograd hands out may be a seed, or show one."""
+    if gradient is None:
+        return torch.zeros_like(given)
+    made = torch.empty_like(given) if gradient.shape == given.shape else torch.empty(gradient.shape, dtype=given.dtype)
+    if made.stride() != given.stride():
+        made = torch.empty(gradient.shape, dtype=given.dtype)
+    return made.copy_(gradient)
