@@ -119,7 +119,8 @@ class SlowPath:
             result = self._result(outcome.data, 0, command, session, None)
         elif outcome.kind == VIEW:
             result = self._result(outcome.data[0], args[0]._offset + outcome.data[1], command, session, leaves)
-            result._root = args[0] if args[0]._root is None else args[0]._root
+            if op is not aten.detach.default:
+                result._root = args[0] if args[0]._root is None else args[0]._root
         elif outcome.kind == PLACED:
             result = self._result(outcome.data[0], outcome.data[1], command, session, leaves)
         elif outcome.kind in (IN_PLACE, NOTHING):

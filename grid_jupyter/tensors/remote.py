@@ -122,8 +122,9 @@ class RemoteTensor(Autograd, Reading, Verbs, _Tensor):  # type: ignore[misc]
             identity = command[1] = session.new_id()
             source = args[0]
             result = wrap(data[0], identity, session, source._offset + data[1], leaves)
-            root = source._root
-            result._root = source if root is None else root
+            if func is not _DETACH:
+                root = source._root
+                result._root = source if root is None else root
         elif kind == dispatch.IN_PLACE:
             result = args[data] if type(data) is int else kwargs[data]
             identity = command[1] = -session.new_id()
