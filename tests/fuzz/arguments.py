@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from grid_jupyter.ops.allowed import STRINGS
 from grid_jupyter.ops.kernels import overload
 from grid_jupyter.ops.raw import DTYPES
 
-from .calls import Call, Complex, Constant, Items, Named, Number, Tensor, copied, tensors
+from .calls import Call, Complex, Constant, Items, Named, Number, Tensor, tensors
 
 _DTYPES = tuple(DTYPES)
 _FLOATS = ("float32", "float32", "float32", "float64", "float16", "bfloat16")
@@ -35,10 +36,10 @@ def call_of(name: str, seed: int, index: int, recorded: Sequence[Call]) -> Call:
     """The call number `index` of an operation: always the same one for the same seed."""
     r = random.Random(f"{seed}:{name}:{index}")  # noqa: S311 - repeatable on purpose
     if recorded and index < len(recorded):
-        return copied(recorded[index])
+        return recorded[index]
     maker = _Maker(name, r)
     if recorded and r.random() < 0.7:
-        call = copied(r.choice(list(recorded)))
+        call = copy.deepcopy(r.choice(list(recorded)))
         for _ in range(r.choice((1, 1, 1, 2, 2, 3, 5))):
             maker.bend(call)
         return call
@@ -90,7 +91,7 @@ class _Maker:
         if kind.startswith(("List[Tensor", "List[Optional[Tensor")):
             like = [self.tensor(argument.name) for _ in range(self._length())]
             if like and r.random() < 0.6:
-                like = [copied(like[0]) for _ in like]
+                like = [copy.deepcopy(like[0]) for _ in like]
             if "Optional" in kind:
                 return Items([Constant(None) if r.random() < 0.3 else part for part in like])
             return Items(like)
@@ -299,7 +300,7 @@ class _Maker:
             elif r.random() < 0.1:
                 old.parts = old.parts * r.choice((2, 10, 40))
             else:
-                old.parts.insert(at, copied(r.choice(old.parts)))
+                old.parts.insert(at, copy.deepcopy(r.choice(old.parts)))
             return old
         return self.item(argument) if argument is not None and r.random() < 0.8 else self.anything()
 
