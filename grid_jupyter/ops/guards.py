@@ -165,7 +165,9 @@ def _ctc(
         _need(targets.shape[0] == batch and int(lengths.max()) <= targets.shape[1], "target lengths within the targets")
     else:
         _need(int(lengths.sum()) == targets.numel(), "target lengths add up to the targets")
-    loss, alphas = aten._ctc_loss.Tensor(log_probs, targets, inputs, lengths, blank, zero_infinity)
+    loss, alphas = aten._ctc_loss.Tensor(
+        log_probs, targets.contiguous(), inputs.contiguous(), lengths.contiguous(), blank, zero_infinity
+    )
     return loss, torch.zeros_like(alphas)  # autograd keeps them itself; beyond the lengths they were never written
 
 
@@ -184,6 +186,37 @@ def _attention(
     query, key, value = (t if t.stride(3) == 1 else t.contiguous() for t in (query, key, value))
     return aten._scaled_dot_product_flash_attention_for_cpu.default(
         query, key, value, dropout, causal, attn_mask=attn_mask, scale=scale
+    )
+
+
+def _encoder_layer(
+    x: torch.Tensor, width: int, heads: int, qkv: torch.Tensor, qkv_bias: torch.Tensor, proj: torch.Tensor,
+    proj_bias: torch.Tensor, use_gelu: bool, norm_first: bool, eps: float, *parts: Any,
+    mask: torch.Tensor | None = None, mask_type: int | None = None,
+) -> Any:  # fmt: skip
+    if len(parts) > 8:
+        _need(mask is None and mask_type is None and len(parts) <= 10, "one mask of one type")
+        parts, mask, mask_type = parts[:8], parts[8], parts[9] if len(parts) > 9 else None
+    _need(len(parts) == 8, "a layer has eight weights after its attention")
+    _need(x.dim() == 3 and x.numel() > 0 and x.is_floating_point(), "a floating [N, L, E] input")
+    _need(x.shape[2] == width and heads > 0 and width % heads == 0, "the width is the input's, and a multiple of heads")
+    hidden = parts[4].shape[0] if parts[4].dim() == 2 else 0
+    _need(hidden > 0, "the first linear layer is a matrix")
+    vector, weights = (width,), (qkv, qkv_bias, proj, proj_bias, *parts)
+    shapes = (
+        (3 * width, width), (3 * width,), (width, width), vector, vector, vector, vector, vector,
+        (hidden, width), (hidden,), (width, hidden), vector,
+    )  # fmt: skip
+    _need(all(w.shape == shape and w.dtype == x.dtype for w, shape in zip(weights, shapes, strict=True)), "weights fit")
+    _need((mask is None) == (mask_type is None), "a mask and its type go together")
+    if mask is not None:
+        rows, length = x.shape[0], x.shape[1]
+        known = {0: (length, length), 1: (rows, length), 2: (rows, heads, length, length)}
+        _need(mask.dtype == torch.bool and known.get(mask_type or 0) == mask.shape, "a mask of bools of that type")
+        mask = mask.contiguous()
+    qkv, qkv_bias, proj, proj_bias, *rest = (w.contiguous() for w in weights)
+    return aten._transformer_encoder_layer_fwd.default(
+        x.contiguous(), width, heads, qkv, qkv_bias, proj, proj_bias, use_gelu, norm_first, eps, *rest, mask, mask_type
     )
 
 
@@ -214,6 +247,7 @@ GUARDS: dict[str, Callable[..., Any]] = {
     "aten._embedding_bag.default": _embedding_bag,
     "aten._ctc_loss.Tensor": _ctc,
     "aten._scaled_dot_product_flash_attention_for_cpu.default": _attention,
+    "aten._transformer_encoder_layer_fwd.default": _encoder_layer,
     "aten.grid_sampler_2d.default": _grid_sampler,
     "aten.kthvalue.default": _dense_first(aten.kthvalue.default),
     "aten.median.dim": _dense_first(aten.median.dim),

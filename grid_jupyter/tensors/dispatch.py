@@ -18,14 +18,16 @@ from grid_jupyter.ops.allowed import ALLOWED, why_refused
 from grid_jupyter.ops.kernels import kernel
 from grid_jupyter.ops.raw import NAMES
 from grid_jupyter.ops.shapes import DYNAMIC, Layout, infer, layout_of
+from grid_jupyter.tensors.autograd import spread
+from grid_jupyter.tensors.parts import in_parts
 from grid_jupyter.tensors.session import TEMPLATES, Session
 from grid_jupyter.wire import commands
 
 aten = torch.ops.aten
 
-NEW, IN_PLACE, MANY, NOTHING, VIEW, PLACED = range(6)
+NEW, IN_PLACE, MANY, NOTHING, VIEW, PLACED, FRESH = range(7)
 """Kinds of outcome: a new tensor · an argument changed · several results · none · a view of the first
-argument, at an offset from it · a new tensor at an offset of its own."""
+argument, at an offset from it · a new tensor at an offset of its own · a new tensor that no gradient goes through."""
 
 
 class Outcome(NamedTuple):
@@ -64,6 +66,9 @@ class SlowPath:
             args = self._integer_indices(args)
         name = str(op)
         if name not in ALLOWED:
+            parts = in_parts(op)
+            if parts is not None:
+                return parts(*args, **kwargs)
             raise OperationNotAllowedError(f"{name} does not run on remote tensors: {why_refused(name)}")
         call = _Call(self._remote, args, kwargs)
         session = call.session
@@ -110,8 +115,12 @@ class SlowPath:
         result: Any = None
         if outcome.kind == NEW:
             result = self._result(outcome.data, 0, command, session, leaves)
+        elif outcome.kind == FRESH:
+            result = self._result(outcome.data, 0, command, session, None)
         elif outcome.kind == VIEW:
             result = self._result(outcome.data[0], args[0]._offset + outcome.data[1], command, session, leaves)
+            if op is not aten.detach.default:
+                result._root = args[0] if args[0]._root is None else args[0]._root
         elif outcome.kind == PLACED:
             result = self._result(outcome.data[0], outcome.data[1], command, session, leaves)
         elif outcome.kind in (IN_PLACE, NOTHING):
@@ -120,7 +129,7 @@ class SlowPath:
             result = given[outcome.data]
             if leaves is not None:
                 refuse_leaf(op, result)
-                result._leaves = leaves
+                spread(result, leaves)
         elif outcome.kind == MANY:
             result = self.many(outcome.data, command, session, given, leaves)
         self._note(session, command)
@@ -144,6 +153,11 @@ class SlowPath:
             if type(value) is self._remote:
                 command.append(value._ref.id)
             elif isinstance(value, torch.Tensor):
+                if value.requires_grad and torch.is_grad_enabled():
+                    raise RemoteOperationError(
+                        "a local tensor that requires grad meets remote ones, and no gradient would come back to it: "
+                        ".send() it as well, or .detach() it"
+                    )
                 ref = session.put(value)
                 uploaded.append(ref)
                 command.append(ref.id)
@@ -170,7 +184,9 @@ class SlowPath:
             if spec is None:
                 return None
             if spec[0] == "view":
-                return self._wrap(spec[1], identity, session, given[0]._offset + spec[2], leaves)
+                part = self._wrap(spec[1], identity, session, given[0]._offset + spec[2], leaves)
+                part._root = given[0] if given[0]._root is None else given[0]._root
+                return part
             return self._wrap(spec[0], identity, session, spec[1], _kept(spec[0], leaves))
 
         made = [make(spec) for spec in specs]
@@ -233,6 +249,8 @@ class SlowPath:
             of, at = result
             if viewed and first is not None:
                 return Outcome(VIEW, number, (of, at - first._offset), seeded)
+            if not at and _is_factory(op):
+                return Outcome(FRESH, number, of, seeded)
             return Outcome(PLACED if at else NEW, number, (of, at) if at else of, seeded)
         specs = [("argument", targets[n]) if n in targets else spec for n, spec in enumerate(outs)]
         return Outcome(MANY, number, specs, seeded)
@@ -269,6 +287,11 @@ class SlowPath:
         return (args[0], indices, *args[2:])
 
 
+def _is_factory(op: Any) -> bool:
+    base: str = op._schema.name.removeprefix("aten::")
+    return base.endswith("_like") or base.startswith("new_")
+
+
 def _item(args: Any, kwargs: Any) -> Any:
     return args[0].item()
 
@@ -293,6 +316,10 @@ def _same(args: Any, kwargs: Any) -> Any:
     return args[0]
 
 
+def _same_size(args: Any, kwargs: Any) -> bool:
+    return bool(args[0].shape == args[1].shape)
+
+
 def _never(args: Any, kwargs: Any) -> bool:
     return False
 
@@ -303,6 +330,8 @@ _REWRITES: dict[Any, Callable[[Any, Any], Any]] = {
     aten.equal.default: _equal,
     aten.allclose.default: _allclose,
     aten.is_pinned.default: _never,
+    aten.is_same_size.default: _same_size,
+    aten._has_same_storage_numel.default: _same_size,
     aten.lift_fresh.default: _same,
 }
 _INDEXED = frozenset({aten.index.Tensor, aten.index_put_.default, aten.index_put.default})
@@ -367,18 +396,14 @@ class _Call:
 
 def refuse_leaf(op: Any, target: Any) -> None:
     """Raises RuntimeError, as torch does, for a leaf that requires grad and would be changed in place."""
-    if target._leaves is not None and target._ref.id in target._leaves:
-        raise RuntimeError(f"{op}: a leaf that requires grad cannot be changed in place; use torch.no_grad()")
+    for tensor in (target, target._root):
+        if tensor is not None and tensor._leaves is not None and tensor.is_leaf:
+            raise RuntimeError(f"{op}: a leaf that requires grad cannot be changed in place; use torch.no_grad()")
 
 
 def seed(session: Session) -> None:
-    """Seed the Worker's next random operation."""
-    session.buffer.append([commands.SEED, draw_seed()])
-
-
-def draw_seed() -> int:
-    """A seed from the local generator, so that torch.manual_seed works."""
-    return int(torch.randint(0, 2**31 - 1, ()).item())
+    """Seed the Worker's next random operation from the local generator, so that torch.manual_seed works."""
+    session.buffer.append([commands.SEED, int(torch.randint(0, 2**31 - 1, ()).item())])
 
 
 def template(name: str, args: list[Any], kwargs: list[Any] | None = None) -> int:

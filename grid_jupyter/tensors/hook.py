@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 
-from grid_jupyter.tensors.autograd import RETURNS_POINTER_FROM_BACKWARD, gradients
+from grid_jupyter.tensors.autograd import RETURNS_POINTER_FROM_BACKWARD
 from grid_jupyter.tensors.modules import get_module, send_module
 from grid_jupyter.tensors.multi import MultiPointerTensor
 from grid_jupyter.tensors.private import private_tensor
-from grid_jupyter.tensors.remote import RemoteTensor
 
 _log = logging.getLogger("grid_jupyter")
 
@@ -47,7 +46,6 @@ def install(torch_module: Any = torch) -> None:
     module: Any = torch.nn.Module
     module.send = lambda self, place: send_module(self, place.session)
     module.get = get_module
-    _hook_autograd()
 
 
 def _tag(tensor: Any, *tags: str) -> Any:
@@ -67,15 +65,3 @@ def _identity(tensor: Any) -> int:
     if found is None:
         found = tensor.__dict__["_grid_id"] = random.randrange(10**9, 10**11)  # noqa: S311 - a name, not a secret
     return int(found)
-
-
-def _hook_autograd() -> None:
-    local_grad = torch.autograd.grad
-
-    def grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        first = outputs if isinstance(outputs, torch.Tensor) else outputs[0]
-        if type(first) is not RemoteTensor:
-            return local_grad(outputs, inputs, *args, **kwargs)
-        return gradients(outputs, inputs, *args, **kwargs)
-
-    torch.autograd.grad = grad

@@ -7,6 +7,7 @@ passes the release gate of the Node that holds them.
 
 from __future__ import annotations
 
+import copy
 import random
 import sys
 from typing import Any, NoReturn
@@ -16,7 +17,7 @@ import torch
 from grid_jupyter.errors import RemoteOperationError
 from grid_jupyter.ops.shapes import Layout, layout_of, select, slice_
 from grid_jupyter.tensors import dispatch
-from grid_jupyter.tensors.autograd import Autograd
+from grid_jupyter.tensors.autograd import Autograd, spread
 from grid_jupyter.tensors.dispatch import CACHE, SlowPath, refuse_leaf, seed
 from grid_jupyter.tensors.reading import Reading
 from grid_jupyter.tensors.session import Ref, Session
@@ -39,7 +40,7 @@ _Tensor: Any = torch.Tensor
 class RemoteTensor(Autograd, Reading, Verbs, _Tensor):  # type: ignore[misc]
     """A pointer: `(Wrapper)>[PointerTensor | me:… -> Bob:…]`. Made by sending, searching and computing."""
 
-    __slots__ = ("_grad_pointer", "_layout", "_leaves", "_number", "_offset", "_ref", "description", "tags")
+    __slots__ = ("_grad_pointer", "_layout", "_leaves", "_number", "_offset", "_ref", "_root", "description", "tags")
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     _number: int
@@ -47,6 +48,7 @@ class RemoteTensor(Autograd, Reading, Verbs, _Tensor):  # type: ignore[misc]
     _layout: Layout
     _offset: int
     _leaves: frozenset[int] | None  # ids of the leaves that a backward() from here reaches
+    _root: Any  # of a view: the tensor that it is a view of
     _grad_pointer: Any
     tags: tuple[str, ...]
     description: str
@@ -118,16 +120,23 @@ class RemoteTensor(Autograd, Reading, Verbs, _Tensor):  # type: ignore[misc]
             result = wrap(data, identity, session, 0, leaves if floating else None)
         elif kind == dispatch.VIEW:
             identity = command[1] = session.new_id()
-            result = wrap(data[0], identity, session, args[0]._offset + data[1], leaves)
+            source = args[0]
+            result = wrap(data[0], identity, session, source._offset + data[1], leaves)
+            if func is not _DETACH:
+                root = source._root
+                result._root = source if root is None else root
         elif kind == dispatch.IN_PLACE:
             result = args[data] if type(data) is int else kwargs[data]
             identity = command[1] = -session.new_id()
             if leaves is not None:
                 refuse_leaf(func, result)
-                result._leaves = leaves
+                spread(result, leaves)
         elif kind == dispatch.PLACED:
             identity = command[1] = session.new_id()
             result = wrap(data[0], identity, session, data[1], leaves)
+        elif kind == dispatch.FRESH:
+            identity = command[1] = session.new_id()
+            result = wrap(data, identity, session)
         elif kind == dispatch.NOTHING:
             result = None
             identity = command[1] = -session.new_id()
@@ -180,8 +189,19 @@ class RemoteTensor(Autograd, Reading, Verbs, _Tensor):  # type: ignore[misc]
         made: Any = self.detach().clone().requires_grad_(self.requires_grad)
         if isinstance(self, torch.nn.Parameter):
             made = torch.nn.Parameter(made, self.requires_grad)
+        elif not self.is_leaf:
+            raise RuntimeError("only leaf tensors can be copied deeply; use .detach() or .clone()")
         memo[id(self)] = made
+        if self.grad is not None and not isinstance(self, torch.nn.Parameter):  # as torch has it
+            made.grad = copy.deepcopy(self.grad, memo)
         copied: RemoteTensor = made
+        return copied
+
+    def __copy__(self) -> RemoteTensor:
+        made: Any = self.detach()
+        if isinstance(self, torch.nn.Parameter):
+            made = torch.nn.Parameter(made, self.requires_grad)
+        copied: RemoteTensor = made.requires_grad_(self.requires_grad)
         return copied
 
 
@@ -212,6 +232,7 @@ def point(of: Layout, reference: Any, offset: int = 0, leaves: frozenset[int] | 
     pointer._layout = of
     pointer._offset = offset
     pointer._leaves = leaves
+    pointer._root = None
     pointer._grad_pointer = None
     pointer._number = 0  # drawn when somebody asks
     pointer.tags = ()
@@ -246,7 +267,9 @@ def _row(func: Any, args: Any, command: list[Any], session: Session, leaves: Any
     session.buffer.append(command)
     if len(session.buffer) >= session.limit:
         session.flush()
-    return wrap(found[0], identity, session, found[1], leaves)
+    result = wrap(found[0], identity, session, found[1], leaves)
+    result._root = source if source._root is None else source._root
+    return result
 
 
 RemoteTensor._make = staticmethod(wrap)  # the parts of the class make further pointers with it

@@ -18,10 +18,10 @@ Ids are integers that the client chooses; all of them are private to the session
     [BACKWARD, id, gradient or 0, retain, create, n]       backward(); a failure is told by the number n
     [GRAD_OF, out, id]                                     out becomes id's .grad
     [SET_GRAD, id, gradient or 0]                          id.grad = …
-    [GRADIENTS, out, outs, grad_outs, ins, retain, create] torch.autograd.grad; results out, out + 1, …
-    [RECORD, r, captured, inputs, body, outs]              recording r: a list of commands, on slots
-    [RUN, r, ids, outs, seeds]                             run recording r
-    [FORGET, r]                                            forget recording r
+    [GRADIENTS, out, outs, grad_outs, ins, retain, create, unused, batched]
+                                                           torch.autograd.grad; the gradients get the ids of `out`
+    [BACKWARD_MANY, ids, gradients, inputs, retain, create, n]
+                                                           torch.autograd.backward of several, or for `inputs` only
 
 Argument structure of a template, one item an argument (`kwargs` is a list of `[name, item]`):
 
@@ -29,30 +29,13 @@ Argument structure of a template, one item an argument (`kwargs` is a list of `[
     "z"        two numbers: complex        ["c", x]     the constant None, bool or str x
     ["t", x]   the dtype x                 ["m", x]     the memory format x
     ["L", […]] a list of items
-
-The body of a recording is a list of commands whose ids are slots: 1 … for the values `captured` (their ids are
-given once, with RECORD), then one for each of the `inputs` that a RUN names; results may have any larger number.
-`outs` are the slots that get the ids that a RUN gives. SEED stands without its number, which a RUN brings.
 """
 
 from __future__ import annotations
 
 DEFINE, FREE, PUT, SEED, GRAD_MODE, CLEAR = -1, -2, -3, -4, -5, -6
 REQUIRE_GRAD, RETAIN_GRAD, BACKWARD, GRAD_OF, SET_GRAD, GRADIENTS = -10, -11, -12, -13, -14, -15
-RECORD, RUN, FORGET = -20, -21, -22
-
-IN_RECORDINGS: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {
-    PUT: ((1,), ()),
-    SEED: ((), ()),
-    GRAD_MODE: ((), ()),
-    REQUIRE_GRAD: ((), (1,)),
-    RETAIN_GRAD: ((), (1,)),
-    BACKWARD: ((), (1, 2)),
-    GRAD_OF: ((1,), (2,)),
-    SET_GRAD: ((), (1, 2)),
-    GRADIENTS: ((1,), (2, 3, 4)),
-}
-"""Commands that a recording may hold besides operations: where in them results stand, and where operands (0: none)."""
+BACKWARD_MANY = -16
 
 FIRST_ID = 1 << 30
 """Sessions count their ids up from a random number between FIRST_ID and twice that."""

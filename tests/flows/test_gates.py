@@ -282,7 +282,6 @@ def test_whoever_is_allowed_reads_by_each_of_them(bob: GridProcess, connect: Con
         lambda p: pickle.dumps({"a": [p]}),
         lambda p: torch.save(p, io.BytesIO()),
         lambda p: torch.save({"state": p}, io.BytesIO()),
-        lambda p: copy.copy(p),
         lambda p: p.__reduce_ex__(2),
         lambda p: pickle.dumps(copy.deepcopy(p)),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from grid_jupyter.ops.allowed import STRINGS
 from grid_jupyter.ops.kernels import overload
 from grid_jupyter.ops.raw import DTYPES
 
-from .calls import Call, Complex, Constant, Items, Named, Number, Tensor, tensors
+from .calls import Call, Complex, Constant, Items, Named, Number, Tensor, copied, tensors
 
 _DTYPES = tuple(DTYPES)
 _FLOATS = ("float32", "float32", "float32", "float64", "float16", "bfloat16")
@@ -36,10 +35,10 @@ def call_of(name: str, seed: int, index: int, recorded: Sequence[Call]) -> Call:
     """The call number `index` of an operation: always the same one for the same seed."""
     r = random.Random(f"{seed}:{name}:{index}")  # noqa: S311 - repeatable on purpose
     if recorded and index < len(recorded):
-        return recorded[index]
+        return copied(recorded[index])
     maker = _Maker(name, r)
     if recorded and r.random() < 0.7:
-        call = copy.deepcopy(r.choice(list(recorded)))
+        call = copied(r.choice(list(recorded)))
         for _ in range(r.choice((1, 1, 1, 2, 2, 3, 5))):
             maker.bend(call)
         return call
@@ -91,7 +90,7 @@ class _Maker:
         if kind.startswith(("List[Tensor", "List[Optional[Tensor")):
             like = [self.tensor(argument.name) for _ in range(self._length())]
             if like and r.random() < 0.6:
-                like = [copy.deepcopy(like[0]) for _ in like]
+                like = [copied(like[0]) for _ in like]
             if "Optional" in kind:
                 return Items([Constant(None) if r.random() < 0.3 else part for part in like])
             return Items(like)
@@ -300,7 +299,7 @@ class _Maker:
             elif r.random() < 0.1:
                 old.parts = old.parts * r.choice((2, 10, 40))
             else:
-                old.parts.insert(at, copy.deepcopy(r.choice(old.parts)))
+                old.parts.insert(at, copied(r.choice(old.parts)))
             return old
         return self.item(argument) if argument is not None and r.random() < 0.8 else self.anything()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Union
 
 import msgspec
@@ -63,6 +64,15 @@ class Call(msgspec.Struct):
     name: str
     args: list[Any]
     kwargs: list[tuple[str, Any]] = []
+
+
+def copied(item: Any) -> Any:
+    """An item, or a call, of its own."""
+    if isinstance(item, Call):
+        return Call(item.name, [copied(one) for one in item.args], [(name, copied(one)) for name, one in item.kwargs])
+    if isinstance(item, Items):
+        return Items([copied(part) for part in item.parts])
+    return copy.copy(item)  # what it holds is replaced, never changed
 
 
 def tensors(call: Call) -> list[Tensor]:

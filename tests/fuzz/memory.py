@@ -13,10 +13,10 @@ from grid_jupyter.ops.raw import DTYPES
 from .calls import Tensor
 
 _PAGE = mmap.PAGESIZE
-_SLOT = 4 * _PAGE
+_SLOT = 2 * _PAGE
 _M_PERTURB, _M_MMAP_THRESHOLD = -6, -3
 _libc = ctypes.CDLL(None, use_errno=True)
-_MAX_ELEMENTS = 1 << 22
+_MAX_ELEMENTS = 1 << 18
 
 
 def perturb(byte: int) -> None:
@@ -65,8 +65,8 @@ class Arena:
     def trespassed(self) -> bool:
         """Whether somebody wrote beside an operand."""
         return any(
-            self._view[start:begin] != self._margin[: begin - start]
-            or self._view[end : start + _SLOT] != self._margin[: start + _SLOT - end]
+            self._map[start:begin] != self._margin[: begin - start]
+            or self._map[end : start + _SLOT] != self._margin[: start + _SLOT - end]
             for start, begin, end in self._used
         )
 

@@ -21,6 +21,7 @@ from .memory import Arena, content, extent, perturb
 
 _FIRST, _RESULT, _SEED, _GRADIENT, _SECOND = 1000, 2000, 3000, 4000, 5000
 _SHOWN = 1 << 20
+_ALWAYS_AGAIN = 500  # of further calls a quarter is made twice
 FORWARD, BACKWARD, AGAIN = 1, 2, 3
 
 
@@ -70,13 +71,16 @@ class Trial:
         phase(FORWARD)
         try:
             first = _Run(self._arena, self._memory_bytes, call, data, plan, 0xA5, phase)
-        except Untryable:
+        except (Untryable, MemoryError):
             return Outcome(False, [])
-        if not first.shown:
-            return Outcome(False, first.findings)
+        if not first.shown or (index >= _ALWAYS_AGAIN and index % 4):
+            return Outcome(bool(first.shown), first.findings)
         plan.setstate(state)
         phase(AGAIN)
-        second = _Run(self._arena, self._memory_bytes, call, data, plan, 0x3C, phase)
+        try:
+            second = _Run(self._arena, self._memory_bytes, call, data, plan, 0x3C, phase)
+        except MemoryError:
+            return Outcome(True, first.findings)
         findings = first.findings
         for label, shown in first.shown.items():
             if second.shown.get(label) != shown:
@@ -182,10 +186,10 @@ class _Run:
         self._results: list[int] = []
         batch = [
             [commands.GRAD_MODE, self._plan.random() < 0.9],
-            [commands.SEED, 11],
             [commands.DEFINE, 1, call.name, args, kwargs],
             [1, out, *slots],
         ]
+        torch.default_generator.manual_seed(11)  # in place of a SEED command, which is slow
         self._executor.feed(frames.encode(batch))
         wanted = [out] if type(out) is int else out
         self._results = [i for i in wanted if i and isinstance(self._executor.values.get(i), torch.Tensor)]

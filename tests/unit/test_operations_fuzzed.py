@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -62,3 +63,16 @@ print("found:", sorted({found.kind for found in tally.found}))
 def test_the_fuzzer_finds_what_a_guard_keeps_out(name: str, kind: str):
     done = _run("-c", _WITHOUT_A_GUARD, name, "400")
     assert f"'{kind}'" in done.stdout.rpartition("found:")[2], done.stdout + done.stderr[-2000:]
+
+
+def test_calls_that_kill_a_process_are_refused():
+    """The calls that ended processes of torch's in earlier trials, through the Worker's executor."""
+    done = _run("-m", "tests.fuzz.killers")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(rows) > 40, done.stderr[-2000:]
+    for name, status, code in rows:
+        assert status == 0, name
+        if name not in ALLOWED:
+            assert code == "operation-not-allowed", name
+        else:
+            assert code in ("remote-operation", "operation-not-allowed"), name

@@ -1,0 +1,84 @@
+"""Operations off the list that are made of operations on it: here they are taken apart, and the parts are sent.
+
+torch takes most composite operations apart above autograd, before they come here. What is left are those
+that torch.func and forward-mode autograd call below it, the formulas of gradients first of all.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from grid_jupyter.errors import RemoteOperationError
+
+aten = torch.ops.aten
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+
+
+@functools.cache
+def in_parts(op: Any) -> Callable[..., Any] | None:
+    """A function of the same arguments that calls other operations instead; None if torch has none."""
+    own = _OWN.get(op)
+    if own is not None:
+        return own
+    if op.namespace == "prims":
+        meant: Callable[..., Any] = op.impl_aten  # what torch's own formulas are written in
+        return meant
+    if op.has_kernel_for_dispatch_key(_COMPOSITE):
+        decompose: Callable[..., Any] = op.decompose
+        return decompose
+    if op.is_view or any(argument.alias_info is not None for argument in op._schema.arguments):
+        return None  # changes in place and views are the pointers' own business
+    from torch._decomp import decomposition_table  # a part of torch that is loaded late
+
+    found: Callable[..., Any] | None = decomposition_table.get(op)
+    return found
+
+
+def _convolution_backward(
+    grad: Any,
+    x: Any,
+    weight: Any,
+    bias_sizes: Any,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],
+    groups: int,
+    mask: list[bool],
+) -> tuple[Any, Any, Any]:
+    """Gradients of a convolution, as convolutions."""
+    if transposed:
+        raise RemoteOperationError("torch.func gives no gradients of remote transposed convolutions: use .backward()")
+    spatial = range(2, x.dim())
+    grad_x = grad_weight = grad_bias = None
+    if mask[0]:
+        short = [
+            x.shape[d]
+            - ((grad.shape[d] - 1) * stride[d - 2] - 2 * padding[d - 2] + dilation[d - 2] * (weight.shape[d] - 1) + 1)
+            for d in spatial
+        ]
+        grad_x = aten.convolution(grad, weight, None, stride, padding, dilation, True, short, groups)
+    if mask[1]:
+        batch = x.shape[0]
+        outputs, per_group = weight.shape[:2]
+        # in each group the batch takes the place of the channels, and stride that of dilation
+        columns = x.reshape(batch, groups, per_group, *x.shape[2:]).transpose(0, 2)
+        columns = columns.reshape(per_group, groups * batch, *x.shape[2:])
+        kernels = grad.reshape(batch, groups, outputs // groups, *grad.shape[2:]).transpose(0, 1)
+        kernels = kernels.transpose(1, 2).reshape(outputs, batch, *grad.shape[2:])
+        none = [0] * len(stride)
+        grad_weight = aten.convolution(columns, kernels, None, dilation, padding, stride, False, none, groups)
+        for d in spatial:
+            grad_weight = aten.slice(grad_weight, d, 0, weight.shape[d])
+        grad_weight = grad_weight.transpose(0, 1)
+    if mask[2]:
+        grad_bias = grad.sum([0, *spatial])
+    return grad_x, grad_weight, grad_bias
+
+
+_OWN: dict[Any, Callable[..., Any]] = {aten.convolution_backward.default: _convolution_backward}
