@@ -228,6 +228,13 @@ def _add_node(commands: _Commands[argparse.ArgumentParser]) -> None:
         help="one-time invite for the first join; other users of this machine cannot read it from "
         "$GRID_JUPYTER_INVITE, as they can from a command line",
     )
+    parser.add_argument(
+        "--peer",
+        metavar="URL",
+        action="append",
+        default=[],
+        help="address of a Node to which values may be moved, besides those of the Network; may be repeated",
+    )
     parser.add_argument("--allow-guests", action="store_true", help="let people without a credential compute")
     parser.add_argument("--public-tags", action="store_true", help="show the tags of data sets to anyone")
     limits = parser.add_argument_group("limits of one session")

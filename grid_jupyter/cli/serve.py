@@ -24,9 +24,10 @@ def node(options: argparse.Namespace) -> int:
             host=options.host,
             port=options.port,
             state_dir=options.state or data_home() / "nodes" / options.name,
-            public_address=_address(options.address),
+            public_address=options.address and _address(options.address, "--address"),
             network_url=network_url,
             invite=invite,
+            peers=tuple(_address(peer, "--peer").rstrip("/") for peer in options.peer),
             allow_guests=options.allow_guests,
             public_tags=options.public_tags,
             heartbeat_s=options.heartbeat,
@@ -53,7 +54,7 @@ def network(options: argparse.Namespace) -> int:
             host=options.host,
             port=options.port,
             state_dir=options.state or data_home() / "network",
-            public_address=_address(options.address),
+            public_address=options.address and _address(options.address, "--address"),
             allow_guests=options.allow_guests,
             replicas=options.replicas,
             heartbeat_s=options.heartbeat,
@@ -78,7 +79,7 @@ def _membership(network: str | None, invite: str | None) -> tuple[str | None, st
     return network or link, code
 
 
-def _address(address: str | None) -> str | None:
-    if address is not None and (urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).hostname):
-        raise BadRequest(f"--address {address!r} is not one: it begins with http:// or https://")
+def _address(address: str, option: str) -> str:
+    if urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).hostname:
+        raise BadRequest(f"{option} {address!r} is not an address: it begins with http:// or https://")
     return address

@@ -12,6 +12,7 @@ It knows nothing of what a Node is: what to say is asked of the callables that i
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import random
@@ -25,9 +26,12 @@ from tornado.simple_httpclient import SimpleAsyncHTTPClient
 from tornado.websocket import WebSocketClientConnection, WebSocketError, websocket_connect
 
 from grid_jupyter.errors import BadRequest, GridError, InvalidMessageError
+from grid_jupyter.wire.limits import MAX_NAME_CHARS
 from grid_jupyter.wire.network import (
     MAX_LINK_BYTES,
     Answer,
+    FindNode,
+    FoundNode,
     Heartbeat,
     Question,
     Seen,
@@ -53,6 +57,8 @@ REFUSED_DELAY_S = 120.0
 """Back-off after a refusal: only a person can change the Network's mind."""
 SILENT_HEARTBEATS = 3.0
 """The link counts as dead after so many heartbeats without a message."""
+FIND_S = 5.0
+"""Time that the Network has to say where another Node is."""
 MAX_ANSWERING = 64
 """Questions answered at once; further ones wait."""
 
@@ -109,6 +115,9 @@ class Membership:
         self._invite = invite
         self._heartbeat_s = heartbeat_s
         self._task: asyncio.Task[None] | None = None
+        self._link: WebSocketClientConnection | None = None  # while it is open
+        self._asked: dict[int, asyncio.Future[str | None]] = {}
+        self._numbers = itertools.count(1)
         self._changed = asyncio.Event()
 
     def start(self) -> None:
@@ -133,6 +142,21 @@ class Membership:
             if not await _done_within(self._changed.wait(), deadline - time.monotonic()):
                 raise TimeoutError(f"{self._name} is still {self.state} ({self.detail})")
         return self.state
+
+    async def find_node(self, name: str) -> str | None:
+        """The address of a Node that lives in this Network; None where there is none, or the Network is away."""
+        link = self._link
+        if link is None or len(name) > MAX_NAME_CHARS:
+            return None
+        number = next(self._numbers)
+        answer = self._asked[number] = asyncio.get_running_loop().create_future()
+        try:
+            await self._send(link, encode(FindNode(id=number, name=name)))
+            return answer.result() if await _done_within(asyncio.shield(answer), FIND_S) else None
+        except _Lost:
+            return None
+        finally:
+            del self._asked[number]
 
     def _become(self, state: str, detail: str) -> None:
         if state != self.state:
@@ -245,6 +269,7 @@ class Membership:
         try:
             await self._serve_link(link, tasks)
         finally:
+            self._link = None
             for task in tasks:
                 task.cancel()
             if tasks:
@@ -275,7 +300,12 @@ class Membership:
                     beating = asyncio.create_task(self._send_beats(link, interval))
                     tasks.add(beating)
                 self.links += 1
+                self._link = link
                 self._become(JOINED, f"{message.network} at {self.network_url}")
+            elif isinstance(message, FoundNode):
+                asked = self._asked.get(message.id)
+                if asked is not None and not asked.done():
+                    asked.set_result(message.address)
             elif not isinstance(message, Seen):
                 task = asyncio.create_task(self._reply(link, message, answering))
                 tasks.add(task)

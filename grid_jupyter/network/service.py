@@ -30,6 +30,8 @@ from grid_jupyter.network.search import NodeLink, ask_all, holders, hosts_of, un
 from grid_jupyter.wire.network import (
     Datasets,
     FindDatasets,
+    FindNode,
+    FoundNode,
     FromNetwork,
     FromNode,
     Heartbeat,
@@ -179,6 +181,10 @@ class GridNetwork:
         """Take in what came over a link. Raises BadRequest for a heartbeat with an unfit address,
         NodeUnavailableError where the link ends meanwhile."""
         link.last_message = self._ticks()
+        if isinstance(message, FindNode):
+            alive = {node.name: node.address for node in await self.alive()}
+            link.send(FoundNode(id=message.id, address=alive.get(message.name)))
+            return
         if not isinstance(message, Heartbeat):
             link.answered(message)
             return

@@ -21,6 +21,7 @@ class Rules:
     owner: str
     allowed_users: tuple[str, ...]  # may read, besides the owner
     compute_users: tuple[str, ...] | None  # may compute, besides the owner; None: everybody
+    origin: str = ""  # the Node that a value came from, where the data set is not this Node's
 
 
 def check_session(caller: str, guests_allowed: bool) -> None:
@@ -71,8 +72,11 @@ def check_release(caller: str, sources: Sequence[Rules]) -> None:
     if not closed:
         return
     who = f"user {caller!r}" if caller != GUEST else "a guest"
-    named = ", ".join(f"{rules.dataset} of {rules.owner}" for rules in closed[:5])
+    named = ", ".join(
+        f"the Node {rules.origin}" if rules.origin else f"data set {rules.dataset} of {rules.owner}"
+        for rules in closed[:5]
+    )
     raise GetNotPermittedError(
-        f"{who} may compute on this value but may not read it: it derives from data set {named}. Present the "
+        f"{who} may compute on this value but may not read it: it derives from {named}. Present the "
         f"credential of somebody who may, with .get(user=…), or ask the owner to be among the allowed users"
     )

@@ -100,6 +100,10 @@ class GridNode:
         self.sessions.start()
         return await self.accounts.first_start()
 
+    def reachable_at(self, address: str, peers: tuple[str, ...] = ()) -> None:
+        """Where other Nodes reach this one, and which ones besides those of its Network it may hand values to."""
+        self.sessions.moves.address, self.sessions.moves.peers = address, peers
+
     def join(self, network_url: str, *, address: Callable[[], str], invite: str | None, heartbeat_s: float) -> None:
         """Join a Network, and stay joined."""
         key = f"network-credential {network_url}"
@@ -122,6 +126,7 @@ class GridNode:
             invite=invite,
             heartbeat_s=heartbeat_s,
         )
+        self.sessions.moves.find_node = self.membership.find_node
         self.membership.start()
 
     async def stop(self) -> None:

@@ -17,6 +17,7 @@ from grid_jupyter.errors import NotFound
 from grid_jupyter.node import policy
 from grid_jupyter.node.service import GridNode
 from grid_jupyter.server.accounts import NODE_ACCOUNT_RULES
+from grid_jupyter.server.bulk_doors import BULK_RULES
 from grid_jupyter.server.door import Door, application, http_server, tls_context
 from grid_jupyter.server.node_streams import STREAM_RULES, NodeDoor
 from grid_jupyter.server.owner_door import open_owner_door, owner_application
@@ -225,6 +226,7 @@ NODE_RULES: list[tuple[str, type[Door]]] = [
     (r"/data-centric/datasets/?", Datasets),
     (r"/data-centric/datasets/([0-9]{1,18})", DatasetDoor),
     *STREAM_RULES,
+    *BULK_RULES,
     *NODE_ACCOUNT_RULES,
 ]
 
@@ -310,6 +312,7 @@ async def _serve(options: NodeOptions, state: StateDir) -> None:
         owner_code = await node.start()
         sockets = listen(options.host, options.port)
         address = address_of(sockets, options.host, tls=tls is not None, public_address=options.public_address)
+        node.reachable_at(address, options.peers)
         warn_if_exposed("Node", options.host, tls=tls is not None)
         async with told_to_end(supervised=options.supervised) as end:
             public = http_server(node_application(node, lambda: address), tls)

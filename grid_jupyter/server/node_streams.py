@@ -1,13 +1,11 @@
-"""The Node's doors for what flows: the session's WebSocket, and bulk bytes by HTTP PUT and GET beside it."""
+"""The Node's doors for what flows: the session's WebSocket, data sets and models that are uploaded."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
 from tornado.iostream import StreamClosedError
 from tornado.web import stream_request_body
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
@@ -16,7 +14,7 @@ from grid_jupyter.errors import BadRequest, GridError, InvalidDataError, LimitEx
 from grid_jupyter.identity.accounts import Account
 from grid_jupyter.node.datasets import check_may_publish
 from grid_jupyter.node.service import GridNode
-from grid_jupyter.node.sessions import NodeSession
+from grid_jupyter.node.session import NodeSession
 from grid_jupyter.server.door import Door
 from grid_jupyter.store.blobs import Upload
 from grid_jupyter.wire import messages
@@ -30,8 +28,6 @@ TRANSFER_S = 6 * 3600.0
 """Longest time that one bulk transfer may take."""
 STALL_S = 60.0
 """Longest time for a chunk of a bulk answer to be taken."""
-SESSION_HEADER = "X-Grid-Session"
-"""Carries the session's secret with bulk transfers."""
 
 
 class NodeDoor(Door):
@@ -105,16 +101,9 @@ _ENDING: set[asyncio.Task[None]] = set()
 
 
 class BulkDoor(NodeDoor):
-    """Base of transfers that belong to a session: the session's secret is the credential."""
+    """Base of doors that take in large bodies."""
 
     _left = False
-
-    def is_open(self) -> bool:
-        return SESSION_HEADER in self.request.headers
-
-    @property
-    def session(self) -> NodeSession:
-        return self.node.sessions.find(self.request.headers.get(SESSION_HEADER, ""))
 
     def length(self) -> int:
         """Content-Length of the request. Raises BadRequest without one."""
@@ -148,71 +137,10 @@ class BulkDoor(NodeDoor):
 
 
 @stream_request_body
-class ValueIn(BulkDoor):
-    """PUT /data-centric/values/<id>?dtype=&shape=: a large tensor into the session, under the client's id."""
-
-    _descriptor = -1
-
-    async def prepare(self) -> None:
-        await super().prepare()
-        self._dtype = self.get_query_argument("dtype", "")
-        self._shape = _shape(self.get_query_argument("shape", ""))
-        self._session, self._size = self.session, self.length()
-        await self._session.begin_receive(self._dtype, self._shape, self._size)
-        self._descriptor = os.memfd_create("upload", os.MFD_CLOEXEC)
-        self.check_still_there()
-        self.take(self._size)
-
-    def data_received(self, chunk: bytes) -> None:
-        rest = memoryview(chunk)
-        try:
-            while rest and self._descriptor >= 0:
-                rest = rest[os.write(self._descriptor, rest) :]
-        except OSError:
-            self.give_up(StorageFullError("this Node has no memory left for the tensor; try again later"))
-
-    async def put(self, value: str) -> None:
-        await self._session.receive(_number(value), self._dtype, self._shape, self._descriptor)
-        self.reply({"success": True})
-
-    def on_finish(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-            self._session.end_receive(self._size)
-
-
-class ValueOut(BulkDoor):
-    """GET /data-centric/released/<ticket>: the bytes of a large value that was released to this session."""
-
-    async def get(self, ticket: str) -> None:
-        session = self.session
-        with session.take_bulk(ticket) as descriptor:
-            size = os.fstat(descriptor).st_size
-            self.set_header("Content-Type", "application/octet-stream")
-            self.set_header("Content-Length", str(size))
-            offset = 0
-            while offset < size:
-                part = os.pread(descriptor, CHUNK, offset)
-                offset += len(part)
-                self.write(part)
-                flushed = asyncio.ensure_future(self.flush())
-                await asyncio.wait({flushed, session.gone}, timeout=STALL_S, return_when=asyncio.FIRST_COMPLETED)
-                if not flushed.done():  # the memory is not kept for one who takes nothing, or whose session is over
-                    flushed.cancel()
-                    self.detach().close()
-                    return
-                flushed.result()
-
-
-@stream_request_body
 class UploadIn(BulkDoor):
     """PUT /data-centric/uploads/<id>: the safetensors bytes of a data set; Publish then names the id."""
 
     _upload: Upload | None = None
-
-    def is_open(self) -> bool:
-        return False
 
     async def prepare(self) -> None:
         await super().prepare()
@@ -259,9 +187,6 @@ class ServeModel(BulkDoor):
 
     limit = 256 << 20
 
-    def is_open(self) -> bool:
-        return False
-
     async def prepare(self) -> None:
         await super().prepare()
         check_may_publish(await self.require())
@@ -306,26 +231,8 @@ class ServeModel(BulkDoor):
             raise InvalidDataError("the model is not text in ISO-8859-1; send it as a multipart file") from None
 
 
-def _number(text: str) -> int:
-    if not text.isdigit() or len(text) > 18:
-        raise BadRequest("the id of a value is a number")
-    return int(text)
-
-
-_Shape = Annotated[tuple[int, ...], msgspec.Meta(max_length=64)]
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    try:
-        return msgspec.json.decode(text or "null", type=_Shape)
-    except (msgspec.DecodeError, UnicodeError):
-        raise BadRequest("shape is a JSON list of lengths, such as [5,3]") from None
-
-
 STREAM_RULES: list[tuple[str, type[Door]]] = [
     (r"/data-centric/session/?", SessionDoor),
     (r"/data-centric/uploads/([0-9a-f]{32})", UploadIn),
-    (r"/data-centric/values/([0-9]+)", ValueIn),
-    (r"/data-centric/released/([A-Za-z0-9_-]{1,64})", ValueOut),
     (r"/data-centric/serve-model/?", ServeModel),
 ]

@@ -74,6 +74,7 @@ class NodeOptions:
     public_address: str | None = None
     network_url: str | None = None
     invite: str | None = None  # the bare code
+    peers: tuple[str, ...] = ()  # addresses of Nodes to which values may be moved, besides those of the Network
     allow_guests: bool = False  # compute without a credential
     public_tags: bool = False  # tags are open to anyone
     heartbeat_s: float = 5.0

@@ -21,7 +21,7 @@ from grid_jupyter.ops.shapes import Layout, layout
 from grid_jupyter.tensors.sites import Sites
 from grid_jupyter.wire import commands, frames
 from grid_jupyter.wire.limits import MAX_INLINE_BYTES
-from grid_jupyter.wire.messages import Read, Reply, Request, Shapes, Sizes, Value
+from grid_jupyter.wire.messages import Expect, Expected, Move, Moved, Read, Reply, Request, Shapes, Sizes, Value
 
 log = logging.getLogger("grid_jupyter")
 _FLUSH_AT = 128
@@ -197,6 +197,46 @@ class Session:
             if not site:
                 raise
             raise type(error)(f"{error}\n  issued at {site}") from None
+
+    def move_to(
+        self,
+        identity: int,
+        target: Session,
+        dtype: torch.dtype,
+        shape: tuple[int, ...],
+        *,
+        user: str | None = None,
+        remove: bool = False,
+    ) -> tuple[Ref, tuple[str, ...] | None]:
+        """Hand a value straight to another Node's session, which gets it under an id of its own; and who may read it
+        (None: it derives from no data set), as its new Node remembers.
+
+        It passes this Node's release gate as a read does; with `remove` it is gone here afterwards. Raises
+        GetNotPermittedError, Forbidden where this Node does not hand values to that one, NodeUnavailableError, what
+        its computation failed with, or SessionLostError. Nothing has changed then.
+        """
+        credential = self.link.credential(user) if user else ""
+        moved = target.new_id()
+        with target.lock:
+            target.flush()
+            expected, _ = target.link.request(Expect(value=moved, dtype=NAMES[dtype], shape=shape))
+        if not isinstance(expected, Expected):
+            raise GridError("the Node answered with something else than a ticket; its version may differ")
+        with self.lock:
+            self.flush()
+            reply, _ = self._ask(
+                Move(
+                    value=identity,
+                    node=expected.node,
+                    address=expected.address,
+                    ticket=expected.ticket,
+                    credential=credential,
+                    remove=remove,
+                )
+            )
+        if not isinstance(reply, Moved):
+            raise GridError("the Node answered a move with something else; its version may differ")
+        return Ref(moved, target), reply.readers
 
     def sizes(self, identities: Iterable[int]) -> list[tuple[Layout, int]]:
         """Layouts that depend on values: a read, which passes the release gate."""

@@ -119,6 +119,29 @@ class Sizes(Message, frozen=True, tag="sizes"):
     credential: str = ""
 
 
+class Expect(Message, frozen=True, tag="expect"):
+    """Let another session hand in a tensor of this form under this id. Reply: Expected."""
+
+    value: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Move(Message, frozen=True, tag="move"):
+    """Hand a value straight to the session that gave out the ticket. Reply: Moved, once the value is there.
+
+    It passes the release gate as a read does. `node`, `address` and `ticket` are those of Expected; `credential`
+    and `remove` are as for Read.
+    """
+
+    value: int
+    node: str
+    address: str
+    ticket: str
+    credential: str = ""
+    remove: bool = False
+
+
 class Status(Message, frozen=True, tag="status"):
     """What the session holds. Reply: SessionStatus."""
 
@@ -162,6 +185,20 @@ class Value(Message, frozen=True, tag="value"):
     bulk: str = ""  # a ticket: fetch the bytes by HTTP GET
 
 
+class Expected(Message, frozen=True, tag="expected"):
+    """The value may come: whoever shows the ticket may hand it in, once and within a minute, to this Node."""
+
+    ticket: str
+    node: str  # this Node's name
+    address: str  # and where it is
+
+
+class Moved(Message, frozen=True, tag="moved"):
+    """The value is where it should go. `readers` as in Value."""
+
+    readers: tuple[str, ...] | None = None
+
+
 class Layout(Message, frozen=True):
     """Shape, strides (in elements), storage offset (in elements) and dtype of one value."""
 
@@ -196,8 +233,8 @@ class Failed(Message, frozen=True, tag="failed"):
     value: int = 0
 
 
-Request = Union[Hello, Login, Search, Open, Read, Sizes, Status]
-Reply = Union[Welcome, LoggedIn, Found, Opened, Value, Shapes, SessionStatus, Failed]
+Request = Union[Hello, Login, Search, Open, Read, Sizes, Expect, Move, Status]
+Reply = Union[Welcome, LoggedIn, Found, Opened, Value, Shapes, Expected, Moved, SessionStatus, Failed]
 
 request_decoder: msgspec.msgpack.Decoder[tuple[int, Request]] = msgspec.msgpack.Decoder(tuple[int, Request])
 reply_decoder: msgspec.msgpack.Decoder[tuple[int, Reply]] = msgspec.msgpack.Decoder(tuple[int, Reply])

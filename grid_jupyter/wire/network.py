@@ -7,6 +7,8 @@
                                              ←  Seen
                                              ←  FindDatasets | ListTags | ListModels, each with an id
       Datasets | Tags | Models | Unanswered  →  with the same id
+      FindNode, with an id                   →
+                                             ←  FoundNode, with the same id
 
 Either side takes a link that was silent for three heartbeats for dead.
 """
@@ -70,6 +72,13 @@ class ListModels(Message, frozen=True, tag="list-models"):
     id: int
 
 
+class FoundNode(Message, frozen=True, tag="found-node"):
+    """Answer to FindNode; no address where no Node of that name lives."""
+
+    id: int
+    address: Address | None = None
+
+
 # ------------------------------------------------------------------ Node → Network
 
 
@@ -82,6 +91,13 @@ class Heartbeat(Message, frozen=True, tag="heartbeat"):
     models: Count
     cpu: float  # percent of all cores
     memory: float  # percent of the machine's memory
+
+
+class FindNode(Message, frozen=True, tag="find-node"):
+    """Where is the Node of this name. Reply: FoundNode."""
+
+    id: int
+    name: Text
 
 
 class DatasetTags(Message, frozen=True):
@@ -131,8 +147,8 @@ class Unanswered(Message, frozen=True, tag="unanswered"):
 
 Question = Union[FindDatasets, ListTags, ListModels]
 Answer = Union[Datasets, Tags, Models, Unanswered]
-FromNetwork = Union[Welcome, Seen, FindDatasets, ListTags, ListModels]
-FromNode = Union[Heartbeat, Datasets, Tags, Models, Unanswered]
+FromNetwork = Union[Welcome, Seen, FindDatasets, ListTags, ListModels, FoundNode]
+FromNode = Union[Heartbeat, Datasets, Tags, Models, Unanswered, FindNode]
 
 from_network_decoder: msgspec.json.Decoder[FromNetwork] = msgspec.json.Decoder(FromNetwork)
 from_node_decoder: msgspec.json.Decoder[FromNode] = msgspec.json.Decoder(FromNode)

@@ -42,11 +42,13 @@ class Close(Message, frozen=True, tag="close"):
 
 
 class Receive(Message, frozen=True, tag="receive"):
-    """Take in a client's large tensor from the descriptor sent along. Reply: Done."""
+    """Take in a tensor from the descriptor sent along: the client's, or what derives from these sources. Its
+    length is fixed. Reply: Done."""
 
     value: int
     dtype: str
     shape: tuple[int, ...]
+    sources: tuple[int, ...] = ()
 
 
 class Fetch(Message, frozen=True, tag="fetch"):

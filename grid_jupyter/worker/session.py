@@ -24,6 +24,7 @@ from grid_jupyter.wire.limits import MAX_INLINE_BYTES
 from grid_jupyter.wire.messages import Failed
 from grid_jupyter.worker.channel import Channel
 from grid_jupyter.worker.executor import Broken, Executor
+from grid_jupyter.worker.memory import Shared, limit_memory, memory_file
 
 
 def serve(sock: socket.socket, limits: worker.WorkerLimits) -> None:
@@ -120,11 +121,8 @@ class _Session:
         if len(data) <= MAX_INLINE_BYTES:
             self._channel.send(worker.reply_frame(request_id, reply, data))
             return
-        memory = os.memfd_create("value", os.MFD_CLOEXEC)
+        memory = memory_file(data)
         try:
-            written = 0
-            while written < len(data):
-                written += os.write(memory, data[written : written + (64 << 20)])
             self._channel.send(worker.reply_frame(request_id, reply), [memory])
         finally:
             os.close(memory)
@@ -147,15 +145,12 @@ class _Session:
         if len(descriptors) != 1:
             raise InvalidMessageError("receiving a tensor takes its descriptor")
         check_layout(message.dtype, message.shape)
-        size = os.fstat(descriptors[0]).st_size
-        data = bytearray(size)
-        view, offset = memoryview(data), 0
-        while offset < size:
-            count = os.preadv(descriptors[0], [view[offset : offset + (64 << 20)]], offset)
-            if not count:
-                raise InvalidMessageError("the upload ended early")
-            offset += count
-        self._executor.put(message.value, from_bytes(data, message.dtype, message.shape))
+        sources = sum(1 << source for source in set(message.sources))
+        if not os.fstat(descriptors[0]).st_size:
+            tensor = torch.zeros(message.shape, dtype=DTYPES[message.dtype])
+        else:
+            tensor = from_bytes(memoryview(Shared(descriptors[0])), message.dtype, message.shape)
+        self._executor.put(message.value, tensor, sources)
 
 
 def _fault(broken: Broken) -> worker.Fault:
@@ -195,13 +190,4 @@ def _confine(limits: worker.WorkerLimits) -> None:
         Path("/proc/self/oom_score_adj").write_text("800")  # the kernel should rather end a session than the Node
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if limits.memory_bytes:
-        ceiling = _data_bytes() + limits.memory_bytes
-        resource.setrlimit(resource.RLIMIT_DATA, (ceiling, ceiling))
-
-
-def _data_bytes() -> int:
-    """Private writable memory of this process, which RLIMIT_DATA counts."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmData:"):
-            return int(line.split()[1]) << 10
-    return 0
+        limit_memory(limits.memory_bytes)

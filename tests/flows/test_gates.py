@@ -714,7 +714,8 @@ def test_a_ticket_and_a_secret_are_of_use_in_their_own_session_only(bob: GridPro
         assert bob.call("GET", where, headers=headers)[0] in (401, 404)
     status, data = bob.call("GET", where, headers={"X-Grid-Session": owner.secret})
     assert (status, len(data)) == (200, 400_000)
-    assert bob.call("GET", where, headers={"X-Grid-Session": owner.secret})[0] == 404, "it is good for one time"
+    assert bob.call("DELETE", where, headers={"X-Grid-Session": owner.secret})[0] == 200
+    assert bob.call("GET", where, headers={"X-Grid-Session": owner.secret})[0] == 404, "it is good until it arrived"
     thief.socket.close()
     until(lambda: bob.call("GET", where, headers={"X-Grid-Session": thief.secret})[0] == 401)
 

@@ -84,7 +84,7 @@ def routes(rules: Iterable[tuple[str, type[RequestHandler]]]) -> Iterator[str]:
 
 
 def documented_routes() -> set[str]:
-    found = set(re.findall(r"`((?:GET|POST|PUT|PATCH|DELETE) (?:<base_url>)?/[^\s`?]*)", page("protocol.md")))
+    found = set(re.findall(r"`((?:GET|HEAD|POST|PUT|PATCH|DELETE) (?:<base_url>)?/[^\s`?]*)", page("protocol.md")))
     return {OF_JUPYTER} & found | {re.sub(r"<[^>]*>", "<>", route) for route in found - {OF_JUPYTER}}
 
 

@@ -120,6 +120,7 @@ OPEN = {
     ("GET", "/data-centric/status/?"),
     ("GET", "/data-centric/dataset-tags/?"),
     ("GET", "/data-centric/session/?"),
+    ("GET", "/data-centric/moved/([A-Za-z0-9_-]{1,64})"),
     ("POST", "/users/login/?"),
     ("POST", "/invites/accept/?"),
 }

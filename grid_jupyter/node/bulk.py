@@ -1,0 +1,250 @@
+"""Bulk bytes of one session, beside its stream: large values on their way out, large tensors on their way in.
+
+Bytes lie in memory files, never in this process. A transfer that was cut goes on from where it was, for as long as
+its bytes are kept here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+
+from grid_jupyter.errors import (
+    Conflict,
+    GridError,
+    InvalidMessageError,
+    LimitExceededError,
+    ObjectNotFoundError,
+    StorageFullError,
+)
+from grid_jupyter.wire.dtypes import ITEM_BYTES, nbytes
+from grid_jupyter.wire.limits import MAX_RANK
+
+MAX_WAITING = 16
+"""Large released values of one session that wait for their download."""
+UNFETCHED_S = 600.0
+"""How long a released value waits for its download, and for one that was cut to go on."""
+FETCHED_S = 60.0
+"""How long it is kept once it was sent to its end: the last bytes may have been lost on the way."""
+UNFINISHED_S = 60.0
+"""How long an upload that was cut is kept for the rest of it."""
+MAX_ARRIVED = 256
+"""Ids of uploads that are remembered as complete, for clients to whom the answer was lost."""
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+
+
+class Outgoing:
+    """A released value that waits for its download, or is on its way."""
+
+    def __init__(self, descriptor: int, now: float) -> None:
+        self.descriptor = descriptor
+        self.size = os.fstat(descriptor).st_size
+        self.senders = 0
+        self.sent = False  # to its end, at least once
+        self.dropped = False
+        self.touched = now
+
+    def read(self, offset: int, length: int) -> bytes:
+        """A part of it, never empty before the end: its length is sealed."""
+        return os.pread(self.descriptor, length, offset)
+
+    def drop(self) -> None:
+        """Forget it, as soon as nobody sends it."""
+        self.dropped = True
+        if not self.senders and self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+
+class Incoming:
+    """A tensor that comes in piece by piece, over one connection at a time: `turn` says which one counts."""
+
+    def __init__(self, dtype: str, shape: tuple[int, ...], size: int, now: float) -> None:
+        self.dtype = dtype
+        self.shape = shape
+        self.size = size
+        self.offset = 0  # bytes that are here
+        self.turn = 0
+        self.writing = False
+        self.touched = now
+        self.descriptor = os.memfd_create("upload", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+
+    def begin_turn(self) -> int:
+        """Whoever wrote until now writes no more; the number of the new turn."""
+        self.turn += 1
+        self.writing = True
+        return self.turn
+
+    def end_turn(self, turn: int, now: float) -> None:
+        """The connection of this turn is done, or gone."""
+        if turn == self.turn:
+            self.writing = False
+            self.touched = now
+
+    def write(self, turn: int, data: memoryview) -> None:
+        """Append bytes. Raises Conflict for a turn that is over, InvalidMessageError for too many bytes,
+        StorageFullError."""
+        if turn != self.turn or self.descriptor < 0:
+            raise Conflict("this upload goes on elsewhere, or was given up")
+        if len(data) > self.size - self.offset:
+            raise InvalidMessageError(f"the tensor has {self.size} bytes, and more came")
+        rest = data
+        try:
+            while rest:
+                count = os.write(self.descriptor, rest)
+                self.offset += count
+                rest = rest[count:]
+        except OSError:
+            raise StorageFullError("this Node has no memory left for the tensor; try again later") from None
+
+    def seal(self) -> None:
+        """Fix its length: whoever maps it can rely on that. Raises InvalidMessageError if bytes are missing."""
+        if self.descriptor < 0 or self.offset != self.size:
+            raise InvalidMessageError("the upload ended early; send the rest")
+        fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, _SEALS)
+
+    def drop(self) -> None:
+        """Give it up."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+
+class Bulk:
+    """What one session has on its way; together no larger than its memory, each way."""
+
+    def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit = limit
+        self._clock = clock
+        self._outgoing: dict[str, Outgoing] = {}
+        self._leaving: set[Outgoing] = set()  # dropped, and still being sent
+        self._incoming: dict[int, Incoming] = {}
+        self._arrived: dict[int, int] = {}  # sizes, by id
+
+    # -------------------------------------------------------------- out
+
+    def keep(self, descriptor: int, size: int) -> str:
+        """Take a released value from its Worker; the ticket for its download.
+
+        Raises LimitExceededError, GridError for a file that could still change its length.
+        """
+        seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
+        if seals & _SEALS != _SEALS or os.fstat(descriptor).st_size != size:
+            os.close(descriptor)
+            raise GridError("the Worker answered a read with something else")
+        self.sweep()
+        for ticket, waiting in list(self._outgoing.items()):
+            if waiting.sent and not waiting.senders and not self._fits(size):
+                self.forget(ticket)
+        if len(self._outgoing) >= MAX_WAITING or not self._fits(size):
+            os.close(descriptor)
+            raise LimitExceededError("too many large values wait for their download; fetch one after the other")
+        ticket = secrets.token_urlsafe(16)
+        self._outgoing[ticket] = Outgoing(descriptor, self._clock())
+        return ticket
+
+    def _fits(self, size: int) -> bool:
+        return size + sum(one.size for one in (*self._outgoing.values(), *self._leaving)) <= self._limit
+
+    @contextlib.contextmanager
+    def sending(self, ticket: str) -> Iterator[Outgoing]:
+        """A released value, for as long as it is sent. Raises ObjectNotFoundError."""
+        found = self._outgoing.get(ticket)
+        if found is None:
+            raise ObjectNotFoundError("there is no such value to download, or it was fetched already")
+        found.senders += 1
+        try:
+            yield found
+        finally:
+            found.senders -= 1
+            found.touched = self._clock()
+            if found.dropped:
+                found.drop()
+                self._leaving.discard(found)
+
+    def forget(self, ticket: str) -> None:
+        """The client has the value, or does not want it."""
+        found = self._outgoing.pop(ticket, None)
+        if found is not None:
+            found.drop()
+            if found.senders:
+                self._leaving.add(found)
+
+    # -------------------------------------------------------------- in
+
+    def begin(self, value: int, dtype: str, shape: tuple[int, ...], size: int) -> Incoming:
+        """Make room for a large tensor of this form; one that was begun under the same id is given up.
+
+        Raises InvalidMessageError, LimitExceededError.
+        """
+        if dtype not in ITEM_BYTES or len(shape) > MAX_RANK or any(length < 0 for length in shape):
+            raise InvalidMessageError("a tensor needs a known dtype and a shape of non-negative integers")
+        if nbytes(dtype, shape) != size:
+            raise InvalidMessageError(f"a tensor of {dtype} {shape} has {nbytes(dtype, shape)} bytes, not {size}")
+        self.sweep()
+        self.give_up(value)
+        self._arrived.pop(value, None)
+        if size + sum(one.size for one in self._incoming.values()) > self._limit:
+            raise LimitExceededError(f"a tensor of {size} bytes is over the session's memory of {self._limit} bytes")
+        made = self._incoming[value] = Incoming(dtype, shape, size, self._clock())
+        return made
+
+    def progress(self, value: int) -> tuple[int, bool]:
+        """Bytes of an upload that are here, and whether it is complete. Whoever still sends is cut off, so that the
+        number holds. Raises ObjectNotFoundError."""
+        if value in self._arrived:
+            return self._arrived[value], True
+        found = self._at(value)
+        found.end_turn(found.begin_turn(), self._clock())
+        return found.offset, False
+
+    def resume(self, value: int, offset: int) -> Incoming:
+        """An upload that goes on from a byte. Raises ObjectNotFoundError, Conflict if it stands at another one."""
+        found = self._at(value)
+        if offset != found.offset:
+            raise Conflict(f"this upload stands at byte {found.offset}, not {offset}")
+        return found
+
+    def _at(self, value: int) -> Incoming:
+        self.sweep()
+        found = self._incoming.get(value)
+        if found is None:
+            raise ObjectNotFoundError("there is no such upload here, or no longer; send it from the start")
+        return found
+
+    def arrived(self, value: int, incoming: Incoming) -> None:
+        """The Worker has it."""
+        if self._incoming.get(value) is incoming:
+            self.give_up(value)
+            self._arrived[value] = incoming.size
+            while len(self._arrived) > MAX_ARRIVED:
+                self._arrived.pop(next(iter(self._arrived)))
+
+    def give_up(self, value: int) -> None:
+        """Forget an upload, whoever is sending it."""
+        found = self._incoming.pop(value, None)
+        if found is not None:
+            found.drop()
+
+    # -------------------------------------------------------------- both
+
+    def sweep(self) -> None:
+        """Forget what nobody came back for."""
+        now = self._clock()
+        for ticket, out in list(self._outgoing.items()):
+            if not out.senders and now - out.touched > (FETCHED_S if out.sent else UNFETCHED_S):
+                self.forget(ticket)
+        for value, coming in list(self._incoming.items()):
+            if not coming.writing and now - coming.touched > UNFINISHED_S:
+                self.give_up(value)
+
+    def close(self) -> None:
+        """The session ends."""
+        for ticket in list(self._outgoing):
+            self.forget(ticket)
+        for value in list(self._incoming):
+            self.give_up(value)

@@ -1,0 +1,75 @@
+"""Gate 4 of one session: which data it has open, and whether a reader may have what derives from it."""
+
+from __future__ import annotations
+
+from grid_jupyter.errors import GridError, LimitExceededError, from_wire
+from grid_jupyter.node import policy
+from grid_jupyter.node.datasets import Datasets, rules_of
+from grid_jupyter.node.policy import Rules
+from grid_jupyter.store.datasets import StoredDataset
+from grid_jupyter.wire import worker
+from grid_jupyter.wire.limits import MAX_DATASETS_OPEN
+
+Source = StoredDataset | Rules
+"""A version of a data set, whose rules are looked up each time; or what came from another Node, with its own."""
+
+
+class Gate:
+    """The sources of a session by their number, which is their bit in the lineage of values."""
+
+    def __init__(self, datasets: Datasets) -> None:
+        self._datasets = datasets
+        self._sources: list[Source] = []
+        self._fault: worker.Fault | None = None  # what failed and made no value that would tell
+
+    def number(self, source: Source) -> int:
+        """The number of a source. Raises LimitExceededError."""
+        for number, known in enumerate(self._sources):
+            if _key(known) == _key(source):
+                return number
+        if len(self._sources) >= MAX_DATASETS_OPEN:
+            raise LimitExceededError(f"a session has at most {MAX_DATASETS_OPEN} data sets open; start another one")
+        self._sources.append(source)
+        return len(self._sources) - 1
+
+    def has_open(self, dataset: int) -> bool:
+        """Whether something of this data set was opened."""
+        return any(isinstance(source, StoredDataset) and source.id == dataset for source in self._sources)
+
+    def named(self, numbers: tuple[int, ...]) -> list[Source]:
+        """The sources of these numbers."""
+        return [self._sources[number] for number in numbers]
+
+    async def rules(self, numbers: tuple[int, ...]) -> list[Rules]:
+        """What the owners of these sources say now. Raises ObjectNotFoundError for one that was unpublished."""
+        return [
+            source if isinstance(source, Rules) else rules_of(await self._datasets.get(source.id, source.version))
+            for source in self.named(numbers)
+        ]
+
+    async def closed(self, caller: str) -> tuple[int, ...]:
+        """The sources that this caller may not read."""
+        rules = await self.rules(tuple(range(len(self._sources))))
+        return tuple(number for number, said in enumerate(rules) if not policy.may_read(caller, said))
+
+    async def check(self, reader: str, reply: worker.Reply) -> list[Rules]:
+        """The rules of what a value derives from, if this reader may have it. That something failed may tell of
+        the data as well, so it passes the same gate.
+
+        Raises GetNotPermittedError, or what failed.
+        """
+        if not isinstance(reply, worker.Fetched | worker.Measured | worker.Broken):
+            raise GridError("the Worker answered a question for values with something else")
+        self._fault = self._fault or reply.earlier
+        if self._fault is not None and policy.may_read_all(reader, await self.rules(self._fault.sources)):
+            fault, self._fault = self._fault, None
+            raise from_wire(fault.code, fault.error, fault.value)
+        rules = await self.rules(reply.fault.sources if isinstance(reply, worker.Broken) else reply.sources)
+        policy.check_release(reader, rules)
+        if isinstance(reply, worker.Broken):
+            raise from_wire(reply.fault.code, reply.fault.error, reply.fault.value)
+        return rules
+
+
+def _key(source: Source) -> object:
+    return source if isinstance(source, Rules) else (source.id, source.version)

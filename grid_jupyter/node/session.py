@@ -1,0 +1,412 @@
+"""One session: one caller, one Worker, and the gates in between.
+
+Frames of one session are handled in order; answers that wait for the Worker do not hold up the next frame.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any
+
+from grid_jupyter.errors import (
+    ComputeNotPermittedError,
+    GridError,
+    InvalidMessageError,
+    LimitExceededError,
+    ObjectNotFoundError,
+    SessionLostError,
+    VersionMismatchError,
+)
+from grid_jupyter.identity.accounts import Account
+from grid_jupyter.node import policy
+from grid_jupyter.node.bulk import Bulk, Incoming
+from grid_jupyter.node.datasets import is_vocabulary, rules_of
+from grid_jupyter.node.gate import Gate, Source
+from grid_jupyter.node.moves import Value as Moving
+from grid_jupyter.wire import commands, frames, messages, worker
+from grid_jupyter.wire.limits import MAX_VALUES, PROTOCOL
+from grid_jupyter.worker.channel import close_all
+from grid_jupyter.worker.pool import WorkerProcess, lost_session
+
+if TYPE_CHECKING:
+    from grid_jupyter.node.sessions import Sessions
+
+log = logging.getLogger("grid_jupyter")
+
+Send = Callable[[bytes], Awaitable[None]]
+Waiting = asyncio.Future[tuple[worker.Reply, memoryview, list[int]]]
+"""An answer of the Worker that will come: its message, its payload and its file descriptors."""
+MAX_ANSWERING = 32
+"""Answers of one session that are on their way at once: a client that does not take them gets no further ones."""
+RECHECK_S = 1.0
+"""How long a session goes on before its caller's credential is looked at again: it may have been revoked."""
+
+
+class NodeSession:
+    """One connection of one caller, with at most one Worker. Frames come in through `handle`."""
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        account: Account | None,
+        credential: str,
+        origin: str,
+        send: Send,
+        hang_up: Callable[[str], None],
+    ) -> None:
+        self.secret = secrets.token_urlsafe(32)
+        self.last_used = time.monotonic()
+        self._sessions = sessions
+        self._caller = _caller(account)
+        self._credential = credential
+        self._identified = time.monotonic()
+        self._origin = origin
+        self._send = send
+        self._hang_up = hang_up
+        self._greeted = False
+        self._worker: WorkerProcess | None = None
+        self._starting = asyncio.Lock()
+        self._gate = Gate(sessions.datasets)
+        self.bulk = Bulk(sessions.pool.limits.memory_bytes)
+        self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._answers = asyncio.Semaphore(MAX_ANSWERING)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ended = False
+
+    @property
+    def has_worker(self) -> bool:
+        """Whether a Worker runs for this session."""
+        return self._worker is not None
+
+    @property
+    def user(self) -> str:
+        """The caller's name; empty for a guest."""
+        return self._caller.user
+
+    def has_open(self, dataset: int) -> bool:
+        """Whether the session maps this data set."""
+        return self._gate.has_open(dataset)
+
+    # -------------------------------------------------------------- frames
+
+    async def handle(self, data: bytes) -> None:
+        """One frame from the client. Raises InvalidMessageError, LimitExceededError: the connection ends."""
+        self.last_used = time.monotonic()
+        cut = frames.unpack(data)
+        if cut.kind == frames.OPERATIONS:
+            await self._operations(data)
+            return
+        if cut.kind != frames.REQUEST:
+            raise InvalidMessageError("a client sends operations and requests")
+        request_id, message = frames.decode(cut.header, messages.request_decoder)
+        try:
+            await self._request(request_id, message)
+        except SessionLostError:
+            raise
+        except GridError as error:
+            await self._fail(request_id, error)
+            if isinstance(error, VersionMismatchError):
+                self._hang_up(str(error))
+
+    async def _operations(self, data: bytes) -> None:
+        if not self._greeted:
+            raise InvalidMessageError("the first message of a session is hello")
+        policy.check_session(self._caller.user, self._sessions.guests)
+        await (await self._running()).operations(data)
+
+    async def _request(self, request_id: int, message: messages.Request) -> None:
+        if isinstance(message, messages.Hello):
+            await self._hello(request_id, message)
+            return
+        if not self._greeted:
+            raise InvalidMessageError("the first message of a session is hello")
+        if isinstance(message, messages.Login):
+            await self._identify(message.credential)
+            if self._worker is not None:
+                await self._close_sources(self._worker)
+            await self._reply(request_id, messages.LoggedIn(caller=self._caller))
+            return
+        if isinstance(message, messages.Status):
+            await self._status(request_id)
+            return
+        if self._credential and time.monotonic() - self._identified > RECHECK_S:
+            await self._identify(self._credential)
+        presents = (messages.Read, messages.Sizes, messages.Open, messages.Move)
+        if isinstance(message, presents) and message.credential:
+            reader = (await self._sessions.accounts.identify(message.credential, self._origin)).username
+        else:
+            reader = self._caller.user
+        policy.check_session(self._caller.user, self._sessions.guests)
+        if isinstance(message, messages.Search):
+            await self._search(request_id, message)
+        elif isinstance(message, messages.Open):
+            await self._open(request_id, message, reader)
+        elif isinstance(message, messages.Expect):
+            await self._reply(request_id, self._sessions.moves.expect(self, message))
+        elif isinstance(message, messages.Sizes):
+            waiting = await self._ask(worker.Measure(values=message.values))
+            self._answer(self._answering(request_id, self._measure(request_id, reader, waiting)))
+        elif isinstance(message, messages.Move):
+            where = await self._sessions.moves.where(message)
+            waiting = await self._ask(worker.Fetch(value=message.value))
+            self._answer(self._answering(request_id, self._move(request_id, message, where, reader, waiting)))
+        else:
+            waiting = await self._ask(worker.Fetch(value=message.value))
+            self._answer(self._answering(request_id, self._release(request_id, message, reader, waiting)))
+
+    async def _identify(self, credential: str) -> None:
+        """Let the credential's owner be the caller. Raises NotAuthenticatedError; then the caller is as before."""
+        account = await self._sessions.accounts.identify(credential, self._origin)
+        self._caller, self._credential, self._identified = _caller(account), credential, time.monotonic()
+
+    async def _hello(self, request_id: int, message: messages.Hello) -> None:
+        if message.protocol != PROTOCOL:
+            older, newer = ("client", "Node") if message.protocol < PROTOCOL else ("Node", "client")
+            raise VersionMismatchError(
+                f"this Node speaks protocol {PROTOCOL} and the client {message.protocol}: the {older} is older than "
+                f"the {newer}, upgrade it with 'pip install --upgrade grid-jupyter'"
+            )
+        self._greeted = True
+        limits = self._sessions.pool.limits
+        await self._reply(
+            request_id,
+            messages.Welcome(
+                protocol=PROTOCOL,
+                node=self._sessions.name,
+                node_id=self._sessions.node_id,
+                caller=self._caller,
+                session=self.secret,
+                limits=messages.Limits(
+                    memory_bytes=limits.memory_bytes, values=MAX_VALUES, operation_s=limits.operation_s
+                ),
+            ),
+        )
+
+    async def _status(self, request_id: int) -> None:
+        if self._worker is None:
+            await self._reply(request_id, messages.SessionStatus(values=0, worker=False))
+            return
+        await self._answers.acquire()
+        waiting = await self._worker.send(worker.Count())
+
+        async def answer() -> None:
+            reply, _, _ = await waiting
+            count = reply.values if isinstance(reply, worker.Counted) else 0
+            await self._reply(request_id, messages.SessionStatus(values=count, worker=True))
+
+        self._answer(self._answering(request_id, answer()))
+
+    async def _search(self, request_id: int, message: messages.Search) -> None:
+        datasets = self._sessions.datasets
+        found = await datasets.visible(self._caller.user, message.query)
+        described = tuple(datasets.describe(stored, self._caller.user) for stored in found)
+        await self._reply(request_id, messages.Found(datasets=described))
+
+    # -------------------------------------------------------------- gate 2: opening a data set
+
+    async def _open(self, request_id: int, message: messages.Open, reader: str) -> None:
+        datasets = self._sessions.datasets
+        stored = await datasets.get(message.dataset, message.version)
+        rules = rules_of(stored)
+        if not policy.may_compute(self._caller.user, rules):
+            # the same answer as for one that is not there: an id is not a capability, nor a probe
+            raise ObjectNotFoundError("there is no such data set or version here, or no longer; search again")
+        parts = {tensor.name: tensor for tensor in stored.tensors}
+        mapped = []
+        for name, value in message.values.items():
+            part = parts.get(name)
+            if part is None:
+                raise ObjectNotFoundError(f"data set {stored.id} has no tensor of that name")
+            if is_vocabulary(name) and not policy.may_read(reader, rules):
+                raise ComputeNotPermittedError("the words behind a column's codes are for those who may read them")
+            mapped.append(
+                worker.Mapped(value=value, dtype=part.dtype, shape=part.shape, begin=part.begin, end=part.end)
+            )
+        running = await self._running()
+        source = self._gate.number(stored)
+        await self._close_sources(running)
+        descriptor = datasets.open(stored)
+        try:
+            waiting = await running.send(worker.Load(source=source, tensors=tuple(mapped)), (descriptor,))
+        finally:
+            os.close(descriptor)
+        await waiting
+        await self._reply(request_id, messages.Opened())
+
+    async def _close_sources(self, running: WorkerProcess) -> None:
+        """Tell the Worker which of its sources the caller may not read."""
+        closed = await self._gate.closed(self._caller.user)
+        await (await running.send(worker.Close(sources=closed)))
+
+    # -------------------------------------------------------------- gate 4: releasing a value
+
+    async def _release(self, request_id: int, message: messages.Read, reader: str, waiting: Waiting) -> None:
+        reply, payload, descriptors = await waiting
+        try:
+            rules = await self._gate.check(reader, reply)
+            fetched = _fetched(reply)
+            readers = policy.readers(rules) if rules else None
+            ticket = self.bulk.keep(descriptors.pop(), fetched.nbytes) if descriptors else ""
+            value = messages.Value(dtype=fetched.dtype, shape=fetched.shape, readers=readers, bulk=ticket)
+        finally:
+            close_all(descriptors)
+        if message.remove:
+            await self._free(message.value)
+        await self._send(messages.reply_frame(request_id, value, payload))
+
+    async def _measure(self, request_id: int, reader: str, waiting: Waiting) -> None:
+        reply, _, _ = await waiting
+        await self._gate.check(reader, reply)
+        if not isinstance(reply, worker.Measured):
+            raise GridError("the Worker answered a question for sizes with something else")
+        await self._reply(request_id, messages.Shapes(layouts=reply.layouts))
+
+    async def _move(self, request_id: int, message: messages.Move, where: str, reader: str, waiting: Waiting) -> None:
+        """A value that leaves for another session is released to the caller, whatever becomes of it there."""
+        reply, payload, descriptors = await waiting
+        try:
+            rules = await self._gate.check(reader, reply)
+            fetched = _fetched(reply)
+            moving = Moving(
+                dtype=fetched.dtype,
+                shape=fetched.shape,
+                sources=self._gate.named(fetched.sources),
+                rules=rules,
+                descriptor=descriptors[0] if descriptors else -1,
+                payload=payload,
+            )
+            await self._sessions.moves.send(where, message, moving)
+        finally:
+            close_all(descriptors)
+        if message.remove:
+            await self._free(message.value)
+        await self._reply(request_id, messages.Moved(readers=policy.readers(rules) if rules else None))
+
+    async def _ask(self, question: worker.Fetch | worker.Measure) -> Waiting:
+        """Put a question for values, when there is room for a further answer."""
+        running = await self._running()
+        await self._answers.acquire()
+        try:
+            return await running.send(question)
+        except GridError:
+            self._answers.release()
+            raise
+
+    async def _free(self, value: int) -> None:
+        if self._worker is not None:
+            forget = frames.encode([[commands.FREE, value]])
+            await self._worker.operations(frames.pack(frames.OPERATIONS, forget))
+
+    # -------------------------------------------------------------- bulk bytes
+
+    async def begin_receive(self, value: int, dtype: str, shape: tuple[int, ...], size: int) -> Incoming:
+        """Make room for a large tensor of this form, under the client's id.
+
+        Raises NotAuthenticatedError, InvalidMessageError, LimitExceededError.
+        """
+        self.last_used = time.monotonic()
+        policy.check_session(self._caller.user, self._sessions.guests)
+        made = self.bulk.begin(value, dtype, shape, size)
+        try:
+            await self._running()  # a session that nothing can be computed in takes nothing in
+        except GridError:
+            self.bulk.give_up(value)
+            raise
+        return made
+
+    async def receive(self, value: int, incoming: Incoming, sources: Sequence[Source] = ()) -> None:
+        """Hand a large tensor to the Worker, with what it derives from. Raises InvalidMessageError if bytes of it
+        are missing, LimitExceededError."""
+        self.last_used = time.monotonic()
+        incoming.seal()
+        running = await self._running()
+        numbers = tuple(self._gate.number(source) for source in sources)
+        if numbers:
+            await self._close_sources(running)
+        message = worker.Receive(value=value, dtype=incoming.dtype, shape=incoming.shape, sources=numbers)
+        await (await running.send(message, (incoming.descriptor,)))
+        self.bulk.arrived(value, incoming)
+
+    # -------------------------------------------------------------- the Worker
+
+    async def _running(self) -> WorkerProcess:
+        async with self._starting:
+            if self._ended:
+                raise SessionLostError("the session has ended")
+            if self._worker is None:
+                if len(self._sessions.working()) >= self._sessions.max_sessions:
+                    raise LimitExceededError(
+                        f"this Node already serves {self._sessions.max_sessions} sessions; try again later, or ask "
+                        f"its owner to raise --max-sessions"
+                    )
+                self._worker = await self._sessions.pool.start()
+                self._spawn(self._watch(self._worker))
+            return self._worker
+
+    async def _watch(self, running: WorkerProcess) -> None:
+        reason = await asyncio.shield(running.lost)
+        await self.end(reason)
+
+    def end_soon(self, reason: str) -> None:
+        """End the session from outside of it."""
+        self._spawn(self.end(reason))
+
+    async def end(self, reason: str = "") -> None:
+        """End the session: tell the client why, end the Worker, forget everything."""
+        if self._ended:
+            return
+        self._ended = True
+        self.gone.set_result(None)
+        self._sessions.closed(self)
+        if reason:
+            log.info("a session ended: %s", reason)
+            await self._fail(0, lost_session(reason))
+            self._hang_up("session ended")
+        if self._worker is not None:
+            await self._worker.close()
+            self._worker = None
+        self.bulk.close()
+        for task in self._tasks - {asyncio.current_task()}:
+            task.cancel()
+
+    # -------------------------------------------------------------- answers
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _answer(self, work: Coroutine[Any, Any, None]) -> None:
+        """Answer beside the next frames, in one of the places that `_answers` counts."""
+        self._spawn(work).add_done_callback(lambda done: self._answers.release())
+
+    async def _answering(self, request_id: int, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except GridError as error:
+            await self._fail(request_id, error)
+
+    async def _reply(self, request_id: int, reply: messages.Reply) -> None:
+        await self._send(messages.reply_frame(request_id, reply))
+
+    async def _fail(self, request_id: int, error: GridError) -> None:
+        failed = messages.Failed(code=error.code, error=str(error), value=error.value)
+        await self._send(messages.reply_frame(request_id, failed))
+
+
+def _fetched(reply: worker.Reply) -> worker.Fetched:
+    if not isinstance(reply, worker.Fetched):
+        raise GridError("the Worker answered a read with something else")
+    return reply
+
+
+def _caller(account: Account | None) -> messages.Caller:
+    if account is None:
+        return messages.Caller()
+    return messages.Caller(user=account.username, roles=(account.role,))

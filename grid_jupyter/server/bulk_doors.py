@@ -1,0 +1,275 @@
+"""The Node's doors for the bulk bytes of sessions: large values up, down, and over from other Nodes.
+
+Bodies go straight between connection and memory file, in one buffer: tornado's own way copies them twice more. A
+transfer that was cut goes on: HEAD tells how far an upload is and PATCH brings the rest; a download takes a Range.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Annotated, Any
+from urllib.parse import unquote
+
+import msgspec
+from tornado.iostream import IOStream, StreamClosedError
+from tornado.web import stream_request_body
+
+from grid_jupyter.errors import BadRequest, GridError, LimitExceededError
+from grid_jupyter.node.bulk import Incoming, Outgoing
+from grid_jupyter.node.moves import Expectation, begin, foreign
+from grid_jupyter.node.session import NodeSession
+from grid_jupyter.server.door import Door
+from grid_jupyter.server.node_streams import CHUNK, STALL_S, TRANSFER_S, BulkDoor
+from grid_jupyter.wire.limits import MAX_NAME_CHARS, MAX_USERS
+
+SESSION_HEADER = "X-Grid-Session"
+"""Carries the session's secret."""
+OFFSET_HEADER = "Upload-Offset"
+"""Bytes of an upload that are here; of one that goes on, the byte where it does."""
+COMPLETE_HEADER = "Upload-Complete"
+"""?1 or ?0: whether an upload is complete."""
+LINGER_S = 2.0
+"""How long a refused upload may go on, so that its sender gets to read why."""
+
+
+class SessionBulkDoor(BulkDoor):
+    """Base of transfers that belong to a session: its secret is the credential."""
+
+    def is_open(self) -> bool:
+        return SESSION_HEADER in self.request.headers
+
+    @property
+    def session(self) -> NodeSession:
+        return self.node.sessions.find(self.request.headers.get(SESSION_HEADER, ""))
+
+
+class Intake(BulkDoor):
+    """Takes the body of a request into a memory file, and answers by itself: the connection is tornado's no more."""
+
+    async def prepare(self) -> None:
+        await super().prepare()
+        takes: dict[str | None, Any] = {"PUT": self.put, "PATCH": self.patch}
+        if self.request.method in takes:
+            await takes[self.request.method](*self.path_args)  # before the body, which it takes for itself
+
+    async def take_in(self, incoming: Incoming, session: NodeSession, done: Callable[[], Awaitable[None]]) -> None:
+        """Append the body, then `done`; the answer tells how that went."""
+        self.check_still_there()
+        length = self.length()
+        turn = incoming.begin_turn()
+        stream: Any = self.detach()
+        status, answer = 200, {"success": True, "error": "", "code": ""}
+        try:
+            if self.request.headers.get("Expect", "").lower() == "100-continue":
+                await stream.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            await self._append(stream, length, incoming, turn, session)
+            incoming.end_turn(turn, time.monotonic())
+            await done()
+        except (StreamClosedError, _Stalled):
+            stream.close()  # what came is kept, and may go on
+            return
+        except GridError as error:
+            status, answer = error.status, {"success": False, **error.to_wire()}
+        finally:
+            incoming.end_turn(turn, time.monotonic())
+        self.set_status(status)
+        await _answer(stream, status, {"success": True} if status == 200 else answer)
+        self.application.log_request(self)
+
+    async def _append(self, stream: IOStream, length: int, incoming: Incoming, turn: int, session: NodeSession) -> None:
+        buffer = bytearray(min(CHUNK, length))
+        deadline = time.monotonic() + TRANSFER_S
+        while length and time.monotonic() < deadline:
+            reading: asyncio.Future[Any] = asyncio.ensure_future(stream.read_into(buffer, partial=True))
+            await asyncio.wait({reading, session.gone}, timeout=STALL_S, return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():
+                reading.add_done_callback(lambda future: future.cancelled() or future.exception())
+                raise _Stalled
+            count = min(reading.result(), length)  # what comes behind the body is not read: the connection ends
+            incoming.write(turn, memoryview(buffer)[:count])
+            length -= count
+            if length < len(buffer):
+                buffer = bytearray(length)
+
+    def data_received(self, chunk: bytes) -> None:
+        """The body of a request that needs none is dropped."""
+
+
+class _Stalled(Exception):
+    """The other side sends nothing, or its session is over."""
+
+
+async def _answer(stream: IOStream, status: int, answer: dict[str, Any]) -> None:
+    body = msgspec.json.encode(answer)
+    head = (
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json; charset=utf-8\r\n"
+        f"X-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\nContent-Length: {len(body)}\r\n"
+        f"Connection: close\r\n\r\n"
+    )
+    try:
+        await stream.write(head.encode() + body)
+        if status != 200:  # closed at once, the rest of the body on its way would take the answer along
+            stream.socket.shutdown(socket.SHUT_WR)
+            patience = time.monotonic() + LINGER_S
+            rest = asyncio.ensure_future(_drop(stream))
+            await asyncio.wait({rest}, timeout=patience - time.monotonic())
+            rest.cancel()
+    except (StreamClosedError, OSError):
+        pass  # whoever asked has left
+    finally:
+        stream.close()
+
+
+async def _drop(stream: IOStream) -> None:
+    buffer = bytearray(CHUNK)
+    try:
+        while True:
+            await stream.read_into(buffer, partial=True)
+            await asyncio.sleep(0)
+    except StreamClosedError:
+        return
+
+
+@stream_request_body
+class ValueIn(SessionBulkDoor, Intake):
+    """PUT /data-centric/values/<id>?dtype=&shape=: a large tensor into the session, under the client's id.
+    HEAD: how much of it is here. PATCH: the rest of it."""
+
+    async def put(self, value: str) -> None:
+        session, number, shape = self.session, _number(value), _shape(self.get_query_argument("shape", ""))
+        incoming = await session.begin_receive(number, self.get_query_argument("dtype", ""), shape, self.length())
+        await self.take_in(incoming, session, lambda: session.receive(number, incoming))
+
+    async def patch(self, value: str) -> None:
+        session, number = self.session, _number(value)
+        incoming = session.bulk.resume(number, _number(self.request.headers.get(OFFSET_HEADER, "")))
+        if self.length() != incoming.size - incoming.offset:
+            raise BadRequest("PATCH brings all that is missing of an upload")
+        await self.take_in(incoming, session, lambda: session.receive(number, incoming))
+
+    async def head(self, value: str) -> None:
+        offset, complete = self.session.bulk.progress(_number(value))
+        self.set_header(OFFSET_HEADER, str(offset))
+        self.set_header(COMPLETE_HEADER, "?1" if complete else "?0")
+        self.finish()
+
+
+class ValueOut(SessionBulkDoor):
+    """GET /data-centric/released/<ticket>: the bytes of a large value that was released to this session, from the
+    first byte of a Range on. DELETE: they are no longer wanted."""
+
+    async def get(self, ticket: str) -> None:
+        session = self.session
+        session.last_used = time.monotonic()
+        with session.bulk.sending(ticket) as value:
+            first = _first_byte(self.request.headers.get("Range"), value.size)
+            self.set_header("Content-Type", "application/octet-stream")
+            self.set_header("Accept-Ranges", "bytes")
+            self.set_header("Content-Length", str(value.size - first))
+            if first:
+                self.set_status(206)
+                self.set_header("Content-Range", f"bytes {first}-{value.size - 1}/{value.size}")
+            await self._send(value, first, session)
+
+    async def _send(self, value: Outgoing, offset: int, session: NodeSession) -> None:
+        while offset < value.size:
+            part = value.read(offset, CHUNK)
+            offset += len(part)
+            self.write(part)
+            flushed = asyncio.ensure_future(self.flush())
+            await asyncio.wait({flushed, session.gone}, timeout=STALL_S, return_when=asyncio.FIRST_COMPLETED)
+            if not flushed.done():  # the memory is not kept for one who takes nothing, or whose session is over
+                flushed.cancel()
+                self.detach().close()
+                return
+            flushed.result()
+        value.sent = True
+
+    async def delete(self, ticket: str) -> None:
+        self.session.bulk.forget(ticket)
+        self.reply({"success": True})
+
+
+@stream_request_body
+class MovedIn(Intake):
+    """GET /data-centric/moved/<ticket's number>?challenge=: proof that the ticket is from here. PUT: the value that
+    it is good for, from another Node. The ticket's secret is the credential."""
+
+    def is_open(self) -> bool:
+        return self.request.method == "GET" or "X-Grid-Ticket" in self.request.headers
+
+    async def put(self, number: str) -> None:
+        dtype, shape = _header(self, "X-Grid-Form", tuple[str, _Shape])
+        readers = _header(self, "X-Grid-Readers", _Readers)
+        origin = unquote(self.request.headers.get("X-Grid-Origin", ""))
+        if not 0 < len(origin) <= MAX_NAME_CHARS or not origin.isprintable():
+            raise BadRequest("a value that is moved comes with the name of its Node")
+        expected = self.node.sessions.moves.claim(number, self.request.headers.get("X-Grid-Ticket", ""))
+        incoming = await begin(expected, dtype, shape)
+        if self.length() != expected.size:
+            raise BadRequest("the length is not that of the tensor")
+        session = _session(expected)
+        sources = foreign(readers, origin)
+        await self.take_in(incoming, session, lambda: session.receive(expected.value, incoming, sources))
+
+    async def get(self, number: str) -> None:
+        challenge = self.get_query_argument("challenge", "")
+        if not re.fullmatch(r"[0-9a-f]{32}", challenge):
+            raise BadRequest("a challenge has 32 hexadecimal digits")
+        self.reply({"proof": self.node.sessions.moves.proof(number, challenge)})
+
+
+_Shape = Annotated[tuple[int, ...], msgspec.Meta(max_length=64)]
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME_CHARS)]
+_Readers = Annotated[tuple[_Name, ...], msgspec.Meta(max_length=MAX_USERS)] | None
+
+
+def _session(expected: Expectation) -> NodeSession:
+    if not isinstance(expected.session, NodeSession):
+        raise GridError("a ticket belongs to a session")
+    return expected.session
+
+
+def _number(text: str) -> int:
+    if not text.isdigit() or len(text) > 18:
+        raise BadRequest("ids of values and numbers of bytes are plain numbers")
+    return int(text)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        return msgspec.json.decode(text or "null", type=_Shape)
+    except (msgspec.DecodeError, UnicodeError):
+        raise BadRequest("shape is a JSON list of lengths, such as [5,3]") from None
+
+
+def _header(door: Door, name: str, kind: Any) -> Any:
+    try:
+        return msgspec.json.decode(door.request.headers.get(name, ""), type=kind)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        raise BadRequest(f"the header {name} is not what it should be") from None
+
+
+def _first_byte(header: str | None, size: int) -> int:
+    """Where a download begins: at the first byte of its Range, `bytes=N-`. Raises BadRequest, LimitExceededError."""
+    if header is None:
+        return 0
+    found = re.fullmatch(r"bytes=([0-9]{1,18})-", header)
+    if found is None:
+        raise BadRequest("a Range is bytes=N-, from byte N to the end")
+    first = int(found[1])
+    if first >= size:
+        raise LimitExceededError(f"the value has {size} bytes")
+    return first
+
+
+BULK_RULES: list[tuple[str, type[Door]]] = [
+    (r"/data-centric/values/([0-9]+)", ValueIn),
+    (r"/data-centric/released/([A-Za-z0-9_-]{1,64})", ValueOut),
+    (r"/data-centric/moved/([A-Za-z0-9_-]{1,64})", MovedIn),
+]

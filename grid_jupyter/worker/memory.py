@@ -1,0 +1,70 @@
+"""Memory of a Worker: its limit, and files of memory that large tensors come and go in."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import resource
+from pathlib import Path
+
+_PIECE = 64 << 20
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+
+
+def limit_memory(nbytes: int) -> None:
+    """Let this process use so much more private memory than it does now; what is over it fails as MemoryError."""
+    ceiling = _data_bytes() + nbytes
+    resource.setrlimit(resource.RLIMIT_DATA, (ceiling, ceiling))
+
+
+class Shared(mmap.mmap):
+    """A file of memory as this process's own: nothing is copied, and nobody else writes to it.
+
+    The kernel counts shared memory towards no limit of a process, so the limit for the rest is lower while this
+    lives. Raises MemoryError where it would not fit.
+    """
+
+    _counted = 0
+
+    def __new__(cls, descriptor: int) -> Shared:
+        """Map the whole of a file whose length is sealed: one that shrank would be a crash at the next touch."""
+        if not fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+            raise ValueError("the file's length is not sealed")
+        size = os.fstat(descriptor).st_size
+        limit, ceiling = resource.getrlimit(resource.RLIMIT_DATA)
+        if limit != resource.RLIM_INFINITY:
+            if _data_bytes() + size > limit:
+                raise MemoryError
+            resource.setrlimit(resource.RLIMIT_DATA, (limit - size, ceiling))
+        made = super().__new__(cls, descriptor, size)
+        if limit != resource.RLIM_INFINITY:
+            made._counted = size
+        return made
+
+    def __del__(self) -> None:
+        if self._counted:
+            limit, ceiling = resource.getrlimit(resource.RLIMIT_DATA)
+            resource.setrlimit(resource.RLIMIT_DATA, (limit + self._counted, ceiling))
+
+
+def memory_file(data: memoryview) -> int:
+    """A descriptor of memory with these bytes, which never change again; the caller closes it."""
+    made = os.memfd_create("value", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        written = 0
+        while written < len(data):
+            written += os.write(made, data[written : written + _PIECE])
+        fcntl.fcntl(made, fcntl.F_ADD_SEALS, _SEALS)
+    except OSError as error:
+        os.close(made)
+        raise MemoryError from error
+    return made
+
+
+def _data_bytes() -> int:
+    """Private writable memory of this process, which RLIMIT_DATA counts."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmData:"):
+            return int(line.split()[1]) << 10
+    return 0
