@@ -5,6 +5,7 @@ GridError                               grid-error                  500
 │   ├── InvalidMessageError             invalid-message             400
 │   ├── InvalidDataError                invalid-data                400
 │   ├── LimitExceededError              limit-exceeded              413
+│   ├── NotRecordableError              not-recordable              400
 │   └── VersionMismatchError            version-mismatch            426
 ├── NotAuthenticatedError               not-authenticated           401
 ├── TooManyAttemptsError                too-many-attempts           429
@@ -67,6 +68,12 @@ class LimitExceededError(BadRequest):
 
     code = "limit-exceeded"
     status = 413
+
+
+class NotRecordableError(BadRequest):
+    """A function cannot be recorded: it reads values, or does not do the same work at each call."""
+
+    code = "not-recordable"
 
 
 class VersionMismatchError(BadRequest):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
@@ -238,6 +239,8 @@ class Autograd:
 
 def after_backward(session: Session, reached: Iterable[int], leaves: frozenset[int], create: bool) -> None:
     """Note where a backward pass that is in the stream leaves gradients; `leaves` are those of the gradients."""
+    if session.traced:
+        session.traced.get(threading.get_ident(), set()).update(reached)
     hooked: list[Any] = []
     for identity in reached:
         leaf = session.leaves.get(identity)

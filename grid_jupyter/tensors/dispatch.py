@@ -402,8 +402,13 @@ def refuse_leaf(op: Any, target: Any) -> None:
 
 
 def seed(session: Session) -> None:
-    """Seed the Worker's next random operation from the local generator, so that torch.manual_seed works."""
-    session.buffer.append([commands.SEED, int(torch.randint(0, 2**31 - 1, ()).item())])
+    """Seed the Worker's next random operation."""
+    session.buffer.append([commands.SEED, draw_seed()])
+
+
+def draw_seed() -> int:
+    """A seed from the local generator, so that torch.manual_seed works."""
+    return int(torch.randint(0, 2**31 - 1, ()).item())
 
 
 def template(name: str, args: list[Any], kwargs: list[Any] | None = None) -> int:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, Protocol
 
 import torch
 
-from grid_jupyter.errors import GridError, SessionLostError
+from grid_jupyter.errors import GridError, NotRecordableError, SessionLostError
 from grid_jupyter.ops.raw import DTYPES, NAMES, from_bytes, to_bytes
 from grid_jupyter.ops.shapes import Layout, layout
 from grid_jupyter.tensors.sites import Sites
@@ -29,6 +29,15 @@ _MAX_FRAME = 512 << 10  # several inline tensors in one buffer are sent early
 
 TEMPLATES: list[tuple[str, Any, Any]] = []
 """Operation and argument structure of every template of this process, by number."""
+
+_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+_sessions_lock = threading.Lock()
+
+
+def sessions() -> list[Session]:
+    """All sessions of this process that somebody still holds."""
+    with _sessions_lock:
+        return list(_sessions)
 
 
 class Link(Protocol):
@@ -108,6 +117,9 @@ class Session:
         self._pending_bytes = 0
         self.sites = Sites()
         self.leaves: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # that have gradients, by id
+        self.traced: dict[int, set[int]] = {}  # by thread that tracing.py follows: leaves that backward() reached
+        with _sessions_lock:
+            _sessions.add(self)
         from grid_jupyter.tensors.engine import prepare  # it is above this module
 
         prepare()
@@ -165,6 +177,7 @@ class Session:
             if self._pending_bytes > _MAX_FRAME or len(self.buffer) >= self.limit:
                 self.flush()
         else:
+            self._refuse_while_recorded("a tensor of more than 64 KiB cannot be sent", "send it before, or pass it in")
             with self.lock:
                 self.flush()
                 self.link.upload(identity, dtype, shape, data)
@@ -179,6 +192,7 @@ class Session:
 
         Raises GetNotPermittedError, what its computation failed with, or SessionLostError.
         """
+        self._refuse_while_recorded("values cannot be read", "return the tensor, such as the loss, and read that")
         credential = self.link.credential(user) if user else ""
         with self.lock:
             self.flush()
@@ -240,12 +254,17 @@ class Session:
 
     def sizes(self, identities: Iterable[int]) -> list[tuple[Layout, int]]:
         """Layouts that depend on values: a read, which passes the release gate."""
+        self._refuse_while_recorded("sizes that depend on values cannot be read", "do that outside of it")
         with self.lock:
             self.flush()
             reply, _ = self._ask(Sizes(values=tuple(identities)))
         if not isinstance(reply, Shapes):
             raise GridError("the Node answered a question for sizes with something else; its version may differ")
         return [(layout(found.shape, found.stride, DTYPES[found.dtype]), found.offset) for found in reply.layouts]
+
+    def _refuse_while_recorded(self, what: str, remedy: str) -> None:
+        if self.traced and threading.get_ident() in self.traced:
+            raise NotRecordableError(f"{what} inside a recording, which runs without waiting: {remedy}")
 
     def lose(self, reason: str) -> None:
         """The Worker is gone: every further use of this session's values says so."""

@@ -22,6 +22,9 @@ Ids are integers that the client chooses; all of them are private to the session
                                                            torch.autograd.grad; the gradients get the ids of `out`
     [BACKWARD_MANY, ids, gradients, inputs, retain, create, n]
                                                            torch.autograd.backward of several, or for `inputs` only
+    [RECORD, r, captured, inputs, body, outs]              recording r: a list of commands, on slots
+    [RUN, r, ids, outs, seeds]                             run recording r
+    [FORGET, r]                                            forget recording r
 
 Argument structure of a template, one item an argument (`kwargs` is a list of `[name, item]`):
 
@@ -29,6 +32,10 @@ Argument structure of a template, one item an argument (`kwargs` is a list of `[
     "z"        two numbers: complex        ["c", x]     the constant None, bool or str x
     ["t", x]   the dtype x                 ["m", x]     the memory format x
     ["L", […]] a list of items
+
+The body of a recording is a list of commands whose ids are slots: 1 … for the values `captured` (their ids are
+given once, with RECORD), then one for each of the `inputs` that a RUN names; results may have any larger number.
+`outs` are the slots that get the ids that a RUN gives. SEED stands without its number, which a RUN brings.
 """
 
 from __future__ import annotations
@@ -36,6 +43,21 @@ from __future__ import annotations
 DEFINE, FREE, PUT, SEED, GRAD_MODE, CLEAR = -1, -2, -3, -4, -5, -6
 REQUIRE_GRAD, RETAIN_GRAD, BACKWARD, GRAD_OF, SET_GRAD, GRADIENTS = -10, -11, -12, -13, -14, -15
 BACKWARD_MANY = -16
+RECORD, RUN, FORGET = -20, -21, -22
+
+IN_RECORDINGS: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    PUT: ((1,), ()),
+    SEED: ((), ()),
+    GRAD_MODE: ((), ()),
+    REQUIRE_GRAD: ((), (1,)),
+    RETAIN_GRAD: ((), (1,)),
+    BACKWARD: ((), (1, 2)),
+    GRAD_OF: ((1,), (2,)),
+    SET_GRAD: ((), (1, 2)),
+    GRADIENTS: ((1,), (2, 3, 4)),
+    BACKWARD_MANY: ((), (1, 2, 3)),
+}
+"""Commands that a recording may hold besides operations: where in them results stand, and where operands (0: none)."""
 
 FIRST_ID = 1 << 30
 """Sessions count their ids up from a random number between FIRST_ID and twice that."""

@@ -31,3 +31,7 @@ MAX_VALUES = 200_000
 """Live values of one session."""
 MAX_DATASETS_OPEN = 256
 """Data sets that one session may have open."""
+MAX_RECORDINGS = 256
+"""Recordings that one session keeps."""
+MAX_RECORDED_COMMANDS = 100_000
+"""Commands in all recordings of one session together."""

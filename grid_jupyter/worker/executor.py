@@ -26,6 +26,7 @@ from grid_jupyter.wire import commands, frames
 from grid_jupyter.wire.limits import MAX_INLINE_BYTES, MAX_VALUES
 from grid_jupyter.wire.messages import Layout
 from grid_jupyter.worker.gradients import Gradients
+from grid_jupyter.worker.recordings import Recordings
 from grid_jupyter.worker.templates import Box, Template, storage_of
 
 # What a kernel may raise about its arguments. Anything else is a fault of ours and ends the session.
@@ -66,18 +67,18 @@ class Executor:
         self.boxes: dict[int, Box] = {}
         self.closed = 0  # the sources that the caller may not read, as bits
         self._memory_bytes = memory_bytes
-        self._templates: dict[int, Template | Poison] = {}
-        self._grad_mode = True
+        self.templates: dict[int, Template | Poison] = {}
+        self.grad_mode = True
         self._gradients_held = Gradients()
         self._grad_error: tuple[Poison, int] | None = None
         self._error: tuple[Poison, int] | None = None
-        self._verbs: dict[int, Callable[..., None]] = {
+        self.verbs: dict[int, Callable[..., None]] = {
             commands.DEFINE: self._define,
             commands.FREE: self.free,
             commands.CLEAR: self._clear,
             commands.PUT: self._put,
-            commands.SEED: self._seed,
-            commands.GRAD_MODE: self._set_grad_mode,
+            commands.SEED: self.seed,
+            commands.GRAD_MODE: self.set_grad_mode,
             commands.REQUIRE_GRAD: self._require_grad,
             commands.RETAIN_GRAD: self._retain_grad,
             commands.BACKWARD: self._backward,
@@ -85,6 +86,12 @@ class Executor:
             commands.SET_GRAD: self._set_grad,
             commands.GRADIENTS: self._gradients,
             commands.BACKWARD_MANY: self._backward_many,
+        }
+        recordings = Recordings(self)
+        self.verbs |= {
+            commands.RECORD: recordings.define,
+            commands.RUN: recordings.run,
+            commands.FORGET: recordings.forget,
         }
 
     # -------------------------------------------------------------- the stream
@@ -96,7 +103,7 @@ class Executor:
         values: both end the session.
         """
         # Autograd must stay on: some kernels return no workspace without it and their gradients are then wrong.
-        torch.set_grad_enabled(self._grad_mode)
+        torch.set_grad_enabled(self.grad_mode)
         try:
             for command in frames.decode(header, _decoder):
                 self._one(command)
@@ -116,7 +123,7 @@ class Executor:
             if code >= 0:
                 self._run(code, command)
                 return
-            verb = self._verbs.get(code)
+            verb = self.verbs.get(code)
             if verb is None:
                 raise InvalidMessageError(f"there is no command {code}")
             verb(*command[1:])
@@ -126,17 +133,21 @@ class Executor:
             raise InvalidMessageError(f"command {code} has wrong arguments") from error
 
     def _run(self, number: int, command: list[Any]) -> None:
-        template = self._templates.get(number)
+        template = self.templates.get(number)
         if template is None:
             raise InvalidMessageError(f"template {number} was never defined")
         if isinstance(template, Poison):
-            self._mark(command[1], template, 0)
+            self.mark(command[1], template, 0)
             return
         if len(command) != template.length:
             raise InvalidMessageError(f"a command of {template.kernel.name} has the wrong length")
         out = command[1]
         if type(out) is not int and not (type(out) is list and all(type(identity) is int for identity in out)):
             raise InvalidMessageError("ids are integers")
+        self.perform(template, command)
+
+    def perform(self, template: Template, command: list[Any]) -> None:
+        """Run one operation whose command was looked at; if it fails, its results are poisoned."""
         try:
             template.run(self.values, self.boxes, command, self.closed)
         except _KERNEL_ERRORS as error:
@@ -145,7 +156,7 @@ class Executor:
     def _poison(self, command: list[Any], template: Template, error: BaseException) -> None:
         """Mark what a failed command would have made. Text of private origin says no more than its class."""
         if isinstance(error, OperationNotAllowedError):  # so it is whatever the values are: nobody learns of these
-            self._mark(command[1], Poison(error.code, str(error)), 0)
+            self.mark(command[1], Poison(error.code, str(error)), 0)
             return
         sources, cause = 0, None
         for slot in template.refs:
@@ -157,7 +168,7 @@ class Executor:
             sources |= self.boxes[command[slot]].sources
             if isinstance(value, Poison):
                 cause = cause or value
-        self._mark(command[1], cause or self._reason(template.kernel.name, error, sources), sources)
+        self.mark(command[1], cause or self._reason(template.kernel.name, error, sources), sources)
 
     def _reason(self, what: str, error: BaseException, sources: int) -> Poison:
         if isinstance(error, GridError):
@@ -173,7 +184,8 @@ class Executor:
         detail = "" if sources else f": {text.splitlines()[0][:400] if text else ''}"
         return Poison(RemoteOperationError.code, f"{what} failed with {type(error).__name__}{detail}")
 
-    def _mark(self, out: Any, poison: Poison, sources: int) -> None:
+    def mark(self, out: Any, poison: Poison, sources: int) -> None:
+        """Put `poison` in place of results: one id, a list of ids, or 0 for an operation without results."""
         identities = out if isinstance(out, list) else [out]
         if identities and not poison.origin and type(identities[0]) is int:
             poison = poison._replace(origin=identities[0])
@@ -189,14 +201,14 @@ class Executor:
     # -------------------------------------------------------------- verbs
 
     def _define(self, template: int, name: str, args: list[Any], kwargs: list[Any]) -> None:
-        if type(template) is not int or template < 0 or len(self._templates) >= _MAX_TEMPLATES:
+        if type(template) is not int or template < 0 or len(self.templates) >= _MAX_TEMPLATES:
             raise InvalidMessageError("a template has a non-negative number, and there are not endlessly many")
         try:
-            self._templates[template] = Template(name, args, kwargs)
+            self.templates[template] = Template(name, args, kwargs)
         except InvalidMessageError:
             raise
         except GridError as error:
-            self._templates[template] = Poison(error.code, str(error))
+            self.templates[template] = Poison(error.code, str(error))
 
     def free(self, *identities: int) -> None:
         """Forget values; unknown ids are fine."""
@@ -220,12 +232,14 @@ class Executor:
         self.values[identity] = tensor
         self.boxes[identity] = Box(sources, frozen, storage_of(tensor))
 
-    def _seed(self, seed: int) -> None:
+    def seed(self, seed: int) -> None:
+        """Seed the generator for the next random operation."""
         torch.default_generator.manual_seed(seed)  # torch.manual_seed asks for every other device too: 0.3 ms
 
-    def _set_grad_mode(self, on: bool) -> None:
-        self._grad_mode = bool(on)
-        torch.set_grad_enabled(self._grad_mode)
+    def set_grad_mode(self, on: bool) -> None:
+        """Whether operations are recorded for gradients from here on."""
+        self.grad_mode = bool(on)
+        torch.set_grad_enabled(self.grad_mode)
 
     def _require_grad(self, identity: int, on: bool) -> None:
         value = self.values.get(identity)
@@ -236,7 +250,7 @@ class Executor:
             try:
                 value.requires_grad_(bool(on))
             except RuntimeError as error:
-                self._mark(identity, self._reason("requires_grad_", error, 0), self.boxes[identity].sources)
+                self.mark(identity, self._reason("requires_grad_", error, 0), self.boxes[identity].sources)
                 return
             if on:
                 self._gradients_held.watch(value)
@@ -282,13 +296,13 @@ class Executor:
     def _grad_of(self, out: int, identity: int) -> None:
         value = self.values.get(identity)
         if isinstance(value, Poison):
-            self._mark(out, value, self.boxes[identity].sources)
+            self.mark(out, value, self.boxes[identity].sources)
             return
         found = self._gradients_held.of(value) if isinstance(value, torch.Tensor) else None
         if found is not None:
             self.values[out], self.boxes[out] = found
         elif self._grad_error is not None:
-            self._mark(out, *self._grad_error)
+            self.mark(out, *self._grad_error)
         elif isinstance(value, torch.Tensor) and value.requires_grad and value.is_leaf:
             # the client took it for reached by a backward pass: what stands in the graph is known here alone
             zeros = torch.zeros_like(value)
@@ -296,7 +310,7 @@ class Executor:
             self._gradients_held.assign(value, zeros, box)
             self.values[out], self.boxes[out] = zeros, box
         else:
-            self._mark(out, Poison(RemoteOperationError.code, "there is no gradient: call backward() first"), 0)
+            self.mark(out, Poison(RemoteOperationError.code, "there is no gradient: call backward() first"), 0)
 
     def _set_grad(self, identity: int, gradient: int) -> None:
         value = self.values.get(identity)
@@ -340,7 +354,7 @@ class Executor:
                 )
                 own = [_own(grad, given) for grad, given in zip(found, inputs, strict=True)]
         except _KERNEL_ERRORS as error:
-            self._mark(list(out), self._reason("autograd.grad", error, sources), sources)
+            self.mark(list(out), self._reason("autograd.grad", error, sources), sources)
             return
         finally:
             self._gradients_held.settle(sources)

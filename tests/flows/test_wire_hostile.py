@@ -33,7 +33,7 @@ from grid_jupyter.errors import (
 )
 from grid_jupyter.wire import commands as c
 from grid_jupyter.wire import frames, messages
-from grid_jupyter.wire.limits import MAX_FRAME_BYTES, MAX_HEADER_BYTES, PROTOCOL
+from grid_jupyter.wire.limits import MAX_FRAME_BYTES, MAX_HEADER_BYTES, MAX_RECORDED_COMMANDS, PROTOCOL
 
 Intrude = Callable[..., RawSession]
 NESTED = b"\x91" * 100_000
@@ -106,6 +106,23 @@ HOSTILE_FRAMES: dict[str, bytes | str] = {
     "an unknown command": header(frames.OPERATIONS, msgspec.msgpack.encode([[-99]])),
     "a command without code": header(frames.OPERATIONS, msgspec.msgpack.encode([["os.system", "id"]])),
     "a template never defined": header(frames.OPERATIONS, msgspec.msgpack.encode([[5, 1, 2]])),
+    "a recording in a recording": header(
+        frames.OPERATIONS, msgspec.msgpack.encode([[c.RECORD, 1, [], 0, [[c.RECORD, 2, [], 0, [], []]], []]])
+    ),
+    "a recording that runs itself": header(
+        frames.OPERATIONS, msgspec.msgpack.encode([[c.RECORD, 1, [], 0, [[c.RUN, 1, [], [], []]], []]])
+    ),
+    "a recording with slots that nothing fills": header(
+        frames.OPERATIONS, msgspec.msgpack.encode([[c.RECORD, 1, [], 0, [], [1 << 40]]])
+    ),
+    "a recording with endless inputs": header(
+        frames.OPERATIONS, msgspec.msgpack.encode([[c.RECORD, 1, [], 1 << 62, [], []]])
+    ),
+    "a recording with more commands than there may be": header(
+        frames.OPERATIONS, msgspec.msgpack.encode([[c.RECORD, 1, [], 0, [[c.SEED]] * (MAX_RECORDED_COMMANDS + 1), []]])
+    ),
+    "a recording, nested": header(frames.OPERATIONS, b"\x91\x96\xec\x01\x90\x00" + NESTED + b"\x90"),
+    "a run of what was never recorded": header(frames.OPERATIONS, msgspec.msgpack.encode([[c.RUN, 1, [], [], []]])),
     "a huge number": header(frames.OPERATIONS, msgspec.msgpack.encode([[(1 << 64) - 1, 1]])),
     "a seed that is a word": header(frames.OPERATIONS, msgspec.msgpack.encode([[c.SEED, "x"]])),
     "a tensor of negative size": header(frames.OPERATIONS, msgspec.msgpack.encode([[c.PUT, 1, "float32", [-1], b""]])),
