@@ -130,7 +130,7 @@ def _describe(op: Any, result: Any) -> Any:
 def select(of: Layout, offset: int, args: Any) -> tuple[Layout, int] | None:
     """`aten.select.int` on metadata; None leaves it to `infer`. Raises IndexError as torch does."""
     dim, index, rank = args[1], args[2], len(of.shape)
-    if not -rank <= dim < rank:
+    if type(of) is not Layout or not -rank <= dim < rank:
         return None
     dim %= rank
     length = of.shape[dim]
@@ -144,7 +144,7 @@ def select(of: Layout, offset: int, args: Any) -> tuple[Layout, int] | None:
 def slice_(of: Layout, offset: int, args: Any) -> tuple[Layout, int] | None:
     """`aten.slice.Tensor` with all integers given, on metadata; None leaves it to `infer`."""
     dim, rank, step = args[1], len(of.shape), args[4] if len(args) > 4 else 1
-    if step < 1 or not -rank <= dim < rank:
+    if type(of) is not Layout or step < 1 or not -rank <= dim < rank:
         return None
     dim %= rank
     rows = range(of.shape[dim])[args[2] : args[3] : step]

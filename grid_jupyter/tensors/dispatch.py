@@ -64,6 +64,8 @@ class SlowPath:
             return rewritten(args, kwargs)
         if op in _INDEXED:
             args = self._integer_indices(args)
+        if _is_open(self._remote, args) or (kwargs and _is_open(self._remote, list(kwargs.values()))):
+            args, kwargs = _sizes().close(op, args, kwargs)
         name = str(op)
         if name not in ALLOWED:
             parts = in_parts(op)
@@ -81,6 +83,10 @@ class SlowPath:
             session.set_grad_mode(grad)
         if not grad or op is aten.detach.default:
             leaves = None
+        if _is_open(self._remote, call.operands):
+            if _is_factory(op):
+                leaves = None
+            return _sizes().run(self, op, template(name, call.args, call.kwargs), call, args, kwargs, leaves)
         key = (op, _key(self._remote, args), tuple((k, _key(self._remote, v)) for k, v in kwargs.items()))
         outcome = CACHE.get(key)
         if outcome is None:
@@ -88,7 +94,7 @@ class SlowPath:
             try:
                 result = infer(op, self._layouts(args), {k: self._layouts(v) for k, v in kwargs.items()})
             except DYNAMIC:
-                return self._measured(op, number, call, session, leaves)
+                return _sizes().run(self, op, number, call, args, kwargs, leaves)
             outcome = self._outcome(op, number, args, kwargs, result)
             if len(CACHE) >= _MAX_CACHE:
                 CACHE.clear()
@@ -126,10 +132,7 @@ class SlowPath:
         elif outcome.kind in (IN_PLACE, NOTHING):
             command[1] = -session.new_id()
         if outcome.kind == IN_PLACE:
-            result = given[outcome.data]
-            if leaves is not None:
-                refuse_leaf(op, result)
-                spread(result, leaves)
+            result = self.changed(op, given[outcome.data], leaves)
         elif outcome.kind == MANY:
             result = self.many(outcome.data, command, session, given, leaves)
         self._note(session, command)
@@ -192,8 +195,32 @@ class SlowPath:
         made = [make(spec) for spec in specs]
         return made[0] if len(specs) == 1 and isinstance(specs[0], list) else tuple(made)
 
-    def _measured(self, op: Any, number: int, call: _Call, session: Session, leaves: Any) -> Any:
-        """A result whose shape depends on values: its size is read through the release gate."""
+    def append(self, number: int, call: _Call, out: Any, seeded: bool) -> None:
+        """Put an operation into the stream whose results were made elsewhere: `out` are their ids, 0: none."""
+        session = call.session
+        if session is None:
+            raise RemoteOperationError("the operation was given no remote tensor")
+        if seeded:
+            seed(session)
+        if number not in session.known:
+            session.define(number)
+        command, uploaded = self._command(number, call, session)
+        command[1] = out or -session.new_id()
+        self._note(session, command)
+        session.buffer.append(command)
+        if len(session.buffer) >= session.limit:
+            session.flush()
+        del uploaded  # they must live until the command is in the stream
+
+    def changed(self, op: Any, target: Any, leaves: Any) -> Any:
+        """The argument that an operation changed in place."""
+        if leaves is not None:
+            refuse_leaf(op, target)
+            spread(target, leaves)
+        return target
+
+    def measured(self, op: Any, number: int, call: _Call, session: Session, leaves: Any) -> Any:
+        """A result of which even the number of dimensions is unknown here: it is read through the release gate."""
         if number not in session.known:
             session.define(number)
         command, uploaded = self._command(number, call, session)
@@ -320,11 +347,22 @@ def _same_size(args: Any, kwargs: Any) -> bool:
     return bool(args[0].shape == args[1].shape)
 
 
+def _lengths(args: Any, kwargs: Any) -> Any:
+    _sizes().settle(args[0])
+    return args[0]._layout.shape if len(args) == 1 else args[0]._layout.shape[args[1]]
+
+
+def _strides(args: Any, kwargs: Any) -> Any:
+    _sizes().settle(args[0])
+    return args[0]._layout.stride
+
+
 def _never(args: Any, kwargs: Any) -> bool:
     return False
 
 
 # Operations that return Python values are reads, made of allowed operations and a read; others change nothing.
+# torch asks for sizes in this way where they are symbols, and an operation needs the numbers.
 _REWRITES: dict[Any, Callable[[Any, Any], Any]] = {
     aten._local_scalar_dense.default: _item,
     aten.equal.default: _equal,
@@ -333,6 +371,8 @@ _REWRITES: dict[Any, Callable[[Any, Any], Any]] = {
     aten.is_same_size.default: _same_size,
     aten._has_same_storage_numel.default: _same_size,
     aten.lift_fresh.default: _same,
+    aten.size.default: _lengths,
+    aten.stride.default: _strides,
 }
 _INDEXED = frozenset({aten.index.Tensor, aten.index_put_.default, aten.index_put.default})
 
@@ -419,6 +459,23 @@ def template(name: str, args: list[Any], kwargs: list[Any] | None = None) -> int
         TEMPLATES.append((name, args, kwargs or []))
         number = _templates[key] = len(TEMPLATES) - 1
     return number
+
+
+def _is_open(remote: type[torch.Tensor], argument: Any) -> bool:
+    """Whether there are lengths without a number (sizes.py) among the arguments."""
+    kind = type(argument)
+    if kind is remote:
+        return type(argument._layout) is not Layout
+    if kind is torch.SymInt:
+        return True
+    return kind in (list, tuple) and any(_is_open(remote, part) for part in argument)
+
+
+def _sizes() -> Any:
+    """Loaded where there is the first such length: it takes a part of torch that takes half a second."""
+    from grid_jupyter.tensors import sizes
+
+    return sizes
 
 
 def _frozen(part: Any) -> Any:

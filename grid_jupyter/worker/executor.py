@@ -26,6 +26,7 @@ from grid_jupyter.wire import commands, frames
 from grid_jupyter.wire.limits import MAX_INLINE_BYTES, MAX_VALUES
 from grid_jupyter.wire.messages import Layout
 from grid_jupyter.worker.gradients import Gradients
+from grid_jupyter.worker.halves import SIZED, Halves
 from grid_jupyter.worker.recordings import Recordings
 from grid_jupyter.worker.templates import Box, Template, storage_of
 
@@ -66,6 +67,7 @@ class Executor:
         self.values: dict[int, Any] = {}
         self.boxes: dict[int, Box] = {}
         self.closed = 0  # the sources that the caller may not read, as bits
+        self.memory = Halves(memory_bytes)
         self._memory_bytes = memory_bytes
         self.templates: dict[int, Template | Poison] = {}
         self.grad_mode = True
@@ -109,6 +111,7 @@ class Executor:
                 self._one(command)
         finally:
             torch.set_grad_enabled(True)
+            self.memory.enter(False)
         if len(self.values) > MAX_VALUES:
             raise LimitExceededError(
                 f"the session holds more than {MAX_VALUES} values; drop pointers you do not "
@@ -149,7 +152,7 @@ class Executor:
     def perform(self, template: Template, command: list[Any]) -> None:
         """Run one operation whose command was looked at; if it fails, its results are poisoned."""
         try:
-            template.run(self.values, self.boxes, command, self.closed)
+            template.run(self.values, self.boxes, command, self.closed, self.memory)
         except _KERNEL_ERRORS as error:
             self._poison(command, template, error)
 
@@ -175,6 +178,11 @@ class Executor:
             return Poison(error.code, str(error), error.value)
         text = str(error)
         if isinstance(error, MemoryError) or "allocate memory" in text:
+            if self.memory.split and not self.memory.hidden:
+                raise LimitExceededError(
+                    f"{what}: half of the session's memory of {self._memory_bytes >> 20} MB is used up, and the other "
+                    f"half is kept for values of sizes that nobody is to know: the session ends here"
+                )
             limit = f" of {self._memory_bytes >> 20} MB" if self._memory_bytes else ""
             return Poison(
                 LimitExceededError.code,
@@ -195,8 +203,7 @@ class Executor:
         for identity in identities:
             if type(identity) is not int:
                 raise InvalidMessageError("ids are integers")
-            self.values[identity] = poison
-            self.boxes[identity] = Box(sources)
+            self.keep(identity, poison, Box(sources))
 
     # -------------------------------------------------------------- verbs
 
@@ -213,10 +220,14 @@ class Executor:
     def free(self, *identities: int) -> None:
         """Forget values; unknown ids are fine."""
         for identity in identities:
+            box = self.boxes.pop(identity, None)
+            if self.memory.split and box is not None:
+                self.memory.enter(box.hidden)
             self.values.pop(identity, None)
-            self.boxes.pop(identity, None)
 
     def _clear(self) -> None:
+        self.free(*(identity for identity, box in list(self.boxes.items()) if box.hidden))
+        self.memory.enter(False)
         self.values.clear()
         self.boxes.clear()
 
@@ -229,8 +240,15 @@ class Executor:
         """Take in a tensor under an id of the client's."""
         if type(identity) is not int:
             raise InvalidMessageError("ids are integers")
-        self.values[identity] = tensor
-        self.boxes[identity] = Box(sources, frozen, storage_of(tensor))
+        self.keep(identity, tensor, Box(sources, frozen, storage_of(tensor)))
+
+    def keep(self, identity: int, value: Any, box: Box) -> None:
+        """Let an id stand for a value. One that it stood for before is freed as what it was."""
+        before = self.boxes.get(identity)
+        if before is not None and before.hidden and not box.hidden:
+            self.free(identity)
+        self.values[identity] = value
+        self.boxes[identity] = box
 
     def seed(self, seed: int) -> None:
         """Seed the generator for the next random operation."""
@@ -273,7 +291,7 @@ class Executor:
         create: bool,
         number: int = 0,
     ) -> None:
-        sources = self.lineage((*identities, *gradients))
+        sources = self._work_on((*identities, *gradients, *inputs))
         try:
             only = [self._tensor(i) for i in inputs]
             for tensor in only:
@@ -300,15 +318,15 @@ class Executor:
             return
         found = self._gradients_held.of(value) if isinstance(value, torch.Tensor) else None
         if found is not None:
-            self.values[out], self.boxes[out] = found
+            self.keep(out, *found)
         elif self._grad_error is not None:
             self.mark(out, *self._grad_error)
         elif isinstance(value, torch.Tensor) and value.requires_grad and value.is_leaf:
             # the client took it for reached by a backward pass: what stands in the graph is known here alone
             zeros = torch.zeros_like(value)
-            box = Box(storage=storage_of(zeros))
+            box = Box(self.boxes[identity].sources, storage=storage_of(zeros))  # its shape may tell of them
             self._gradients_held.assign(value, zeros, box)
-            self.values[out], self.boxes[out] = zeros, box
+            self.keep(out, zeros, box)
         else:
             self.mark(out, Poison(RemoteOperationError.code, "there is no gradient: call backward() first"), 0)
 
@@ -316,7 +334,7 @@ class Executor:
         value = self.values.get(identity)
         if not isinstance(value, torch.Tensor):
             return
-        sources = self.lineage((identity, gradient))
+        sources = self._work_on((identity, gradient))
         try:
             given = self._tensor(gradient) if gradient else None
             box = self.boxes[gradient] if gradient else Box()
@@ -339,7 +357,7 @@ class Executor:
         unused: bool = True,
         batched: bool = False,
     ) -> None:
-        sources = self.lineage((*outs, *seeds, *ins))
+        sources = self._work_on((*outs, *seeds, *ins))
         try:
             with torch.enable_grad():
                 inputs = [self._tensor(i) for i in ins]
@@ -359,8 +377,7 @@ class Executor:
         finally:
             self._gradients_held.settle(sources)
         for identity, made in zip(out, own, strict=True):
-            self.values[identity] = made
-            self.boxes[identity] = Box(sources, storage=storage_of(made))
+            self.keep(identity, made, Box(sources, storage=storage_of(made)))
 
     # -------------------------------------------------------------- reads
 
@@ -384,6 +401,13 @@ class Executor:
             return Read(self._tensor(identity), sources)
         except GridError as error:
             return Broken(error, sources)
+
+    def _work_on(self, identities: tuple[int, ...]) -> int:
+        """The lineage of these values; what follows takes its memory from where theirs is."""
+        sources = self.lineage(identities)
+        if sources >= SIZED or self.memory.split:
+            self.memory.enter(sources >= SIZED)
+        return sources
 
     def lineage(self, identities: tuple[int, ...]) -> int:
         """The data sets that any of these values derives from, as bits."""

@@ -14,7 +14,7 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_
 
 def limit_memory(nbytes: int) -> None:
     """Let this process use so much more private memory than it does now; what is over it fails as MemoryError."""
-    ceiling = _data_bytes() + nbytes
+    ceiling = data_bytes() + nbytes
     resource.setrlimit(resource.RLIMIT_DATA, (ceiling, ceiling))
 
 
@@ -25,6 +25,8 @@ class Shared(mmap.mmap):
     lives. Raises MemoryError where it would not fit.
     """
 
+    total = 0
+    """Bytes of all that live."""
     _counted = 0
 
     def __new__(cls, descriptor: int) -> Shared:
@@ -34,16 +36,18 @@ class Shared(mmap.mmap):
         size = os.fstat(descriptor).st_size
         limit, ceiling = resource.getrlimit(resource.RLIMIT_DATA)
         if limit != resource.RLIM_INFINITY:
-            if _data_bytes() + size > limit:
+            if data_bytes() + size > limit:
                 raise MemoryError
             resource.setrlimit(resource.RLIMIT_DATA, (limit - size, ceiling))
         made = super().__new__(cls, descriptor, size)
         if limit != resource.RLIM_INFINITY:
             made._counted = size
+            Shared.total += size
         return made
 
     def __del__(self) -> None:
         if self._counted:
+            Shared.total -= self._counted
             limit, ceiling = resource.getrlimit(resource.RLIMIT_DATA)
             resource.setrlimit(resource.RLIMIT_DATA, (limit + self._counted, ceiling))
 
@@ -62,7 +66,7 @@ def memory_file(data: memoryview) -> int:
     return made
 
 
-def _data_bytes() -> int:
+def data_bytes() -> int:
     """Private writable memory of this process, which RLIMIT_DATA counts."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmData:"):

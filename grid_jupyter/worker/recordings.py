@@ -39,6 +39,9 @@ class Stage(Protocol):
     def put(self, identity: int, tensor: torch.Tensor) -> None:
         """Take in a tensor."""
 
+    def keep(self, identity: int, value: Any, box: Box) -> None:
+        """Let an id stand for a value."""
+
     def seed(self, seed: int) -> None:
         """Seed the generator."""
 
@@ -127,7 +130,7 @@ class Recordings:
                 values[given[slot - 1]] = inside[slot]
         for slot, identity in zip(recording.outs, outs, strict=True):
             if slot in inside:
-                values[identity], boxes[identity] = inside[slot], lineage[slot]
+                stage.keep(identity, inside[slot], lineage[slot])
 
     # -------------------------------------------------------------- checking
 

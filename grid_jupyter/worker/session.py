@@ -20,7 +20,7 @@ import torch
 from grid_jupyter.errors import GridError, InvalidMessageError, LimitExceededError, RemoteOperationError
 from grid_jupyter.ops.raw import DTYPES, NAMES, check_layout, from_bytes, to_bytes
 from grid_jupyter.wire import frames, worker
-from grid_jupyter.wire.limits import MAX_INLINE_BYTES
+from grid_jupyter.wire.limits import MAX_DATASETS_OPEN, MAX_INLINE_BYTES
 from grid_jupyter.wire.messages import Failed
 from grid_jupyter.worker.channel import Channel
 from grid_jupyter.worker.executor import Broken, Executor
@@ -110,7 +110,16 @@ class _Session:
         if isinstance(found, Broken):
             self._reply(request_id, worker.Broken(fault=_fault(found), earlier=self._earlier()))
             return
-        data = to_bytes(found.tensor)
+        memory = -1
+        try:
+            data = to_bytes(found.tensor)
+            if len(data) > MAX_INLINE_BYTES:
+                memory = memory_file(data)
+        except (RuntimeError, MemoryError) as error:
+            # whether it fits may tell how large it is, so this is said to those alone who may read it
+            failed = RemoteOperationError(f"this value cannot be handed over ({type(error).__name__})")
+            self._reply(request_id, worker.Broken(fault=_fault(Broken(failed, found.sources)), earlier=self._earlier()))
+            return
         reply = worker.Fetched(
             dtype=NAMES[found.tensor.dtype],
             shape=tuple(found.tensor.shape),
@@ -118,10 +127,9 @@ class _Session:
             sources=bits(found.sources),
             earlier=self._earlier(),
         )
-        if len(data) <= MAX_INLINE_BYTES:
+        if memory < 0:
             self._channel.send(worker.reply_frame(request_id, reply, data))
             return
-        memory = memory_file(data)
         try:
             self._channel.send(worker.reply_frame(request_id, reply), [memory])
         finally:
@@ -159,8 +167,8 @@ def _fault(broken: Broken) -> worker.Fault:
 
 
 def bits(mask: int) -> tuple[int, ...]:
-    """Numbers of the bits that are set."""
-    return tuple(index for index in range(mask.bit_length()) if mask >> index & 1)
+    """Numbers of the data sets in a lineage."""
+    return tuple(index for index in range(min(mask.bit_length(), MAX_DATASETS_OPEN)) if mask >> index & 1)
 
 
 def _view(mapping: mmap.mmap, part: worker.Mapped) -> torch.Tensor:

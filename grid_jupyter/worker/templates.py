@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from grid_jupyter.errors import GetNotPermittedError, InvalidMessageError, OperationNotAllowedError
+from grid_jupyter.errors import InvalidMessageError, OperationNotAllowedError
 from grid_jupyter.ops.allowed import STRINGS
 from grid_jupyter.ops.kernels import Kernel, kernel
 from grid_jupyter.ops.raw import DTYPES
+from grid_jupyter.worker.halves import SIZED, Halves
 
 MEMORY_FORMATS: dict[str, torch.memory_format] = {
     name: getattr(torch, name)
@@ -28,6 +29,10 @@ _MASKS = (torch.bool, torch.uint8)
 _bump_version: Callable[[torch.Tensor], None] = torch.autograd.graph.increment_version
 
 
+UNLIMITED = Halves()
+"""The memory of an executor in a process without a limit."""
+
+
 class Box:
     """The lineage of one storage: every view of it shares this object.
 
@@ -35,12 +40,13 @@ class Box:
     is published data: mapped read-only, never written to. `storage` tells which one it is while it lives.
     """
 
-    __slots__ = ("frozen", "sources", "storage")
+    __slots__ = ("frozen", "hidden", "sources", "storage")
 
     def __init__(self, sources: int = 0, frozen: bool = False, storage: int = 0) -> None:
         self.sources = sources
         self.frozen = frozen
         self.storage = storage
+        self.hidden = sources >= SIZED  # which half of the memory it was taken from (halves.py)
 
 
 def storage_of(tensor: torch.Tensor) -> int:
@@ -114,11 +120,18 @@ class Template:
 
         return number
 
-    def run(self, values: dict[int, Any], boxes: dict[int, Box], command: list[Any], closed: int = 0) -> None:
+    def run(
+        self,
+        values: dict[int, Any],
+        boxes: dict[int, Box],
+        command: list[Any],
+        closed: int = 0,
+        memory: Halves = UNLIMITED,
+    ) -> None:
         """Execute one command: results into `values`, lineage into `boxes`.
 
-        `closed` are the sources that the caller may not read. Results as large as their values say are not made of
-        them, for how much memory is left afterwards can be found out.
+        `closed` are the sources that the caller may not read. Where they say how large a result is, that is part of
+        its lineage, and of that of all that is made of it: these live in a memory of their own.
 
         The lineage of a result is the union of the arguments' ones. A result that shares an argument's
         storage shares its box, whatever the schema says of it. Storages that are written to show a new
@@ -129,9 +142,9 @@ class Template:
         for slot in self.refs:
             sources |= boxes[command[slot]].sources
         if self.kernel.sized and sources & closed and self._is_sized(values, command):
-            raise GetNotPermittedError(
-                f"{self.kernel.name} gives results whose size depends on values: only who may read these may use it"
-            )
+            sources |= SIZED
+        if (sources >= SIZED) is not memory.hidden or memory.split:
+            memory.enter(sources >= SIZED or _replaces_hidden(boxes, command[1]))
         for slot in self._mutated:
             box = boxes[command[slot]]
             if box.frozen:
@@ -181,6 +194,11 @@ class Template:
             if box.storage == storage:
                 return box
         return Box(sources, storage=storage)
+
+
+def _replaces_hidden(boxes: dict[int, Box], out: Any) -> bool:
+    """Whether a result takes the place of a value whose memory must not be felt to be free."""
+    return any(box is not None and box.hidden for box in map(boxes.get, out if type(out) is list else (out,)))
 
 
 def _constant(value: Any) -> Getter:
