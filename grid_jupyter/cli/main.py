@@ -237,6 +237,13 @@ def _add_node(commands: _Commands[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--allow-guests", action="store_true", help="let people without a credential compute")
     parser.add_argument("--public-tags", action="store_true", help="show the tags of data sets to anyone")
+    workers = parser.add_argument_group("how soon a session computes")
+    workers.add_argument(
+        "--warm", action="store_true", help="load torch at the start, not when the first client connects"
+    )
+    workers.add_argument(
+        "--spare-workers", type=values.whole, default=2, metavar="N", help="Workers ready for the next sessions (2)"
+    )
     limits = parser.add_argument_group("limits of one session")
     limits.add_argument("--session-memory", type=values.size, default=2 << 30, metavar="SIZE", help="memory (2G)")
     limits.add_argument(

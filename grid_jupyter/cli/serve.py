@@ -34,6 +34,8 @@ def node(options: argparse.Namespace) -> int:
             session_memory_bytes=options.session_memory,
             session_idle_s=options.session_idle,
             max_sessions=options.max_sessions,
+            spare_workers=options.spare_workers,
+            warm=options.warm,
             max_upload_bytes=options.max_upload,
             operation_s=options.operation_time,
             certfile=options.certfile,

@@ -26,6 +26,13 @@ def port(text: str) -> int:
     return int(text)
 
 
+def whole(text: str) -> int:
+    """A whole number from 0 up."""
+    if not text.isascii() or not text.isdigit():
+        raise ArgumentTypeError("this is a number from 0 up")
+    return int(text)
+
+
 def positive(text: str) -> int:
     """A whole number from 1 up."""
     if not text.isascii() or not text.isdigit() or int(text) < 1:

@@ -52,6 +52,14 @@ class Gate:
         rules = await self.rules(tuple(range(len(self._sources))))
         return tuple(number for number, said in enumerate(rules) if not policy.may_read(caller, said))
 
+    def is_open(self, reader: str, reply: worker.Fetched) -> bool:
+        """Whether a value passes without anybody's rules being looked up: by the Worker's own account it derives from
+        no data set, and nothing failed before it. Everything else is for `check`."""
+        if reply.sources or reply.earlier is not None or self._fault is not None:
+            return False
+        policy.check_release(reader, ())
+        return True
+
     async def check(self, reader: str, reply: worker.Reply) -> list[Rules]:
         """The rules of what a value derives from, if this reader may have it. That something failed may tell of
         the data as well, so it passes the same gate.

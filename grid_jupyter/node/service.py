@@ -39,6 +39,8 @@ class GridNode:
         max_sessions: int,
         idle_s: float,
         max_upload_bytes: int,
+        spare_workers: int,
+        warm: bool,
     ) -> None:
         self.name = name
         self.node_id = node_id
@@ -46,7 +48,8 @@ class GridNode:
         self.database = database
         self.settings = SettingTable(database)
         self.accounts = Accounts(AccountTable(database), node_id)
-        self.pool = WorkerPool(limits)
+        self.pool = WorkerPool(limits, spare_workers)
+        self.warm = warm
         self.models = Models(ModelTable(database), blobs)
         self.datasets = Datasets(
             DatasetTable(database), blobs, max_upload_bytes=max_upload_bytes, public_tags=public_tags
@@ -76,6 +79,8 @@ class GridNode:
         max_sessions: int = 16,
         idle_s: float = 1800.0,
         max_upload_bytes: int = 64 << 30,
+        spare_workers: int = 2,
+        warm: bool = False,
     ) -> GridNode:
         """The Node whose state lies in this directory; made there at its first start."""
         database = Database(sqlite_url(state / "grid.db"))
@@ -91,12 +96,16 @@ class GridNode:
             max_sessions=max_sessions,
             idle_s=idle_s,
             max_upload_bytes=max_upload_bytes,
+            spare_workers=spare_workers,
+            warm=warm,
         )
 
     async def start(self) -> str | None:
         """Make it ready to serve. Returns the owner's one-time invite at the first start, else None."""
         await self.datasets.sweep(await self.models.blobs())
         await self.pool.probe()
+        if self.warm:
+            self.pool.prepare()
         self.sessions.start()
         return await self.accounts.first_start()
 

@@ -6,6 +6,7 @@ Frames of one session are handled in order; answers that wait for the Worker do 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -31,16 +32,17 @@ from grid_jupyter.node.moves import Value as Moving
 from grid_jupyter.wire import commands, frames, messages, worker
 from grid_jupyter.wire.limits import MAX_VALUES, PROTOCOL
 from grid_jupyter.worker.channel import close_all
-from grid_jupyter.worker.pool import WorkerProcess, lost_session
+from grid_jupyter.worker.process import Answer, WorkerProcess, lost_session
 
 if TYPE_CHECKING:
     from grid_jupyter.node.sessions import Sessions
 
 log = logging.getLogger("grid_jupyter")
 
-Send = Callable[[bytes], Awaitable[None]]
-Waiting = asyncio.Future[tuple[worker.Reply, memoryview, list[int]]]
-"""An answer of the Worker that will come: its message, its payload and its file descriptors."""
+Send = Callable[[bytes], "asyncio.Future[None]"]
+"""Sends a frame to the client at once; what it returns is done, and never fails, when the client has taken it."""
+Waiting = asyncio.Future[Answer]
+"""An answer of the Worker that will come."""
 MAX_ANSWERING = 32
 """Answers of one session that are on their way at once: a client that does not take them gets no further ones."""
 RECHECK_S = 1.0
@@ -74,7 +76,8 @@ class NodeSession:
         self._gate = Gate(sessions.datasets)
         self.bulk = Bulk(sessions.pool.limits.memory_bytes)
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._answers = asyncio.Semaphore(MAX_ANSWERING)
+        self._places = 0  # taken for answers
+        self._freed: asyncio.Future[None] | None = None  # done when there is place for a further answer
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended = False
 
@@ -94,16 +97,37 @@ class NodeSession:
 
     # -------------------------------------------------------------- frames
 
-    async def handle(self, data: bytes) -> None:
-        """One frame from the client. Raises InvalidMessageError, LimitExceededError: the connection ends."""
+    def handle(self, data: bytes) -> Awaitable[None] | None:
+        """One frame from the client. What is returned, if anything, is to be awaited before the next frame: most
+        frames are done at once. Raises InvalidMessageError, LimitExceededError, here or when it is awaited: the
+        connection ends.
+        """
         self.last_used = time.monotonic()
         cut = frames.unpack(data)
         if cut.kind == frames.OPERATIONS:
-            await self._operations(data)
-            return
+            running = self._ready()
+            return self._operations(data) if running is None else running.operations(data)
         if cut.kind != frames.REQUEST:
             raise InvalidMessageError("a client sends operations and requests")
         request_id, message = frames.decode(cut.header, messages.request_decoder)
+        if isinstance(message, messages.Read) and not message.credential:
+            running = self._ready()
+            if running is not None and not self._is_stale() and self._places < MAX_ANSWERING:
+                return self._read(request_id, message, self._caller.user, running)
+        return self._handle(request_id, message)
+
+    def _ready(self) -> WorkerProcess | None:
+        """The Worker, if there is nothing to be done before it is used. Raises NotAuthenticatedError."""
+        if not self._greeted or self._ended or self._worker is None:
+            return None
+        policy.check_session(self._caller.user, self._sessions.guests)
+        return self._worker
+
+    def _is_stale(self) -> bool:
+        """Whether the caller's credential is to be looked at again."""
+        return bool(self._credential) and time.monotonic() - self._identified > RECHECK_S
+
+    async def _handle(self, request_id: int, message: messages.Request) -> None:
         try:
             await self._request(request_id, message)
         except SessionLostError:
@@ -117,7 +141,9 @@ class NodeSession:
         if not self._greeted:
             raise InvalidMessageError("the first message of a session is hello")
         policy.check_session(self._caller.user, self._sessions.guests)
-        await (await self._running()).operations(data)
+        behind = (await self._running()).operations(data)
+        if behind is not None:
+            await behind
 
     async def _request(self, request_id: int, message: messages.Request) -> None:
         if isinstance(message, messages.Hello):
@@ -129,12 +155,13 @@ class NodeSession:
             await self._identify(message.credential)
             if self._worker is not None:
                 await self._close_sources(self._worker)
+            self._expect_work()
             await self._reply(request_id, messages.LoggedIn(caller=self._caller))
             return
         if isinstance(message, messages.Status):
             await self._status(request_id)
             return
-        if self._credential and time.monotonic() - self._identified > RECHECK_S:
+        if self._is_stale():
             await self._identify(self._credential)
         presents = (messages.Read, messages.Sizes, messages.Open, messages.Move)
         if isinstance(message, presents) and message.credential:
@@ -156,8 +183,11 @@ class NodeSession:
             waiting = await self._ask(worker.Fetch(value=message.value))
             self._answer(self._answering(request_id, self._move(request_id, message, where, reader, waiting)))
         else:
-            waiting = await self._ask(worker.Fetch(value=message.value))
-            self._answer(self._answering(request_id, self._release(request_id, message, reader, waiting)))
+            running = await self._running()
+            await self._place()
+            behind = self._read(request_id, message, reader, running)
+            if behind is not None:
+                await behind
 
     async def _identify(self, credential: str) -> None:
         """Let the credential's owner be the caller. Raises NotAuthenticatedError; then the caller is as before."""
@@ -172,6 +202,7 @@ class NodeSession:
                 f"the {newer}, upgrade it with 'pip install --upgrade grid-jupyter'"
             )
         self._greeted = True
+        self._expect_work()
         limits = self._sessions.pool.limits
         await self._reply(
             request_id,
@@ -187,12 +218,18 @@ class NodeSession:
             ),
         )
 
+    def _expect_work(self) -> None:
+        """Somebody is here who may compute: a Worker should be ready when they do."""
+        if self._caller.user != policy.GUEST or self._sessions.guests:
+            self._sessions.pool.prepare()
+
     async def _status(self, request_id: int) -> None:
         if self._worker is None:
             await self._reply(request_id, messages.SessionStatus(values=0, worker=False))
             return
-        await self._answers.acquire()
+        await self._place()
         waiting = await self._worker.send(worker.Count())
+        self._places += 1
 
         async def answer() -> None:
             reply, _, _ = await waiting
@@ -245,8 +282,29 @@ class NodeSession:
 
     # -------------------------------------------------------------- gate 4: releasing a value
 
-    async def _release(self, request_id: int, message: messages.Read, reader: str, waiting: Waiting) -> None:
-        reply, payload, descriptors = await waiting
+    def _read(
+        self, request_id: int, message: messages.Read, reader: str, running: WorkerProcess
+    ) -> Awaitable[None] | None:
+        """Fetch a value and decide on its release when the Worker has answered. It takes a place for an answer."""
+
+        def answered(answer: Answer | GridError) -> None:
+            if isinstance(answer, GridError):
+                self._answer(self._fail(request_id, answer))
+                return
+            reply, payload, descriptors = answer
+            if isinstance(reply, worker.Fetched) and not descriptors and self._gate.is_open(reader, reply):
+                if message.remove:
+                    self._free(message.value)
+                value = messages.Value(dtype=reply.dtype, shape=reply.shape)
+                self._send(messages.reply_frame(request_id, value, payload)).add_done_callback(self._give_place)
+                return
+            self._answer(self._answering(request_id, self._release(request_id, message, reader, answer)))
+
+        self._places += 1
+        return running.ask(worker.Fetch(value=message.value), answered)
+
+    async def _release(self, request_id: int, message: messages.Read, reader: str, answer: Answer) -> None:
+        reply, payload, descriptors = answer
         try:
             rules = await self._gate.check(reader, reply)
             fetched = _fetched(reply)
@@ -256,7 +314,7 @@ class NodeSession:
         finally:
             close_all(descriptors)
         if message.remove:
-            await self._free(message.value)
+            self._free(message.value)
         await self._send(messages.reply_frame(request_id, value, payload))
 
     async def _measure(self, request_id: int, reader: str, waiting: Waiting) -> None:
@@ -284,23 +342,24 @@ class NodeSession:
         finally:
             close_all(descriptors)
         if message.remove:
-            await self._free(message.value)
+            self._free(message.value)
         await self._reply(request_id, messages.Moved(readers=policy.readers(rules) if rules else None))
 
     async def _ask(self, question: worker.Fetch | worker.Measure) -> Waiting:
         """Put a question for values, when there is room for a further answer."""
         running = await self._running()
-        await self._answers.acquire()
-        try:
-            return await running.send(question)
-        except GridError:
-            self._answers.release()
-            raise
+        await self._place()
+        waiting = await running.send(question)
+        self._places += 1
+        return waiting
 
-    async def _free(self, value: int) -> None:
+    def _free(self, value: int) -> None:
+        """Forget a value that its reader does not want to keep here."""
         if self._worker is not None:
-            forget = frames.encode([[commands.FREE, value]])
-            await self._worker.operations(frames.pack(frames.OPERATIONS, forget))
+            forget = frames.pack(frames.OPERATIONS, frames.encode([[commands.FREE, value]]))
+            behind = self._worker.operations(forget)
+            if behind is not None:
+                self._spawn(_in_any_case(behind))
 
     # -------------------------------------------------------------- bulk bytes
 
@@ -382,9 +441,20 @@ class NodeSession:
         task.add_done_callback(self._tasks.discard)
         return task
 
+    async def _place(self) -> None:
+        """Wait until there is place for a further answer. Frames come in one by one, and so does who waits here."""
+        while self._places >= MAX_ANSWERING:
+            self._freed = asyncio.get_running_loop().create_future()
+            await self._freed
+
+    def _give_place(self, _answered: object) -> None:
+        self._places -= 1
+        if self._freed is not None and not self._freed.done():
+            self._freed.set_result(None)
+
     def _answer(self, work: Coroutine[Any, Any, None]) -> None:
-        """Answer beside the next frames, in one of the places that `_answers` counts."""
-        self._spawn(work).add_done_callback(lambda done: self._answers.release())
+        """Answer beside the next frames, in a place that was taken for it."""
+        self._spawn(work).add_done_callback(self._give_place)
 
     async def _answering(self, request_id: int, work: Awaitable[None]) -> None:
         try:
@@ -398,6 +468,11 @@ class NodeSession:
     async def _fail(self, request_id: int, error: GridError) -> None:
         failed = messages.Failed(code=error.code, error=str(error), value=error.value)
         await self._send(messages.reply_frame(request_id, failed))
+
+
+async def _in_any_case(behind: Awaitable[None]) -> None:
+    with contextlib.suppress(SessionLostError):
+        await behind
 
 
 def _fetched(reply: worker.Reply) -> worker.Fetched:

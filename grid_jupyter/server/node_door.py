@@ -306,6 +306,8 @@ async def _serve(options: NodeOptions, state: StateDir) -> None:
         max_sessions=options.max_sessions,
         idle_s=options.session_idle_s,
         max_upload_bytes=options.max_upload_bytes,
+        spare_workers=options.spare_workers,
+        warm=options.warm,
     )
     servers: list[HTTPServer] = []
     try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import Awaitable
 from typing import Any
 
 from tornado.iostream import StreamClosedError
@@ -28,6 +30,8 @@ TRANSFER_S = 6 * 3600.0
 """Longest time that one bulk transfer may take."""
 STALL_S = 60.0
 """Longest time for a chunk of a bulk answer to be taken."""
+PING_S = 20.0
+"""How often a client is asked whether it is still there, and how long it has to answer."""
 
 
 class NodeDoor(Door):
@@ -44,9 +48,9 @@ class SessionDoor(NodeDoor, WebSocketHandler):
 
     open_to_all = frozenset({"GET"})  # guests may connect; the gates are inside
     max_message_size = MAX_FRAME_BYTES
-    ping_interval = 20.0
-    ping_timeout = 20.0
     _session: NodeSession | None = None
+    _looking: asyncio.Task[None] | None = None
+    _heard = _waits = False
 
     async def get(self, *args: Any, **kwargs: Any) -> None:
         if self.request.headers.get("Upgrade", "").lower() != "websocket":
@@ -65,18 +69,48 @@ class SessionDoor(NodeDoor, WebSocketHandler):
             )
         except GridError as error:
             await self._refuse(error)
+        self._looking = asyncio.create_task(self._look_after())
 
-    async def on_message(self, message: str | bytes) -> None:
+    async def _look_after(self) -> None:
+        """Close the connection of a client that went away without a word. tornado's own pings would also close one
+        whose frames wait for its Worker, since an answer to a ping waits behind them."""
+        with contextlib.suppress(WebSocketClosedError):
+            while True:
+                self._heard = False
+                self.ping(b"")
+                await asyncio.sleep(PING_S)
+                if not self._heard and not self._waits:
+                    self.close(1001, "no answer to a ping")
+                    return
+
+    def on_pong(self, data: bytes) -> None:
+        self._heard = True
+
+    def on_message(self, message: str | bytes) -> Awaitable[None] | None:
         if self._session is None:
-            return
+            return None
+        self._heard = True
         try:
             if isinstance(message, str):
                 raise BadRequest("a session takes binary frames")
-            await self._session.handle(message)
+            later = self._session.handle(message)
+        except GridError as error:
+            return self._refuse(error)
+        return None if later is None else self._wait(later)
+
+    async def _wait(self, later: Awaitable[None]) -> None:
+        """Frames are taken one after the other: a Worker that is behind slows its client down."""
+        self._waits = True
+        try:
+            await later
         except GridError as error:
             await self._refuse(error)
+        finally:
+            self._waits, self._heard = False, True
 
     def on_close(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
         if self._session is not None:
             session, self._session = self._session, None
             task = asyncio.create_task(session.end())
@@ -87,11 +121,20 @@ class SessionDoor(NodeDoor, WebSocketHandler):
         await self._send(messages.reply_frame(0, messages.Failed(code=error.code, error=str(error))))
         self._hang_up(error.code)
 
-    async def _send(self, frame: bytes) -> None:
+    def _send(self, frame: bytes) -> asyncio.Future[None]:
+        taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def written(done: asyncio.Future[None]) -> None:
+            if not done.cancelled():
+                done.exception()  # the client left; on_close ends the session
+            if not taken.done():
+                taken.set_result(None)
+
         try:
-            await self.write_message(frame, binary=True)
+            self.write_message(frame, binary=True).add_done_callback(written)
         except (WebSocketClosedError, StreamClosedError):
-            pass  # the client left; on_close ends the session
+            taken.set_result(None)
+        return taken
 
     def _hang_up(self, reason: str) -> None:
         self.close(1008, reason.encode()[:120].decode(errors="ignore"))  # the protocol's limit is 123 bytes

@@ -81,6 +81,8 @@ class NodeOptions:
     session_memory_bytes: int = 2 << 30
     session_idle_s: float = 1800.0
     max_sessions: int = 16
+    spare_workers: int = 2  # kept ready for the next sessions
+    warm: bool = False  # load torch at the start
     max_upload_bytes: int = 64 << 30
     operation_s: float = 60.0
     certfile: Path | None = None

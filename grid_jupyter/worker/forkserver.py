@@ -42,22 +42,26 @@ def main(descriptor: int) -> None:
                 _report(channel, children)
                 continue
             try:
-                frame, descriptors = channel.receive()
+                asked: tuple[memoryview, list[int]] | None = channel.receive()
             except EOFError:
                 signal.set_wakeup_fd(-1)
                 for pid in children:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
                 return
-            asked = frames.decode(bytes(frame), worker.fork_decoder)
-            pid = os.fork()
-            if pid == 0:
-                selector.close()
-                for sock in (control, wake_in, wake_out):
-                    sock.close()
-                _worker(descriptors[0], asked.limits)
-            children[pid] = asked.worker
-            os.close(descriptors[0])
+            while asked is not None:
+                frame, descriptors = asked
+                fork = frames.decode(frame, worker.fork_decoder)
+                pid = os.fork()
+                if pid == 0:
+                    selector.close()
+                    channel.close()
+                    for sock in (wake_in, wake_out):
+                        sock.close()
+                    _worker(descriptors[0], fork.limits)
+                children[pid] = fork.worker
+                os.close(descriptors[0])
+                asked = channel.received()
 
 
 def _report(channel: Channel, children: dict[int, int]) -> None:

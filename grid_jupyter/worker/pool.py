@@ -1,4 +1,5 @@
-"""Starts Workers for a Node: one fork server, lazily, inside a bubblewrap sandbox where there is one.
+"""Starts Workers for a Node: one fork server, lazily, inside a bubblewrap sandbox where there is one; and keeps a
+few spare Workers ready, so that a session that begins to compute waits for none.
 
 Knows no torch: it runs in the Node's control process.
 """
@@ -6,110 +7,46 @@ Knows no torch: it runs in the Node's control process.
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import itertools
+import logging
 import os
 import shutil
 import signal
-import socket
 import sys
 from pathlib import Path
 
-from grid_jupyter.errors import GridError, NodeUnavailableError, SessionLostError, from_wire
+from grid_jupyter.errors import NodeUnavailableError
 from grid_jupyter.wire import frames, worker
-from grid_jupyter.wire.messages import Failed
 from grid_jupyter.worker.channel import AsyncChannel, close_all, pair
+from grid_jupyter.worker.process import WorkerProcess
 
+log = logging.getLogger("grid_jupyter")
 _START_S = 60.0
+_REPLACE_S = 0.5
+"""How long after a spare was taken, or died, the next one is forked: whoever took it computes first."""
 _PACKAGE = Path(__file__).parent.parent
 
 
-class WorkerProcess:
-    """One Worker, as its Node sees it."""
-
-    def __init__(self, number: int, sock: socket.socket) -> None:
-        self.number = number
-        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._channel = AsyncChannel(sock)
-        self._requests = itertools.count(1)
-        self._waiting: dict[int, asyncio.Future[tuple[worker.Reply, memoryview, list[int]]]] = {}
-        self._reader = asyncio.create_task(self._read())
-        self._said: str | None = None
-
-    async def operations(self, frame: bytes) -> None:
-        """Pass an OPERATIONS frame on, undecoded; waits while the Worker is behind."""
-        try:
-            await self._channel.send(frame)
-        except EOFError:
-            raise lost_session(await self.lost) from None
-
-    async def send(
-        self, message: worker.Request, descriptors: tuple[int, ...] = ()
-    ) -> asyncio.Future[tuple[worker.Reply, memoryview, list[int]]]:
-        """Send a request in order; the returned future has its reply, payload and descriptors."""
-        number = next(self._requests)
-        waiting = self._waiting[number] = asyncio.get_running_loop().create_future()
-        try:
-            await self._channel.send(worker.request_frame(number, message), descriptors)
-        except EOFError:
-            self._waiting.pop(number, None)
-            raise lost_session(await self.lost) from None
-        return waiting
-
-    async def _read(self) -> None:
-        try:
-            while True:
-                frame, descriptors = await self._channel.receive()
-                cut = frames.unpack(frame)
-                number, reply = frames.decode(cut.header, worker.reply_decoder)
-                if number == 0 and isinstance(reply, Failed):
-                    self._said = reply.error  # the Worker's last words
-                    continue
-                waiting = self._waiting.pop(number, None)
-                if waiting is None or waiting.done():
-                    close_all(descriptors)
-                elif isinstance(reply, Failed):
-                    waiting.set_exception(from_wire(reply.code, reply.error))
-                else:
-                    waiting.set_result((reply, cut.payload, descriptors))
-        except EOFError:
-            pass
-        finally:
-            # the fork server says why; wait a moment for it
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self.lost), 2.0)
-            self.end("its Worker ended")
-
-    def end(self, reason: str) -> None:
-        """Mark the Worker as gone; whoever waits for it learns why."""
-        if not self.lost.done():
-            self.lost.set_result(self._said or reason)
-        for waiting in self._waiting.values():
-            if not waiting.done():
-                waiting.set_exception(lost_session(self.lost.result()))
-        self._waiting.clear()
-
-    async def close(self) -> None:
-        """End the Worker: it leaves when its input ends."""
-        self.end("the session was closed")
-        self._reader.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._reader
-        self._channel.close()
-
-
 class WorkerPool:
-    """Forks Workers for one Node."""
+    """Forks Workers for one Node. `spare_workers` are kept ready for the next sessions, from `prepare` on.
 
-    def __init__(self, limits: worker.WorkerLimits) -> None:
+    A spare is a Worker like any other: confined, limited, with randomness of its own; it belongs to nobody yet.
+    """
+
+    def __init__(self, limits: worker.WorkerLimits, spare_workers: int = 2) -> None:
         self.limits = limits
+        self.spare_workers = spare_workers
         self.isolation = "unknown"
         self._numbers = itertools.count(1)
         self._workers: dict[int, WorkerProcess] = {}
+        self._spares: collections.deque[WorkerProcess] = collections.deque()
+        self._filling: asyncio.Task[None] | None = None
+        self._replacing: asyncio.TimerHandle | None = None
         self._starting = asyncio.Lock()
         self._process: asyncio.subprocess.Process | None = None
         self._control: AsyncChannel | None = None
-        self._events: asyncio.Task[None] | None = None
         self._bwrap = shutil.which("bwrap")
 
     async def probe(self) -> str:
@@ -132,38 +69,72 @@ class WorkerPool:
             )
         return self.isolation
 
+    def prepare(self) -> None:
+        """Somebody may compute soon: start the fork server if it does not run, and fork spare Workers beside."""
+        if self._filling is None or self._filling.done():
+            self._filling = asyncio.create_task(self._fill())
+
     async def start(self) -> WorkerProcess:
-        """A new Worker. The first one loads torch and takes seconds, the others milliseconds.
+        """A Worker for a new session: a spare one, or else a new one. The first one loads torch and takes seconds,
+        others milliseconds.
 
         Raises NodeUnavailableError if the fork server cannot be started.
         """
-        async with self._starting:
-            if self._control is None:
-                await self._start_fork_server()
-        control = self._control
-        if control is None:
-            raise NodeUnavailableError("this Node could not start a Worker; its log says why")
+        try:
+            while self._spares:
+                process = self._spares.popleft()
+                if not process.lost.done():
+                    return process
+            return await self._fork()
+        finally:
+            self._replace_soon()
+
+    async def _fork(self) -> WorkerProcess:
+        control = await self._fork_server()
         ours, theirs = pair()
         number = next(self._numbers)
         process = self._workers[number] = WorkerProcess(number, ours)
         try:
-            await control.send(frames.encode(worker.Fork(worker=number, limits=self.limits)), [theirs.fileno()])
+            behind = control.send(frames.encode(worker.Fork(worker=number, limits=self.limits)), [theirs.fileno()])
         except EOFError:
             self._workers.pop(number).end("its Worker could not be started")
             raise NodeUnavailableError("this Node's Workers cannot be started just now; try again") from None
         finally:
             theirs.close()
+        if behind is not None:
+            await asyncio.shield(behind)
         return process
+
+    # -------------------------------------------------------------- spares
+
+    async def _fill(self) -> None:
+        try:
+            await self._fork_server()
+            while len(self._spares) < self.spare_workers:
+                self._spares.append(await self._fork())
+        except NodeUnavailableError as error:
+            log.warning("no spare Worker: %s", error)  # whoever needs one tries again, and is told
+
+    def _replace_soon(self) -> None:
+        if self._replacing is None:
+            self._replacing = asyncio.get_running_loop().call_later(_REPLACE_S, self._replace)
+
+    def _replace(self) -> None:
+        self._replacing = None
+        if self._control is not None:
+            self.prepare()
 
     async def stop(self) -> None:
         """End all Workers and the fork server."""
+        if self._replacing is not None:
+            self._replacing.cancel()
+        if self._filling is not None:
+            self._filling.cancel()
+            await asyncio.wait([self._filling])
+        self._spares.clear()
         for process in list(self._workers.values()):
             await process.close()
         self._workers.clear()
-        if self._events is not None:
-            self._events.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._events
         if self._control is not None:
             self._control.close()
             self._control = None
@@ -176,7 +147,13 @@ class WorkerPool:
 
     # -------------------------------------------------------------- the fork server
 
-    async def _start_fork_server(self) -> None:
+    async def _fork_server(self) -> AsyncChannel:
+        async with self._starting:
+            if self._control is None:
+                self._control = await self._start_fork_server()
+            return self._control
+
+    async def _start_fork_server(self) -> AsyncChannel:
         if self.isolation == "unknown":
             await self.probe()
         ours, theirs = pair()
@@ -188,9 +165,14 @@ class WorkerPool:
             pass_fds=(theirs.fileno(),), env=_environment(), start_new_session=True,
         )  # fmt: skip
         theirs.close()
-        channel = AsyncChannel(ours)
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        channel = AsyncChannel(
+            ours,
+            lambda frame, descriptors: self._heard(frame, descriptors, ready),
+            lambda: self._fork_server_ended(ready),
+        )
         try:
-            await asyncio.wait_for(channel.receive(), _START_S)
+            await asyncio.wait_for(ready, _START_S)
         except (EOFError, asyncio.TimeoutError):
             channel.close()
             with contextlib.suppress(ProcessLookupError):
@@ -198,23 +180,33 @@ class WorkerPool:
             raise NodeUnavailableError(
                 "this Node cannot start Workers: is torch installed there? Its log says more"
             ) from None
-        self._control = channel
-        self._events = asyncio.create_task(self._listen(channel))
+        return channel
 
-    async def _listen(self, channel: AsyncChannel) -> None:
-        try:
-            while True:
-                frame, _ = await channel.receive()
-                event = frames.decode(bytes(frame), worker.event_decoder)
-                if isinstance(event, worker.Ended):
-                    process = self._workers.pop(event.worker, None)
-                    if process is not None:
-                        process.end(_reason(event, self.limits))
-        except (EOFError, GridError):
-            self._control = None  # the next session starts another
-            for process in self._workers.values():
-                process.end("the Node's fork server ended, and its Workers with it")
-            self._workers.clear()
+    def _heard(self, frame: memoryview, descriptors: list[int], ready: asyncio.Future[None]) -> None:
+        close_all(descriptors)
+        event = frames.decode(frame, worker.event_decoder)
+        if isinstance(event, worker.Ready):
+            if not ready.done():
+                ready.set_result(None)
+            return
+        process = self._workers.pop(event.worker, None)
+        if process is None:
+            return
+        process.end(_reason(event, self.limits))
+        if process in self._spares:
+            self._spares.remove(process)
+            log.warning("a spare Worker ended: %s", _reason(event, self.limits))
+            self._replace_soon()
+
+    def _fork_server_ended(self, ready: asyncio.Future[None]) -> None:
+        if not ready.done():
+            ready.set_exception(EOFError())
+            return
+        self._control = None  # the next session starts another
+        self._spares.clear()
+        for process in self._workers.values():
+            process.end("the Node's fork server ended, and its Workers with it")
+        self._workers.clear()
 
     def _sandbox(self) -> list[str]:
         """bubblewrap's arguments: no network, none of the Node's files, a read-only system."""
@@ -225,11 +217,6 @@ class WorkerPool:
         for path in dict.fromkeys([*shown, str(Path(sys.executable).resolve().parent.parent)]):
             command += ["--ro-bind-try", path, path]
         return [*command, "--chdir", "/tmp"]  # noqa: S108
-
-
-def lost_session(reason: str) -> SessionLostError:
-    """What everybody is told who waits for a Worker that is gone."""
-    return SessionLostError(f"the session ended: {reason}. Open the data again to go on")
 
 
 def _environment() -> dict[str, str]:

@@ -55,7 +55,7 @@ class _Session:
         self._channel = channel
         self._executor = executor
 
-    def handle(self, frame: bytearray, descriptors: list[int]) -> None:
+    def handle(self, frame: memoryview, descriptors: list[int]) -> None:
         cut = frames.unpack(frame)
         try:
             if cut.kind == frames.OPERATIONS:

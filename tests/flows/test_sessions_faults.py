@@ -41,7 +41,7 @@ def node(world: World) -> Iterator[GridProcess]:
     """A Node with tight limits, whose log must stay free of tracebacks."""
     made = world.start(
         "node", "Frail", "--allow-guests", "--session-memory", "400M", "--operation-time", f"{OPERATION_S:g}s",
-        "--max-sessions", "5",
+        "--max-sessions", "5", "--spare-workers", "0",
     )  # fmt: skip
     for name, role in (("Bob", "Owner"), ("Ana", "User")):
         made.user(name, role)
@@ -224,7 +224,7 @@ def test_more_sessions_than_allowed_are_told_to_come_back(node: GridProcess):
 
 
 def test_a_session_that_rests_too_long_is_ended_and_its_worker_with_it(small_world: World):
-    node = small_world.start("node", "Brisk", "--allow-guests", "--session-idle", "1s")
+    node = small_world.start("node", "Brisk", "--allow-guests", "--session-idle", "1s", "--spare-workers", "0")
     with node.client() as client:
         value = client.receive(torch.ones(3))
         assert value.get(deregister_ptr=False).tolist() == [1, 1, 1]
@@ -358,7 +358,7 @@ def test_idle_connections_do_not_use_up_what_the_node_may_open(small_world: Worl
 
 
 def test_an_idle_node_is_small_and_a_fork_server_comes_with_the_first_session(small_world: World):
-    node = small_world.start("node", "Small", "--allow-guests")
+    node = small_world.start("node", "Small", "--allow-guests", "--spare-workers", "0")
     assert [process.pid for process in node.processes()] == [node.pid]
     assert psutil.Process(node.pid).memory_info().rss < 120 << 20
     with RawSession(node) as raw:
@@ -398,7 +398,7 @@ def test_a_worker_sees_no_network_no_file_of_the_node_and_no_secret_of_its_surro
     small_world: World, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("A_SECRET_OF_THE_OWNER", "hunter2")
-    node = small_world.start("node", "Warden", "--allow-guests")
+    node = small_world.start("node", "Warden", "--allow-guests", "--spare-workers", "0")
     if "no sandbox" in node.status()["isolation"]:
         pytest.skip(node.status()["isolation"])
     token = node.user("Bob", "Owner")
