@@ -24,11 +24,12 @@ from grid_jupyter.tensors.remote import send
 from grid_jupyter.tensors.session import Session
 
 MEANING = """\
-Operations are streamed: the client sends them without waiting, in frames of 64, and only reading a value waits for \
-the Node. So a chain of operations runs as fast as the slowest of client, Node and Worker, which is much slower than \
-local torch for tiny tensors and nearly as fast for work worth sending away; a program that reads after every \
-operation runs at the speed of round trips instead. Local torch and a Node's Worker use the same number of threads \
-here, but client, Node and Worker share the cores of one machine, where they would have two machines in earnest."""
+Operations are streamed: the client sends them without waiting, in frames of up to 256, and only reading a value \
+waits for the Node. So a chain of operations runs as fast as the slowest of client, Node and Worker, which is much \
+slower than local torch for tiny tensors and nearly as fast for work worth sending away; a program that reads after \
+every operation runs at the speed of round trips instead. Local torch and a Node's Worker use the same number of \
+threads here, but client, Node and Worker share the cores of one machine, where they would have two machines in \
+earnest."""
 
 STREAMED = 2000
 BATCH = 64

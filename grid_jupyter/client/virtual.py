@@ -27,13 +27,19 @@ class _LocalLink:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="virtual-worker")
         self._bulk: dict[str, bytearray] = {}
         self._tickets = itertools.count(1)
+        self._fed = 0
 
     def run(self, work: Any, *args: Any) -> Any:
         return self._thread.submit(work, *args).result()
 
-    def send(self, header: bytes) -> None:
+    def send(self, header: bytes, number: int = 0, more: bool = False) -> None:
         frame = frames.unpack(frames.pack(frames.OPERATIONS, header))
-        self.run(self.executor.feed, frame.header)
+        self.run(self._feed, frame.header, number)
+
+    def _feed(self, header: memoryview, number: int) -> None:
+        if number > self._fed or not number:  # else it comes again after an interrupt
+            self._fed = number or self._fed
+            self.executor.feed(header)
 
     def request(self, message: messages.Request) -> tuple[messages.Reply, memoryview]:
         asked = frames.unpack(messages.request_frame(1, message))

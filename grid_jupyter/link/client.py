@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
 import ssl
 import threading
 from collections.abc import Callable
 from urllib.parse import quote
 
 import msgspec
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
-from websockets.protocol import State
-from websockets.sync.client import ClientConnection, connect
+from websockets.exceptions import InvalidHandshake, InvalidStatus
 
 from grid_jupyter import __version__
 from grid_jupyter.errors import GridError, NodeUnavailableError, SessionLostError, from_wire
+from grid_jupyter.link.attendant import attendant
 from grid_jupyter.link.http import Address, reported, transfer, untrusted
+from grid_jupyter.link.websocket import Closed, WebSocket
 from grid_jupyter.wire import frames
-from grid_jupyter.wire.limits import MAX_FRAME_BYTES, PROTOCOL
+from grid_jupyter.wire.limits import PROTOCOL
 from grid_jupyter.wire.messages import Caller, Failed, Hello, Reply, Request, Welcome, reply_decoder, request_frame
 
 _OPEN_S = 15.0
@@ -27,8 +25,9 @@ _OPEN_S = 15.0
 class WebSocketLink:
     """A connected session. `credential` gives the token of a user by name, for single calls.
 
-    Methods may be called from any thread; each waits for its own answer. Once the connection is gone every
-    call raises SessionLostError with the reason that the Node gave.
+    Methods may be called from any thread; each waits for its own answer. Interrupting one (KeyboardInterrupt) leaves
+    a usable session: what was taken for sending is sent once, and an answer that nobody waits for any more is dropped.
+    Once the connection is gone every call raises SessionLostError with the reason that the Node gave.
     """
 
     def __init__(self, address: Address, token: str, credential: Callable[[str], str]) -> None:
@@ -38,26 +37,17 @@ class WebSocketLink:
         self.lost: str | None = None
         self._lock = threading.RLock()
         self._number = 0
-        self._until_closed = contextlib.ExitStack()
         self._socket = self._connect(token)
         reply, _ = self.request(Hello(protocol=PROTOCOL, software=f"grid-jupyter {__version__}"))
         if not isinstance(reply, Welcome):
             raise GridError(f"{address.url} did not welcome us; its version may differ")
         self.welcome = reply
+        attendant.add(self)
 
-    def _connect(self, token: str) -> ClientConnection:
+    def _connect(self, token: str) -> WebSocket:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
-            made = self._until_closed.enter_context(
-                connect(
-                    f"{self.address.websocket_url}/data-centric/session",
-                    additional_headers={"Authorization": f"Bearer {token}"} if token else {},
-                    compression=None,  # tensors do not compress, and it would cost twenty times the time
-                    max_size=MAX_FRAME_BYTES,
-                    open_timeout=_OPEN_S,
-                    proxy=None,
-                    ssl=self.address.tls,
-                )
-            )
+            return WebSocket(self.address, "/data-centric/session", headers, _OPEN_S)
         except InvalidStatus as error:
             raise reported(error.response.status_code, bytes(error.response.body or b""), self.address.url) from None
         except ssl.SSLCertVerificationError:
@@ -67,8 +57,6 @@ class WebSocketLink:
                 f"{self.address.url} does not answer ({type(error).__name__}): is the Node running, and is the "
                 f"address right?"
             ) from None
-        made.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return made
 
     @property
     def caller(self) -> Caller:
@@ -80,35 +68,58 @@ class WebSocketLink:
         self.welcome = msgspec.structs.replace(self.welcome, caller=caller)
 
     def is_open(self) -> bool:
-        """Whether the connection still stands, as far as its own state tells."""
-        return self._socket.state is State.OPEN
+        """Whether the connection still stands, as far as what came tells."""
+        self.attend()
+        return self._socket.is_open
 
     def reason(self) -> str:
         """Why the connection is gone."""
         return str(self._gone()) if self.lost is None else self.lost
 
+    def attend(self) -> bool:
+        """Answer pings, and learn that the connection was closed, unless somebody uses it (link/attendant.py)."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._socket.look()
+                while (data := self._socket.received()) is not None:
+                    self._decode(data)
+                if not self._socket.is_open:
+                    self._socket.close()
+            except (GridError, Closed):
+                self._socket.close()
+            finally:
+                self._lock.release()
+        return False
+
     # -------------------------------------------------------------- what a session asks (tensors.session.Link)
 
-    def send(self, header: bytes) -> None:
-        """Stream operations; blocks while the Node is behind."""
-        frame = frames.pack(frames.OPERATIONS, header)
+    def send(self, header: bytes, number: int = 0, more: bool = False) -> None:
+        """Stream operations; blocks while the Node is behind. A number that was sent before is not sent again.
+        With `more`, a request follows at once and takes them along."""
         with self._lock:
             try:
-                self._socket.send(frame)
-            except ConnectionClosed:
+                if not self._socket.is_open:
+                    raise self._gone()
+                self._socket.put(frames.pack(frames.OPERATIONS, header), number)
+                if not more:
+                    self._socket.push()
+            except Closed:
                 raise self._gone() from None
 
     def request(self, message: Request) -> tuple[Reply, memoryview]:
         """Ask, and wait for the answer."""
         with self._lock:
+            if not self._socket.is_open:
+                raise self._gone()
             self._number += 1
             try:
-                self._socket.send(request_frame(self._number, message))
+                self._socket.put(request_frame(self._number, message))
+                self._socket.push()
                 while True:
-                    number, reply, payload = self._receive()
-                    if number == self._number:
+                    number, reply, payload = self._decode(self._socket.receive())
+                    if number == self._number:  # else nobody waits for it any more
                         break
-            except ConnectionClosed:
+            except Closed:
                 raise self._gone() from None
         if isinstance(reply, Failed):
             error = from_wire(reply.code, reply.error, reply.value)
@@ -117,10 +128,7 @@ class WebSocketLink:
             raise error
         return reply, payload
 
-    def _receive(self) -> tuple[int, Reply, memoryview]:
-        data = self._socket.recv()
-        if isinstance(data, str):
-            raise GridError(f"{self.address.url} sent text into a session; is it a Node?")
+    def _decode(self, data: memoryview) -> tuple[int, Reply, memoryview]:
         cut = frames.unpack(data)
         number, reply = frames.decode(cut.header, reply_decoder)
         if number == 0 and isinstance(reply, Failed):
@@ -131,9 +139,10 @@ class WebSocketLink:
         """Why the connection closed: what the Node said last, if it said anything."""
         try:
             while self.lost is None:
-                self._receive()
-        except (ConnectionClosed, GridError):
+                self._decode(self._socket.receive())
+        except (Closed, GridError):
             pass
+        self._socket.close()
         self.lost = self.lost or "the connection to the Node was lost, and the session's values with it"
         return SessionLostError(self.lost)
 
@@ -156,4 +165,9 @@ class WebSocketLink:
     def close(self) -> None:
         """End the session."""
         self.lost = self.lost or "the session was closed here"
-        self._until_closed.close()
+        alone = self._lock.acquire(timeout=1.0)  # another thread may wait for an answer; it learns of this then
+        try:
+            self._socket.close()
+        finally:
+            if alone:
+                self._lock.release()

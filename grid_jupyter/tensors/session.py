@@ -16,6 +16,7 @@ from typing import Any, NoReturn, Protocol
 import torch
 
 from grid_jupyter.errors import GridError, NotRecordableError, SessionLostError
+from grid_jupyter.link.attendant import attendant
 from grid_jupyter.ops.raw import DTYPES, NAMES, from_bytes, to_bytes
 from grid_jupyter.ops.shapes import Layout, layout
 from grid_jupyter.tensors.sites import Sites
@@ -24,7 +25,10 @@ from grid_jupyter.wire.limits import MAX_INLINE_BYTES
 from grid_jupyter.wire.messages import Expect, Expected, Move, Moved, Read, Reply, Request, Shapes, Sizes, Value
 
 log = logging.getLogger("grid_jupyter")
-_FLUSH_AT = 128
+_FIRST_FRAME, _LARGEST_FRAME = 16, 256
+"""Commands in a frame: few after a read, so that the Worker begins at once, and more while nobody waits."""
+_REST_TICKS = 10
+"""How often nothing was sent, at a look of the attendant's, until a session counts as resting."""
 _MAX_FRAME = 512 << 10  # several inline tensors in one buffer are sent early
 
 TEMPLATES: list[tuple[str, Any, Any]] = []
@@ -43,8 +47,12 @@ def sessions() -> list[Session]:
 class Link(Protocol):
     """Carries frames to one Worker and replies back."""
 
-    def send(self, header: bytes) -> None:
-        """Send one OPERATIONS header; back-pressure blocks here. Raises SessionLostError."""
+    def send(self, header: bytes, number: int, more: bool = False) -> None:
+        """Send one OPERATIONS header; back-pressure blocks here. Raises SessionLostError.
+
+        An interrupt may come between any two steps, and the same header then comes again under the same number:
+        it must not be sent twice. With `more`, a request follows at once, and may take the header along.
+        """
 
     def request(self, message: Request) -> tuple[Reply, memoryview]:
         """Ask and wait for the reply and its payload. Raises what the other side reported."""
@@ -100,7 +108,9 @@ class Session:
     """Streams commands to one Worker without waiting; only reads wait.
 
     Appending to `buffer` and taking ids are atomic, so several threads may compute at once; `flush`
-    sends what is there in order.
+    sends what is there in order. What stays in the buffer for some milliseconds is sent by the attendant's
+    thread, so that the Worker computes while this side does something else. A session that rests (`limit` is 1)
+    sends its next command at once, which wakes the attendant.
     """
 
     def __init__(self, place: Any, link: Link) -> None:
@@ -113,8 +123,12 @@ class Session:
         self.lock = threading.RLock()
         self._ids = itertools.count(random.randrange(commands.FIRST_ID, 2 * commands.FIRST_ID))  # noqa: S311 - no secret
         self.new_id = self._ids.__next__
-        self.limit = _FLUSH_AT
+        self.limit = 1
         self._pending_bytes = 0
+        self._frames = 0  # the number of the last frame
+        self._moving: tuple[list[Any], bytes, int] | None = None  # commands that are leaving the buffer, in a frame
+        self._seen = 0  # the attendant's: the last frame that it saw, and how long ago that was
+        self._ticks = 0
         self.sites = Sites()
         self.leaves: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # that have gradients, by id
         self.traced: dict[int, set[int]] = {}  # by thread that tracing.py follows: leaves that backward() reached
@@ -123,12 +137,18 @@ class Session:
         from grid_jupyter.tensors.engine import prepare  # it is above this module
 
         prepare()
+        attendant.add(self)
 
     # -------------------------------------------------------------- out
 
-    def flush(self) -> None:
-        """Send what is buffered. Raises SessionLostError if the session is gone."""
+    def flush(self, more: bool = False) -> None:
+        """Send what is buffered; with `more`, it may go together with a request that follows at once.
+
+        Raises SessionLostError if the session is gone.
+        """
         with self.lock:
+            if self._moving is not None:  # an interrupt came in between
+                self._move(*self._moving, more=True)
             count = len(self.dropped)
             if count:
                 self.buffer.append([commands.FREE, *self.dropped[:count]])
@@ -136,9 +156,43 @@ class Session:
             count = len(self.buffer)
             if count:
                 batch = self.buffer[:count]
-                del self.buffer[:count]  # never swap the list: another thread may be appending to it
                 self._pending_bytes = 0
-                self.link.send(frames.encode(batch))
+                self._moving = (batch, frames.encode(batch), self._frames + 1)
+                self._move(*self._moving, more=more)
+                self.limit = _FIRST_FRAME if more else min(max(2 * self.limit, _FIRST_FRAME), _LARGEST_FRAME)
+                attendant.wake()
+
+    def _move(self, batch: list[Any], header: bytes, number: int, *, more: bool) -> None:
+        """Hand commands over to the link and then forget them, in steps that may be repeated after an interrupt."""
+        self._frames = number
+        try:
+            self.link.send(header, number, more)
+        except GridError:
+            self._forget(batch)
+            raise
+        self._forget(batch)
+
+    def _forget(self, batch: list[Any]) -> None:
+        if self.buffer and self.buffer[0] is batch[0]:
+            del self.buffer[: len(batch)]  # never swap the list: another thread may be appending to it
+        self._moving = None
+
+    def attend(self) -> bool:
+        """Send what nobody has sent for a moment (link/attendant.py); whether somebody is at work here."""
+        moved, self._seen = self._seen != self._frames, self._frames
+        if self.buffer or moved:
+            self._ticks = 0
+            if not moved and self.lock.acquire(blocking=False):
+                try:
+                    self.flush_quietly()
+                finally:
+                    self.lock.release()
+            return True
+        self._ticks += 1
+        if self._ticks < _REST_TICKS:
+            return True
+        self.limit = 1  # the next command is sent at once, and wakes the attendant
+        return bool(self.buffer)  # unless it was appended just before that
 
     def flush_quietly(self) -> None:
         """Send what is buffered; if that fails, the next use of a value says why."""
@@ -167,7 +221,8 @@ class Session:
 
     def put(self, tensor: torch.Tensor) -> Ref:
         """Copy a local tensor's values over; small ones travel in the stream."""
-        identity = self.new_id()
+        made = Ref(self.new_id(), self)  # first, so that an interrupt leaves nothing behind at the other side
+        identity = made.id
         data, dtype, shape = to_bytes(tensor), NAMES.get(tensor.dtype), tuple(tensor.shape)
         if dtype is None:
             raise TypeError(f"tensors of {tensor.dtype} cannot be sent; convert it with .to(torch.float32) or the like")
@@ -181,7 +236,7 @@ class Session:
             with self.lock:
                 self.flush()
                 self.link.upload(identity, dtype, shape, data)
-        return Ref(identity, self)
+        return made
 
     # -------------------------------------------------------------- in
 
@@ -195,7 +250,7 @@ class Session:
         self._refuse_while_recorded("values cannot be read", "return the tensor, such as the loss, and read that")
         credential = self.link.credential(user) if user else ""
         with self.lock:
-            self.flush()
+            self.flush(more=True)
             reply, payload = self._ask(Read(value=identity, credential=credential, remove=remove))
         if not isinstance(reply, Value):
             raise GridError("the Node answered a read with something else; its version may differ")
@@ -256,7 +311,7 @@ class Session:
         """Layouts that depend on values: a read, which passes the release gate."""
         self._refuse_while_recorded("sizes that depend on values cannot be read", "do that outside of it")
         with self.lock:
-            self.flush()
+            self.flush(more=True)
             reply, _ = self._ask(Sizes(values=tuple(identities)))
         if not isinstance(reply, Shapes):
             raise GridError("the Node answered a question for sizes with something else; its version may differ")
@@ -271,3 +326,4 @@ class Session:
         with self.lock:
             self.buffer = Lost(reason)
             self.dropped = []
+            self._moving = None
