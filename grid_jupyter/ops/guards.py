@@ -14,6 +14,7 @@ import torch
 
 aten = torch.ops.aten
 _INDEX = (torch.int64, torch.int32)
+_SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def _need(condition: bool, what: str) -> None:
@@ -225,6 +226,73 @@ def _grid_sampler(x: torch.Tensor, grid: torch.Tensor, mode: int, padding: int, 
     return aten.grid_sampler_2d.default(x, grid, mode, padding, align)
 
 
+def _reduced(kernel: Any) -> Callable[..., Any]:
+    """A loss that returns what was never written for a reduction that there is not."""
+    position = [argument.name for argument in kernel._schema.arguments].index("reduction")
+
+    def guarded(x: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        found = args[position - 2] if len(args) > position - 2 else kwargs.get("reduction", 1)
+        _need(found in (0, 1, 2), "a known reduction")
+        _need(kernel is not aten.binary_cross_entropy.default or x.shape == target.shape, "a target like the input")
+        return kernel(x, target, *args, **kwargs)
+
+    return guarded
+
+
+def _whole(kernel: Any) -> Callable[..., Any]:
+    """The smallest integer has no absolute value: dividing it by what comes out ends the process."""
+
+    def guarded(x: torch.Tensor, other: torch.Tensor) -> Any:
+        for t in (x, other):
+            _need(
+                t.dtype not in _SIGNED or not bool((t == torch.iinfo(t.dtype).min).any()),
+                "integers that have an absolute value",
+            )
+        return kernel(x, other)
+
+    return guarded
+
+
+def _truncated(kernel: Any) -> Callable[..., Any]:
+    """The smallest integer by -1 has no result, and ends the process."""
+
+    def guarded(x: torch.Tensor, other: Any, *, rounding_mode: str | None = None) -> Any:
+        common = torch.result_type(x, other)
+        if rounding_mode == "trunc" and common in _SIGNED:
+            divisor = other if isinstance(other, torch.Tensor) else torch.tensor(other)
+            smallest = bool((x.to(common) == torch.iinfo(common).min).any())
+            _need(not smallest or not bool((divisor.to(common) == -1).any()), "a division that has a result")
+        return kernel(x, other, rounding_mode=rounding_mode)
+
+    return guarded
+
+
+def _group_norm(
+    x: torch.Tensor, weight: Any, bias: Any, rows: int, channels: int, area: int, groups: int, eps: float
+) -> Any:
+    _need(all(t is None or t.numel() == channels for t in (weight, bias)), "one weight a channel")
+    weight, bias = (t if t is None else t.contiguous() for t in (weight, bias))
+    return aten.native_group_norm.default(x, weight, bias, rows, channels, area, groups, eps)
+
+
+def _adaptive_pool(kernel: Any) -> Callable[..., Any]:
+    def guarded(x: torch.Tensor, size: list[int]) -> Any:
+        _need(all(n >= 0 for n in size), "an output size that is not negative")
+        return kernel(x, size)
+
+    return guarded
+
+
+def _columns(kernel: Any, lists: int) -> Callable[..., Any]:
+    """Sizes are multiplied without a look at what comes out."""
+
+    def guarded(x: torch.Tensor, *sizes: list[int]) -> Any:
+        _need(len(sizes) == lists and all(0 <= n <= 1 << 20 for size in sizes for n in size), "sizes up to a million")
+        return kernel(x, *sizes)
+
+    return guarded
+
+
 def _dense_first(kernel: Any) -> Callable[..., Any]:
     """The kernel walks a copy of its input by the strides of the input itself, which need not fit the copy."""
 
@@ -249,6 +317,17 @@ GUARDS: dict[str, Callable[..., Any]] = {
     "aten._scaled_dot_product_flash_attention_for_cpu.default": _attention,
     "aten._transformer_encoder_layer_fwd.default": _encoder_layer,
     "aten.grid_sampler_2d.default": _grid_sampler,
+    "aten.binary_cross_entropy.default": _reduced(aten.binary_cross_entropy.default),
+    "aten.soft_margin_loss.default": _reduced(aten.soft_margin_loss.default),
+    "aten.div.Tensor_mode": _truncated(aten.div.Tensor_mode),
+    "aten.div_.Tensor_mode": _truncated(aten.div_.Tensor_mode),
+    "aten.div.Scalar_mode": _truncated(aten.div.Scalar_mode),
+    "aten.div_.Scalar_mode": _truncated(aten.div_.Scalar_mode),
+    "aten.lcm.default": _whole(aten.lcm.default),
+    "aten.native_group_norm.default": _group_norm,
+    "aten._adaptive_avg_pool2d.default": _adaptive_pool(aten._adaptive_avg_pool2d.default),
+    "aten.im2col.default": _columns(aten.im2col.default, 4),
+    "aten.col2im.default": _columns(aten.col2im.default, 5),
     "aten.kthvalue.default": _dense_first(aten.kthvalue.default),
     "aten.median.dim": _dense_first(aten.median.dim),
     "aten.nanmedian.dim": _dense_first(aten.nanmedian.dim),

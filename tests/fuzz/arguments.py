@@ -27,7 +27,7 @@ _SIZE_LIKE = ("size", "output_size", "shape", "sizes", "hidden", "num_classes", 
 _FORMATS = ("contiguous_format", "preserve_format", "channels_last", "channels_last_3d")
 _FILLS = (
     "normal", "normal", "normal", "normal", "mixed", "mixed", "zero", "one", "minus one", "nan", "inf", "-inf", "huge",
-    "-huge", "large", "-large", "rising",
+    "-huge", "large", "-large", "rising", "extreme", "extreme",
 )  # fmt: skip
 
 

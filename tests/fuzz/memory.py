@@ -110,6 +110,9 @@ def _drawn(of: Tensor, count: int, g: torch.Generator) -> torch.Tensor:
                 made[where] = edges[int(torch.randint(len(edges), (), generator=g))]
             return made
         return edges[_EDGES.index(of.fill) % len(edges)].expand(count).clone()
+    if of.fill == "extreme":
+        edges = _edges(dtype)
+        return edges[torch.randint(len(edges), (count,), generator=g)]
     if of.fill == "rising":
         return _cast(torch.arange(count).double(), dtype)
     return _plain(dtype, count, g)

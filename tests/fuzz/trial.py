@@ -43,6 +43,10 @@ class Untryable(Exception):
     """An operand that cannot be made, by a client no more than here."""
 
 
+class _Unsent(Exception):
+    """A command that cannot be sent."""
+
+
 class Trial:
     """All calls of one operation, by number."""
 
@@ -114,6 +118,8 @@ class _Run:
                 self._backward()
         except (GridError, MemoryError):
             pass  # ends the session in words: so it should
+        except _Unsent as error:
+            raise Untryable from error
         except BaseException as error:  # whatever it is, the Worker would end with it
             self._find("escaped", f"{type(error).__name__} left the executor: {str(error)[:200]}")
         perturb(0)
@@ -190,7 +196,11 @@ class _Run:
             [1, out, *slots],
         ]
         torch.default_generator.manual_seed(11)  # in place of a SEED command, which is slow
-        self._executor.feed(frames.encode(batch))
+        try:
+            frame = frames.encode(batch)
+        except OverflowError as error:
+            raise _Unsent from error  # a number that no frame can hold
+        self._executor.feed(frame)
         wanted = [out] if type(out) is int else out
         self._results = [i for i in wanted if i and isinstance(self._executor.values.get(i), torch.Tensor)]
         if out == 0 and self._executor.earlier() is None:
@@ -211,7 +221,7 @@ class _Run:
                 return len(numbers[0])
             dim = numbers[1] if len(numbers) > 1 else 0
             return max(1, -(-int(first.shape[dim]) // int(numbers[0])))
-        except (LookupError, TypeError, ZeroDivisionError):
+        except (LookupError, TypeError, ValueError, ZeroDivisionError):
             return 2
 
     def _backward(self) -> None:
