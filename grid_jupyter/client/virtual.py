@@ -51,8 +51,8 @@ class _LocalLink:
     def _answer(self, message: messages.Request) -> bytes:
         if isinstance(message, messages.Read):
             earlier, found = self.executor.earlier(), self.executor.read(message.value)
-            if earlier is not None:
-                raise earlier.error
+            if earlier:
+                raise earlier[0].error
             if isinstance(found, Broken):
                 raise found.error
             dtype, shape = NAMES[found.tensor.dtype], tuple(found.tensor.shape)

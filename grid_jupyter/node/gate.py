@@ -10,6 +10,8 @@ from grid_jupyter.store.datasets import StoredDataset
 from grid_jupyter.wire import worker
 from grid_jupyter.wire.limits import MAX_DATASETS_OPEN
 
+_MOST_FAULTS = 4096
+
 Source = StoredDataset | Rules
 """A version of a data set, whose rules are looked up each time; or what came from another Node, with its own."""
 
@@ -20,7 +22,8 @@ class Gate:
     def __init__(self, datasets: Datasets) -> None:
         self._datasets = datasets
         self._sources: list[Source] = []
-        self._fault: worker.Fault | None = None  # what failed and made no value that would tell
+        # what failed and made no value that would tell, by lineage: one must not hide that there is another
+        self._faults: dict[tuple[int, ...], worker.Fault] = {}
 
     def number(self, source: Source) -> int:
         """The number of a source. Raises LimitExceededError."""
@@ -68,10 +71,14 @@ class Gate:
         """
         if not isinstance(reply, worker.Fetched | worker.Measured | worker.Broken):
             raise GridError("the Worker answered a question for values with something else")
-        self._fault = self._fault or reply.earlier
-        if self._fault is not None and policy.may_read_all(reader, await self.rules(self._fault.sources)):
-            fault, self._fault = self._fault, None
-            raise from_wire(fault.code, fault.error, fault.value)
+        for fault in reply.earlier:
+            self._faults.setdefault(fault.sources, fault)
+        if len(self._faults) > _MOST_FAULTS:
+            raise LimitExceededError("too much failed unread in this session; start another one")
+        for sources, fault in list(self._faults.items()):
+            if policy.may_read_all(reader, await self.rules(sources)):
+                self._faults.pop(sources, None)
+                raise from_wire(fault.code, fault.error, fault.value)
         rules = await self.rules(reply.fault.sources if isinstance(reply, worker.Broken) else reply.sources)
         policy.check_release(reader, rules)
         if isinstance(reply, worker.Broken):

@@ -243,11 +243,10 @@ def _whole(kernel: Any) -> Callable[..., Any]:
     """The smallest integer has no absolute value: dividing it by what comes out ends the process."""
 
     def guarded(x: torch.Tensor, other: torch.Tensor) -> Any:
+        common = torch.result_type(x, other)
         for t in (x, other):
-            _need(
-                t.dtype not in _SIGNED or not bool((t == torch.iinfo(t.dtype).min).any()),
-                "integers that have an absolute value",
-            )
+            fits = common not in _SIGNED or not bool((t.to(common) == torch.iinfo(common).min).any())
+            _need(fits, "integers that have an absolute value")
         return kernel(x, other)
 
     return guarded

@@ -83,14 +83,14 @@ class Fault(Message, frozen=True):
 class Fetched(Message, frozen=True, tag="fetched"):
     """A value, its bytes as payload or in the descriptor sent along, and the sources it derives from.
 
-    `earlier`, here and below, is what failed before and made no value that would tell of it.
+    `earlier`, here and below, is what failed before and made no value that would tell of it, one of each lineage.
     """
 
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
     sources: tuple[int, ...]
-    earlier: Fault | None = None
+    earlier: tuple[Fault, ...] = ()
 
 
 class Measured(Message, frozen=True, tag="measured"):
@@ -98,14 +98,14 @@ class Measured(Message, frozen=True, tag="measured"):
 
     layouts: tuple[Layout, ...]
     sources: tuple[int, ...]
-    earlier: Fault | None = None
+    earlier: tuple[Fault, ...] = ()
 
 
 class Broken(Message, frozen=True, tag="broken"):
     """Reply to Fetch and Measure in place of a value that could not be computed."""
 
     fault: Fault
-    earlier: Fault | None = None
+    earlier: tuple[Fault, ...] = ()
 
 
 class Counted(Message, frozen=True, tag="counted"):

@@ -73,7 +73,7 @@ class Executor:
         self.grad_mode = True
         self._gradients_held = Gradients()
         self._grad_error: tuple[Poison, int] | None = None
-        self._error: tuple[Poison, int] | None = None
+        self._errors: dict[int, Poison] = {}  # by what it derives from: one must not hide that there is another
         self.verbs: dict[int, Callable[..., None]] = {
             commands.DEFINE: self._define,
             commands.FREE: self.free,
@@ -198,7 +198,7 @@ class Executor:
         if identities and not poison.origin and type(identities[0]) is int:
             poison = poison._replace(origin=identities[0])
         if not identities or (type(out) is int and out <= 0):
-            self._error = self._error or (poison, sources)  # an operation without results: the next read tells
+            self._errors.setdefault(sources, poison)  # an operation without results: the next read tells
             return
         for identity in identities:
             if type(identity) is not int:
@@ -293,9 +293,10 @@ class Executor:
     ) -> None:
         sources = self._work_on((*identities, *gradients, *inputs))
         try:
+            for identity in inputs:
+                if isinstance(value := self.values.get(identity), torch.Tensor):
+                    self._gradients_held.watch(value)
             only = [self._tensor(i) for i in inputs]
-            for tensor in only:
-                self._gradients_held.watch(tensor)
             torch.autograd.backward(
                 [self._tensor(i) for i in identities],
                 [self._tensor(i) if i else None for i in gradients],
@@ -307,9 +308,10 @@ class Executor:
         except _KERNEL_ERRORS as error:
             reason = self._reason("backward", error, sources)
             self._grad_error = (reason if reason.origin else reason._replace(origin=int(number)), sources)
-            self._error = self._error or self._grad_error
+            self._errors.setdefault(sources, self._grad_error[0])
         finally:
             self._gradients_held.settle(sources)
+            self._gradients_held.tell_nothing(sources)
 
     def _grad_of(self, out: int, identity: int) -> None:
         value = self.values.get(identity)
@@ -317,18 +319,20 @@ class Executor:
             self.mark(out, value, self.boxes[identity].sources)
             return
         found = self._gradients_held.of(value) if isinstance(value, torch.Tensor) else None
+        # that there is none may tell that a backward pass failed, or what was assigned
+        sources = self._gradients_held.sources(value) if isinstance(value, torch.Tensor) else 0
         if found is not None:
             self.keep(out, *found)
-        elif self._grad_error is not None:
-            self.mark(out, *self._grad_error)
+        elif self._grad_error is not None and not self._grad_error[1] & ~sources:
+            self.mark(out, self._grad_error[0], sources)
         elif isinstance(value, torch.Tensor) and value.requires_grad and value.is_leaf:
             # the client took it for reached by a backward pass: what stands in the graph is known here alone
             zeros = torch.zeros_like(value)
-            box = Box(self.boxes[identity].sources, storage=storage_of(zeros))  # its shape may tell of them
+            box = Box(sources | self.boxes[identity].sources, storage=storage_of(zeros))  # its shape may tell of them
             self._gradients_held.assign(value, zeros, box)
             self.keep(out, zeros, box)
         else:
-            self.mark(out, Poison(RemoteOperationError.code, "there is no gradient: call backward() first"), 0)
+            self.mark(out, Poison(RemoteOperationError.code, "there is no gradient: call backward() first"), sources)
 
     def _set_grad(self, identity: int, gradient: int) -> None:
         value = self.values.get(identity)
@@ -342,9 +346,11 @@ class Executor:
                 raise OperationNotAllowedError("published data cannot be a gradient, which would be added to")
             self._gradients_held.assign(value, given, box)
         except OperationNotAllowedError as error:
-            self._error = self._error or (Poison(error.code, str(error)), 0)
+            self._errors.setdefault(0, Poison(error.code, str(error)))
         except _KERNEL_ERRORS as error:
-            self._error = self._error or (self._reason("grad", error, sources), sources)
+            self._errors.setdefault(sources, self._reason("grad", error, sources))
+            if sources:  # the old one must not tell that there is no new one
+                self._gradients_held.assign(value, None, Box(sources))
 
     def _gradients(
         self,
@@ -358,6 +364,8 @@ class Executor:
         batched: bool = False,
     ) -> None:
         sources = self._work_on((*outs, *seeds, *ins))
+        if len(out) != len(ins):
+            raise InvalidMessageError("gradients need one id for each input")
         try:
             with torch.enable_grad():
                 inputs = [self._tensor(i) for i in ins]
@@ -389,10 +397,10 @@ class Executor:
             raise from_wire(value.code, value.text, value.origin)
         raise ObjectNotFoundError(f"there is no value {identity} in this session; it was freed or fetched")
 
-    def earlier(self) -> Broken | None:
-        """What failed since the last time this was asked and made no value that would tell."""
-        error, self._error = self._error, None
-        return None if error is None else Broken(from_wire(*error[0]), error[1])
+    def earlier(self) -> tuple[Broken, ...]:
+        """What failed since this was last asked and made no value that would tell, the first of each lineage."""
+        errors, self._errors = self._errors, {}
+        return tuple(Broken(from_wire(*poison), sources) for sources, poison in errors.items())
 
     def read(self, identity: int) -> Read | Broken:
         """A value and its lineage, or what its computation failed with."""

@@ -38,8 +38,9 @@ class Gradients:
         """`tensor.grad = gradient`, whose lineage is `box`. Raises what torch raises for one that does not fit."""
         tensor.grad = gradient
         held = self._held[tensor] = _Held()
+        held.box = box
         if gradient is not None:
-            held.gradient, held.version, held.box = gradient, gradient._version, box
+            held.gradient, held.version = gradient, gradient._version
 
     def settle(self, sources: int) -> None:
         """After a backward pass, also one that failed half way: what it changed derives from `sources` too."""
@@ -56,6 +57,18 @@ class Gradients:
                 held.box = Box(held.box.sources | sources, storage=storage_of(gradient))
                 held.gradient = gradient
             held.version = gradient._version
+
+    def tell_nothing(self, sources: int) -> None:
+        """After a backward pass that may have failed for what is in `sources`: no gradient of the session, there or
+        missing, may tell whether it did. What it would have reached is not known then, so all derive from it."""
+        if sources:
+            for held in list(self._held.values()):
+                held.box.sources |= sources
+
+    def sources(self, tensor: torch.Tensor) -> int:
+        """What a tensor's gradient, or that there is none, derives from."""
+        held = self._held.get(tensor)
+        return 0 if held is None else held.box.sources
 
     def of(self, tensor: torch.Tensor) -> tuple[torch.Tensor, Box] | None:
         """The gradient of a tensor with its lineage, if there is one."""

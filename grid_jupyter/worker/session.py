@@ -101,9 +101,8 @@ class _Session:
             return worker.Broken(fault=_fault(found), earlier=self._earlier())
         return worker.Measured(layouts=found, sources=bits(self._executor.lineage(values)), earlier=self._earlier())
 
-    def _earlier(self) -> worker.Fault | None:
-        earlier = self._executor.earlier()
-        return None if earlier is None else _fault(earlier)
+    def _earlier(self) -> tuple[worker.Fault, ...]:
+        return tuple(_fault(earlier) for earlier in self._executor.earlier())
 
     def _fetch(self, request_id: int, value: int) -> None:
         found = self._executor.read(value)

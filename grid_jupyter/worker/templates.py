@@ -172,11 +172,18 @@ class Template:
                 values[out] = result
                 boxes[out] = self._box(result, sources, boxes, command)
         else:
+            if self.kernel.results == 1 and not self.kernel.returns_list:
+                raise ValueError("one result has one id")  # its rows would be values of their own, over each other
             results = result if self.kernel.returns_list else self._fresh(result)
+            made: dict[int, Box] = {}
             for identity, value in zip(out, results, strict=True):
-                if value is not None:
-                    values[identity] = value
-                    boxes[identity] = self._box(value, sources, boxes, command)
+                if value is None:
+                    values.pop(identity, None)
+                    boxes.pop(identity, None)
+                    continue
+                box = self._box(value, sources, boxes, command)
+                values[identity] = value
+                boxes[identity] = made.setdefault(box.storage, box)
 
     def _is_sized(self, values: dict[int, Any], command: list[Any]) -> bool:
         if self.kernel.name != "aten.index.Tensor":

@@ -228,8 +228,7 @@ def make(call: Call) -> str:
     in_place = call.name.split(".")[1].endswith("_")
     executor.feed(frames.encode([[commands.DEFINE, 0, call.name, args, kwargs], [0, 0 if in_place else 900, *slots]]))
     if in_place:
-        earlier = executor.earlier()
-        return "" if earlier is None else earlier.error.code
+        return "".join(fault.error.code for fault in executor.earlier())
     found = executor.read(900)
     return found.error.code if isinstance(found, Broken) else ""
 

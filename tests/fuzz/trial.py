@@ -203,7 +203,7 @@ class _Run:
         self._executor.feed(frame)
         wanted = [out] if type(out) is int else out
         self._results = [i for i in wanted if i and isinstance(self._executor.values.get(i), torch.Tensor)]
-        if out == 0 and self._executor.earlier() is None:
+        if out == 0 and not self._executor.earlier():
             self.shown["done"] = True
         for number, identity in enumerate(self._results):
             self._show(f"result {number}", identity)

@@ -88,8 +88,7 @@ def test_what_a_run_writes_into_derives_from_it_in_all_its_views(executor: Execu
 
 def test_published_data_is_not_changed_by_a_run(executor: Executor):
     feed(executor, [c.RECORD, 1, [], 2, [[ADD_, 0, 1, 2]], []], [c.RUN, 1, [PUBLISHED, X], [], []])
-    told = executor.earlier()
-    assert told is not None
+    [told] = executor.earlier()
     assert isinstance(told.error, OperationNotAllowedError)
     assert found(executor, PUBLISHED) == ([5, 6], 2)
 
