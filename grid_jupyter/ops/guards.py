@@ -266,6 +266,16 @@ def _truncated(kernel: Any) -> Callable[..., Any]:
     return guarded
 
 
+def _scaled_each(kernel: Any) -> Callable[..., Any]:
+    """The kernel takes it for granted that there is a number for each tensor."""
+
+    def guarded(tensors: Any, first: Any, second: Any, scalars: Any) -> Any:
+        _need(len(tensors) == len(first) == len(second) == len(scalars), "lists of one length")
+        return kernel(tensors, first, second, scalars)
+
+    return guarded
+
+
 def _group_norm(
     x: torch.Tensor, weight: Any, bias: Any, rows: int, channels: int, area: int, groups: int, eps: float
 ) -> Any:
@@ -322,6 +332,8 @@ GUARDS: dict[str, Callable[..., Any]] = {
     "aten.div_.Tensor_mode": _truncated(aten.div_.Tensor_mode),
     "aten.div.Scalar_mode": _truncated(aten.div.Scalar_mode),
     "aten.div_.Scalar_mode": _truncated(aten.div_.Scalar_mode),
+    "aten._foreach_addcdiv_.ScalarList": _scaled_each(aten._foreach_addcdiv_.ScalarList),
+    "aten._foreach_addcmul_.ScalarList": _scaled_each(aten._foreach_addcmul_.ScalarList),
     "aten.lcm.default": _whole(aten.lcm.default),
     "aten.native_group_norm.default": _group_norm,
     "aten._adaptive_avg_pool2d.default": _adaptive_pool(aten._adaptive_avg_pool2d.default),
