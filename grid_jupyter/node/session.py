@@ -296,7 +296,11 @@ class NodeSession:
                 if message.remove:
                     self._free(message.value)
                 value = messages.Value(dtype=reply.dtype, shape=reply.shape)
-                self._send(messages.reply_frame(request_id, value, payload)).add_done_callback(self._give_place)
+                sent = self._send(messages.reply_frame(request_id, value, payload))
+                if sent.done():
+                    self._give_place(sent)
+                else:
+                    sent.add_done_callback(self._give_place)
                 return
             self._answer(self._answering(request_id, self._release(request_id, message, reader, answer)))
 

@@ -103,7 +103,7 @@ def kernel(name: str) -> Kernel:
                 (writes if alias.is_write else views)[result] = holders[label]
     return Kernel(
         name,
-        GUARDS.get(name) or _REPLACED.get(name) or op,
+        GUARDS.get(name) or _REPLACED.get(name) or op._op,  # what an OpOverload calls, without its Python around
         tuple(argument.name for argument in schema.arguments),
         frozenset(mutates),
         views,

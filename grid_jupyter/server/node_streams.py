@@ -122,22 +122,41 @@ class SessionDoor(NodeDoor, WebSocketHandler):
         self._hang_up(error.code)
 
     def _send(self, frame: bytes) -> asyncio.Future[None]:
+        """Write a binary message at once; tornado's write_message would wake the loop twice more for it."""
         taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        connection: Any = self.ws_connection
+        if connection is None or connection.is_closing():
+            taken.set_result(None)  # the client left; on_close ends the session
+            return taken
+        try:
+            written: asyncio.Future[None] = connection.stream.write(_message_head(len(frame)) + frame)
+        except StreamClosedError:
+            taken.set_result(None)
+            return taken
+        if written.done():
+            taken.set_result(None)
+            return taken
 
-        def written(done: asyncio.Future[None]) -> None:
+        def finish(done: asyncio.Future[None]) -> None:
             if not done.cancelled():
-                done.exception()  # the client left; on_close ends the session
+                done.exception()
             if not taken.done():
                 taken.set_result(None)
 
-        try:
-            self.write_message(frame, binary=True).add_done_callback(written)
-        except (WebSocketClosedError, StreamClosedError):
-            taken.set_result(None)
+        written.add_done_callback(finish)
         return taken
 
     def _hang_up(self, reason: str) -> None:
         self.close(1008, reason.encode()[:120].decode(errors="ignore"))  # the protocol's limit is 123 bytes
+
+
+def _message_head(length: int) -> bytes:
+    """What precedes a whole binary message from a server (RFC 6455, 5.2)."""
+    if length < 126:
+        return bytes((0x82, length))
+    if length < 1 << 16:
+        return b"\x82\x7e" + length.to_bytes(2, "big")
+    return b"\x82\x7f" + length.to_bytes(8, "big")
 
 
 _ENDING: set[asyncio.Task[None]] = set()

@@ -107,8 +107,16 @@ class Executor:
         # Autograd must stay on: some kernels return no workspace without it and their gradients are then wrong.
         torch.set_grad_enabled(self.grad_mode)
         try:
+            templates, values, boxes, memory = self.templates, self.values, self.boxes, self.memory
             for command in frames.decode(header, _decoder):
-                self._one(command)
+                template = templates.get(command[0]) if command and type(command[0]) is int else None
+                if type(template) is not Template or len(command) != template.length or type(command[1]) is not int:
+                    self._one(command)
+                    continue
+                try:  # most commands: the same as `_one` does, in short
+                    template.run(values, boxes, command, self.closed, memory)
+                except _KERNEL_ERRORS as error:
+                    self._failed(command, template, error)
         finally:
             torch.set_grad_enabled(True)
             self.memory.enter(False)
@@ -134,6 +142,14 @@ class Executor:
             raise
         except _KERNEL_ERRORS as error:
             raise InvalidMessageError(f"command {code} has wrong arguments") from error
+
+    def _failed(self, command: list[Any], template: Template, error: BaseException) -> None:
+        try:
+            self._poison(command, template, error)
+        except (InvalidMessageError, LimitExceededError, MemoryError):
+            raise
+        except _KERNEL_ERRORS as worse:
+            raise InvalidMessageError(f"command {command[0]} has wrong arguments") from worse
 
     def _run(self, number: int, command: list[Any]) -> None:
         template = self.templates.get(number)

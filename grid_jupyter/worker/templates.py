@@ -75,6 +75,11 @@ class Template:
             self._keywords[pair[0]] = self._item(pair[1], parameters.index(pair[0]))
         self._mutated = [p for position in sorted(self.kernel.mutates) for p in self._argument_refs.get(position, ())]
         self.length = next(self._slots)
+        self._call = _caller(self.kernel.run, args, self._positional)
+        # one new tensor from arguments that stay as they are, and nothing else to be seen to
+        self._plain = not (
+            self._keywords or self.kernel.mutates or self.kernel.seeded or self.kernel.sized or self.kernel.returns_list
+        )
 
     def _item(self, item: Any, position: int, depth: int = 0) -> Getter:
         if item == "r":
@@ -145,6 +150,16 @@ class Template:
             sources |= SIZED
         if (sources >= SIZED) is not memory.hidden or memory.split:
             memory.enter(sources >= SIZED or _replaces_hidden(boxes, command[1]))
+        out = command[1]
+        if self._plain and type(out) is int and out > 0:  # what most operations are: the same as below, in short
+            values[out] = result = self._call(values, command)
+            storage = storage_of(result)
+            for slot in self.refs:
+                if boxes[command[slot]].storage == storage:
+                    boxes[out] = boxes[command[slot]]
+                    return
+            boxes[out] = Box(sources, False, storage)
+            return
         for slot in self._mutated:
             box = boxes[command[slot]]
             if box.frozen:
@@ -166,7 +181,6 @@ class Template:
             if sources and self.kernel.seeded:
                 # how much randomness it took may depend on values: what is drawn next must not tell
                 torch.default_generator.manual_seed(secrets.randbits(63))
-        out = command[1]
         if type(out) is int:
             if out > 0:
                 values[out] = result
@@ -206,6 +220,17 @@ class Template:
 def _replaces_hidden(boxes: dict[int, Box], out: Any) -> bool:
     """Whether a result takes the place of a value whose memory must not be felt to be free."""
     return any(box is not None and box.hidden for box in map(boxes.get, out if type(out) is list else (out,)))
+
+
+def _caller(run: Callable[..., Any], args: list[Any], getters: list[Getter]) -> Getter:
+    """Calls a kernel with its positional arguments; values by id, of which most have no other, the shortest way."""
+    if args == ["r"]:
+        return lambda values, command: run(values[command[2]])
+    if args == ["r", "r"]:
+        return lambda values, command: run(values[command[2]], values[command[3]])
+    if args == ["r", "r", "r"]:
+        return lambda values, command: run(values[command[2]], values[command[3]], values[command[4]])
+    return lambda values, command: run(*[get(values, command) for get in getters])
 
 
 def _constant(value: Any) -> Getter:
