@@ -24,7 +24,7 @@ from grid_jupyter.wire.limits import MAX_DATASETS_OPEN, MAX_INLINE_BYTES
 from grid_jupyter.wire.messages import Failed
 from grid_jupyter.worker.channel import Channel
 from grid_jupyter.worker.executor import Broken, Executor
-from grid_jupyter.worker.memory import Shared, limit_memory, memory_file
+from grid_jupyter.worker.memory import Shared, keep_freed_memory, limit_memory, memory_file
 
 
 def serve(sock: socket.socket, limits: worker.WorkerLimits) -> None:
@@ -192,6 +192,7 @@ def _deadline(seconds: float) -> Iterator[None]:
 
 def _confine(limits: worker.WorkerLimits) -> None:
     torch.set_num_threads(limits.threads)
+    keep_freed_memory()
     torch.manual_seed(int.from_bytes(os.urandom(8), "big") >> 1)  # forks would share one state otherwise
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("800")  # the kernel should rather end a session than the Node
