@@ -160,6 +160,11 @@ class Recording(Generic[P, R]):
         collect(result, pointers)
         if any(pointer._ref.session is not session for pointer in pointers):
             raise NotRecordableError("it returns a tensor of another place")
+        if any(type(length) is not int for pointer in pointers for length in pointer._layout.shape):
+            raise NotRecordableError(
+                "it returns a tensor whose size depends on values, which may be another at each run: return what it "
+                "comes to, such as its mean"
+            )
         made = script(seen.sessions[session], inputs, [pointer._ref.id for pointer in pointers], grad_mode)
         cleared = {command[1] for command in made.body if command[0] == commands.SET_GRAD}
         slots = {slot: identity for identity, slot in made.slots.items()}

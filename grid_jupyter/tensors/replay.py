@@ -19,18 +19,22 @@ from grid_jupyter.tensors.tracing import Script, settings
 from grid_jupyter.wire import commands, frames
 from grid_jupyter.wire.limits import MAX_HEADER_BYTES, MAX_RECORDED_COMMANDS, MAX_RECORDINGS
 
-_FLUSH_S = 0.001
+_PAUSE_S = 0.0005
+"""A caller that did something else for so long may have left the Worker idle."""
+_PATIENCE_S = 0.003
+"""How long runs wait for others to be sent with."""
 _LONGEST = MAX_HEADER_BYTES - 1024  # bytes of a definition, which fills a frame of its own
 
 
 class _Desk:
-    """What a session's recordings share: numbers, how many there are, and when runs were last sent."""
+    """What a session's recordings share: numbers, how many there are, and when runs were asked for and sent."""
 
     def __init__(self) -> None:
         self.numbers = itertools.count(1)
         self.kept: dict[int, int] = {}  # number → commands
         self.waiting = 0  # commands of runs that were not sent yet
         self.sent = 0.0
+        self.called = 0.0
 
 
 _desks: weakref.WeakKeyDictionary[Session, _Desk] = weakref.WeakKeyDictionary()
@@ -164,9 +168,11 @@ class Replay:
         """Send at once where the Worker may be idle; where steps come quickly, several go together."""
         desk, now = self._desk, time.monotonic()
         desk.waiting += self.size
-        if desk.waiting >= self.session.limit or now - desk.sent >= _FLUSH_S:
-            desk.waiting, desk.sent = 0, now
+        if desk.waiting >= self.session.limit or now - desk.called >= _PAUSE_S or now - desk.sent >= _PATIENCE_S:
+            desk.waiting = 0
             self.session.flush()
+            now = desk.sent = time.monotonic()
+        desk.called = now
 
     def __del__(self) -> None:
         try:

@@ -354,10 +354,12 @@ class Executor:
         value = self.values.get(identity)
         if not isinstance(value, torch.Tensor):
             return
+        if not gradient:
+            self._gradients_held.assign(value, None, Box())
+            return
         sources = self._work_on((identity, gradient))
         try:
-            given = self._tensor(gradient) if gradient else None
-            box = self.boxes[gradient] if gradient else Box()
+            given, box = self._tensor(gradient), self.boxes[gradient]
             if box.frozen:
                 raise OperationNotAllowedError("published data cannot be a gradient, which would be added to")
             self._gradients_held.assign(value, given, box)

@@ -37,10 +37,10 @@ class Gradients:
     def assign(self, tensor: torch.Tensor, gradient: torch.Tensor | None, box: Box) -> None:
         """`tensor.grad = gradient`, whose lineage is `box`. Raises what torch raises for one that does not fit."""
         tensor.grad = gradient
-        held = self._held[tensor] = _Held()
-        held.box = box
-        if gradient is not None:
-            held.gradient, held.version = gradient, gradient._version
+        held = self._held.get(tensor)
+        if held is None:
+            held = self._held[tensor] = _Held()
+        held.gradient, held.version, held.box = gradient, 0 if gradient is None else gradient._version, box
 
     def settle(self, sources: int) -> None:
         """After a backward pass, also one that failed half way: what it changed derives from `sources` too."""

@@ -17,7 +17,7 @@ from grid_jupyter.worker.memory import Shared, data_bytes
 SIZED = 1 << MAX_DATASETS_OPEN
 """The bit of a lineage, above those of all data sets, that says: sizes depend on what the caller may not read."""
 
-_M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -2, -3, -8  # mallopt's numbers
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8  # mallopt's numbers
 _MAP_FROM = {False: 128 << 10, True: 256}
 """Bytes from which malloc maps memory for a value alone, which goes back as it came; by kind of work."""
 _PAGE = resource.getpagesize()
@@ -61,6 +61,8 @@ class Halves:
         # hidden values should leave few holes in the heap, which others would fill, nor teach malloc what to map
         self._malloc = ctypes.CDLL(None)
         self._malloc.mallopt(_M_ARENA_MAX, 1)
+        self._malloc.mallopt(_M_TRIM_THRESHOLD, _MAP_FROM[False])  # undoes keep_freed_memory()
+        self._malloc.malloc_trim(0)
         self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
         self._offset = data_bytes() - self._data_bytes()
 

@@ -10,6 +10,7 @@ import resource
 from pathlib import Path
 
 _PIECE = 64 << 20
+_MAP_FROM = 8 << 20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 
@@ -24,12 +25,13 @@ def keep_freed_memory() -> None:
     """Let malloc keep what training steps free and take again: from the kernel they would get it zeroed each time.
 
     By default glibc returns freed memory at once when it is above some megabytes, which costs a convolutional
-    network a fifth of its time in page faults.
+    network a fifth of its time in page faults. What is larger than `_MAP_FROM` still goes back at once: in the heap
+    it would leave holes, which count as taken.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc allows
-        mallopt(_M_TRIM_THRESHOLD, 64 << 20)
+        mallopt(_M_MMAP_THRESHOLD, _MAP_FROM)
+        mallopt(_M_TRIM_THRESHOLD, 8 * _MAP_FROM)
 
 
 class Shared(mmap.mmap):

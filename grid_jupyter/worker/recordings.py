@@ -42,6 +42,9 @@ class Stage(Protocol):
     def keep(self, identity: int, value: Any, box: Box) -> None:
         """Let an id stand for a value."""
 
+    def free(self, *identities: int) -> None:
+        """Forget values; unknown ids are fine."""
+
     def seed(self, seed: int) -> None:
         """Seed the generator."""
 
@@ -118,9 +121,8 @@ class Recordings:
         try:
             for call, arguments, ended in recording.steps:
                 call(*arguments)
-                for slot in ended:
-                    inside.pop(slot, None)
-                    lineage.pop(slot, None)
+                if ended:
+                    stage.free(*ended)
         finally:
             stage.values, stage.boxes = values, boxes
             if stage.grad_mode is not grad_mode:

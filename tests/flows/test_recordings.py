@@ -354,7 +354,7 @@ READS: dict[str, Callable[[Any], Any]] = {
     "bool": lambda x: x if x.sum() > 0 else -x,
     "tolist": lambda x: x.tolist(),
     "get": lambda x: (x + 1).get(),
-    "a size": lambda x: x.nonzero(),
+    "a size": lambda x: len(x.nonzero()),
     "print of a value": lambda x: f"{float(x[0])}",
 }
 
@@ -364,6 +364,16 @@ def test_a_read_inside_is_refused_with_what_to_do(worker: VirtualWorker, name: s
     with pytest.raises(NotRecordableError, match=r"inside a recording, which runs without waiting: (return|do that)"):
         sy.recording(READS[name])(send(torch.ones(3), worker))
     assert send(torch.ones(3), worker).tolist() == [1, 1, 1]  # the session is as it was
+
+
+def test_sizes_that_nobody_is_told_are_recorded_where_they_stay_inside(worker: VirtualWorker):
+    mean = sy.recording(lambda x: x[x > 1.5].mean())
+    for number in range(5):
+        values = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0 + number])
+        assert mean(send(values, worker)).item() == pytest.approx(3 + number / 3)
+    assert mean.recorded == 1
+    with pytest.raises(NotRecordableError, match="a tensor whose size depends on values"):
+        sy.recording(lambda x: x[x > 1.5])(send(torch.arange(3.0), worker))
 
 
 def test_large_tensors_of_this_side_are_refused_inside(worker: VirtualWorker):
