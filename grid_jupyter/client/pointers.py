@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
+from grid_jupyter.client.statistics import Statistics, chosen
 from grid_jupyter.errors import ObjectNotFoundError
 from grid_jupyter.ops.raw import DTYPES
 from grid_jupyter.ops.shapes import layout
@@ -140,8 +141,9 @@ class RemoteArrays:
         return f"<pre>{html.escape(repr(self))}</pre>"
 
 
-class RemoteTable(RemoteArrays):
-    """A published table: `table["weight"]` is a pointer to one column's numbers.
+class RemoteTable(Statistics, RemoteArrays):
+    """A published table: `table["weight"]` is a pointer to one column's numbers, `table[["age", "weight"]]` some
+    columns, `table[table["age"] > 60]` some rows; `mean()`, `describe()` and others are computed where it lies.
 
     Whole numbers and booleans with missing entries come as float64 with NaN there, times as seconds since
     1970 (UTC) in float64, texts and categories as codes with -1 for missing.
@@ -167,7 +169,11 @@ class RemoteTable(RemoteArrays):
         """Names of the columns."""
         return self.columns
 
-    def __getitem__(self, name: str) -> RemoteTensor:
+    def __getitem__(self, key: Any) -> Any:
+        return self.column(key) if isinstance(key, str) else chosen(self, self.columns, key)
+
+    def column(self, name: str) -> RemoteTensor:
+        """A pointer to one column's numbers. Raises ObjectNotFoundError."""
         if name not in self.columns:
             raise ObjectNotFoundError(f"the table has no column {plain(name)!r}; see .columns")
         from grid_jupyter.client.columns import column_values  # pandas, which tensors alone do not need
