@@ -55,6 +55,7 @@ class Kernel(NamedTuple):
     returns_list: bool
     seeded: bool  # takes from the random generator
     sized: bool  # values tell how large the results are
+    tensors: frozenset[int]  # positions of the arguments that are tensors, or lists of them
     named: frozenset[int]  # positions of the arguments that are dtypes and the like, which torch takes as numbers too
 
 
@@ -112,6 +113,7 @@ def kernel(name: str) -> Kernel:
         len(schema.returns) == 1 and str(schema.returns[0].type).startswith("List[Tensor"),
         torch.Tag.nondeterministic_seeded in op.tags,
         torch.Tag.dynamic_output_shape in op.tags or name in _SIZED_BY_VALUES,
+        frozenset(position for position, argument in enumerate(schema.arguments) if "Tensor" in str(argument.type)),
         frozenset(
             position
             for position, argument in enumerate(schema.arguments)

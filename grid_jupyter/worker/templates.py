@@ -83,6 +83,9 @@ class Template:
 
     def _item(self, item: Any, position: int, depth: int = 0) -> Getter:
         if item == "r":
+            if position not in self.kernel.tensors:
+                # torch takes a tensor of one element for a number: a view would show it by where and how long it is
+                raise OperationNotAllowedError(f"{self.kernel.name} takes a number there, not a tensor")
             slot = next(self._slots)
             self.refs.append(slot)
             self._argument_refs.setdefault(position, []).append(slot)

@@ -87,7 +87,7 @@ class Trial:
             return Outcome(True, first.findings)
         findings = first.findings
         for label, shown in first.shown.items():
-            if second.shown.get(label) != shown:
+            if second.shown.get(label, shown) != shown:
                 text = f"{label} differs when fresh memory holds something else"
                 findings.append(Finding("uninitialised memory", text))
         return Outcome(True, findings)
@@ -221,7 +221,7 @@ class _Run:
                 return len(numbers[0])
             dim = numbers[1] if len(numbers) > 1 else 0
             return max(1, -(-int(first.shape[dim]) // int(numbers[0])))
-        except (LookupError, TypeError, ValueError, ZeroDivisionError):
+        except (LookupError, TypeError, ValueError, ArithmeticError):
             return 2
 
     def _backward(self) -> None:
@@ -233,7 +233,7 @@ class _Run:
         self._phase(BACKWARD)
         result = plan.choice(differentiable)
         value = executor.values[result]
-        if value.numel() > _SHOWN:
+        if value.numel() > _SHOWN or any(length < 0 for length in value.shape):
             return
         seed = torch.linspace(-1, 2, max(value.numel(), 1)).to(value.dtype)[: value.numel()].reshape(value.shape)
         hostile = plan.random()

@@ -45,6 +45,36 @@ def test_one_result_does_not_become_several(s: Session):
     assert s.is_safe(rows[1])
 
 
+@pytest.mark.parametrize(
+    ("name", "args", "operands"),
+    [
+        ("slice.Tensor", ["r", "d", "d", "r"], (0, 0, "secret")),
+        ("select.int", ["r", "d", "r"], (0, "secret")),
+        ("narrow.default", ["r", "d", "d", "r"], (0, 0, "secret")),
+        ("view.default", ["r", ["L", ["r", "d"]]], ("secret", -1)),
+        ("expand.default", ["r", ["L", ["r", "d"]]], ("secret", 12)),
+        ("unfold.default", ["r", "d", "r", "d"], (0, "secret", 1)),
+        ("split.Tensor", ["r", "r"], ("secret",)),
+        ("diagonal.default", ["r", "r"], ("secret",)),
+        ("transpose.int", ["r", "d", "r"], (0, "secret")),
+        ("squeeze.dim", ["r", "r"], ("secret",)),
+        ("new_zeros.default", ["r", ["L", ["r"]]], ("secret",)),
+    ],
+)
+def test_a_private_number_does_not_choose_what_a_view_shows(
+    s: Session, name: str, args: list[object], operands: tuple[object, ...]
+):
+    """torch takes a tensor of one element where it wants a number; the view has the lineage of what it shows."""
+    base, secret = s.public([float(n) for n in range(12)]), s.private(torch.tensor(3))
+    if name == "expand.default":
+        base = s.public([[float(n) for n in range(12)]])
+    outs = [s.new_id() for _ in range(4)] if name == "split.Tensor" else s.new_id()
+    s.op(name, args, base, *[secret if part == "secret" else part for part in operands], out=outs)
+    for identity in outs if isinstance(outs, list) else [outs]:
+        found = s.executor.read(identity)
+        assert found.sources or isinstance(found, Broken)
+
+
 def test_an_earlier_private_failure_does_not_hide_a_public_one():
     def attack(s: Session, value: float) -> object:
         target = s.public([0.0])
