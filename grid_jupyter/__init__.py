@@ -26,6 +26,8 @@ _PUBLIC: dict[str, str] = {
     "RemoteTensor": "grid_jupyter.tensors.remote",
     "TorchHook": "grid_jupyter.client.virtual",
     "VirtualWorker": "grid_jupyter.client.virtual",
+    "WebsocketClientWorker": "grid_jupyter.client.websocket",
+    "WebsocketServerWorker": "grid_jupyter.client.websocket",
     "accuracy": "grid_jupyter.client.optims",
     "add_model": "grid_jupyter.client.optims",
     "create_sandbox": "grid_jupyter.client.sandbox",
@@ -39,18 +41,34 @@ _PUBLIC: dict[str, str] = {
     "recording": "grid_jupyter.tensors.recording",
     "private_tensor": "grid_jupyter.tensors.private",
     "scale_model": "grid_jupyter.client.optims",
-    "send": "grid_jupyter.tensors.hook",
+    "describe": "grid_jupyter.tensors.sending",
+    "send": "grid_jupyter.tensors.sending",
+    "send_": "grid_jupyter.tensors.sending",
+    "tag": "grid_jupyter.tensors.sending",
     "send_module": "grid_jupyter.tensors.modules",
     **dict.fromkeys(
         (
+            "CannotRequestObjectAttribute",
+            "CompressionNotFoundException",
+            "DependencyError",
+            "EmptyCryptoPrimitiveStoreError",
             "GetNotPermittedError",
             "GridError",
+            "IdNotUniqueError",
+            "InvalidProtocolFileError",
+            "InvalidTensorForRemoteGet",
             "NotAuthenticatedError",
             "NotRecordableError",
             "ObjectNotFoundError",
+            "PlanCommandUnknownError",
+            "PureFrameworkTensorFoundError",
+            "RemoteObjectFoundError",
+            "ResponseSignatureError",
             "SendNotPermittedError",
             "SessionLostError",
             "TensorsNotCollocatedException",
+            "TranslationUnavailableError",
+            "WorkerNotFoundException",
         ),
         "grid_jupyter.errors",
     ),
@@ -67,7 +85,9 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == __name__:
             raise
-        raise ImportError(
+        from grid_jupyter.errors import DependencyError
+
+        raise DependencyError(
             f"{name} needs {error.name}, which is not installed: pip install 'grid-jupyter[node]' (or [lab])"
         ) from error
     globals()[name] = value

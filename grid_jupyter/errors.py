@@ -6,7 +6,11 @@ GridError                               grid-error                  500
 │   ├── InvalidDataError                invalid-data                400
 │   ├── LimitExceededError              limit-exceeded              413
 │   ├── NotRecordableError              not-recordable              400
-│   └── VersionMismatchError            version-mismatch            426
+│   ├── VersionMismatchError            version-mismatch            426
+│   ├── CannotRequestObjectAttribute    cannot-request-attribute    400
+│   ├── InvalidTensorForRemoteGet       not-a-pointer-chain         400
+│   ├── PureFrameworkTensorFoundError   tensor-is-here              400
+│   └── RemoteObjectFoundError          tensor-is-remote            400
 ├── NotAuthenticatedError               not-authenticated           401
 ├── TooManyAttemptsError                too-many-attempts           429
 ├── Forbidden                           forbidden                   403
@@ -15,14 +19,22 @@ GridError                               grid-error                  500
 │   ├── ComputeNotPermittedError        compute-not-permitted       403
 │   └── OperationNotAllowedError        operation-not-allowed       403
 ├── NotFound                            not-found                   404
-│   └── ObjectNotFoundError             object-not-found            404
+│   ├── ObjectNotFoundError             object-not-found            404
+│   └── WorkerNotFoundException         worker-not-found            404
 ├── Conflict                            conflict                    409
 │   └── IdNotUniqueError                id-not-unique               409
 ├── SessionLostError                    session-lost                410
 ├── RemoteOperationError                remote-operation            422
 ├── NodeUnavailableError                node-unavailable            503
 ├── StorageFullError                    storage-full                507
-└── TensorsNotCollocatedException       tensors-not-collocated      400
+├── TensorsNotCollocatedException       tensors-not-collocated      400
+├── ResponseSignatureError              response-signature          502
+├── DependencyError                     dependency-missing          501
+├── TranslationUnavailableError         translation-unavailable     501
+└── EmptyCryptoPrimitiveStoreError      crypto-store-empty          503
+
+Three names of PySyft 0.2.9 are other names of these: CompressionNotFoundException (InvalidMessageError),
+InvalidProtocolFileError (VersionMismatchError), PlanCommandUnknownError (OperationNotAllowedError).
 
 An error crosses the wire as its code and its text (`to_wire`, `from_wire`): never a traceback,
 never the text of an exception that is not in this tree.
@@ -83,6 +95,30 @@ class VersionMismatchError(BadRequest):
     status = 426
 
 
+class CannotRequestObjectAttribute(BadRequest):
+    """A pointer to an attribute of a value was asked for the values: it only names them."""
+
+    code = "cannot-request-attribute"
+
+
+class InvalidTensorForRemoteGet(BadRequest):
+    """remote_get() and mid_get() fetch through a chain of pointers, and this is none."""
+
+    code = "not-a-pointer-chain"
+
+
+class PureFrameworkTensorFoundError(BadRequest):
+    """The tensor is here, in this process; the call is for one that is elsewhere."""
+
+    code = "tensor-is-here"
+
+
+class RemoteObjectFoundError(BadRequest):
+    """The tensor is elsewhere; the call is for one in this process."""
+
+    code = "tensor-is-remote"
+
+
 class NotAuthenticatedError(GridError):
     """No credential, or one that does not count here."""
 
@@ -141,6 +177,12 @@ class ObjectNotFoundError(NotFound):
     code = "object-not-found"
 
 
+class WorkerNotFoundException(NotFound):
+    """No worker of that name is known here."""
+
+    code = "worker-not-found"
+
+
 class Conflict(GridError):
     """The request contradicts what is already here."""
 
@@ -187,6 +229,39 @@ class TensorsNotCollocatedException(GridError):
 
     code = "tensors-not-collocated"
     status = 400
+
+
+class ResponseSignatureError(GridError):
+    """The answer does not have the form that the question asks for; the other side's version may differ."""
+
+    code = "response-signature"
+    status = 502
+
+
+class DependencyError(GridError, ImportError):
+    """Something that this name needs is not installed; the text says how to install it."""
+
+    code = "dependency-missing"
+    status = 501
+
+
+class TranslationUnavailableError(GridError):
+    """A plan cannot be put into the form that was asked for."""
+
+    code = "translation-unavailable"
+    status = 501
+
+
+class EmptyCryptoPrimitiveStoreError(GridError):
+    """The material for computing on secret shares is used up; ask the provider for more."""
+
+    code = "crypto-store-empty"
+    status = 503
+
+
+CompressionNotFoundException = InvalidMessageError
+InvalidProtocolFileError = VersionMismatchError
+PlanCommandUnknownError = OperationNotAllowedError
 
 
 def _tree(root: type[GridError]) -> dict[str, type[GridError]]:

@@ -9,16 +9,26 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from grid_jupyter.client.credentials import Credentials
 from grid_jupyter.client.pointers import pointer
 from grid_jupyter.client.publishing import Publishing
 from grid_jupyter.client.values import Values, forget_outputs, values_of
 from grid_jupyter.client.virtual import VirtualWorker, local_worker
-from grid_jupyter.errors import BadRequest, GridError, NodeUnavailableError, SessionLostError
+from grid_jupyter.errors import (
+    BadRequest,
+    GridError,
+    NodeUnavailableError,
+    RemoteObjectFoundError,
+    ResponseSignatureError,
+    SessionLostError,
+)
 from grid_jupyter.link.client import WebSocketLink
 from grid_jupyter.link.http import Address, call
+from grid_jupyter.ops.shapes import layout_of
 from grid_jupyter.tensors.private import PrivateTensor
-from grid_jupyter.tensors.remote import RemoteTensor, send
+from grid_jupyter.tensors.remote import RemoteTensor, point, send
 from grid_jupyter.tensors.session import Session
 from grid_jupyter.tensors.text import plain
 from grid_jupyter.wire.messages import (
@@ -69,6 +79,7 @@ class NodeClient(Publishing):
         self._session: Session | None = None
         self._link: WebSocketLink | None = None
         self._opened: dict[tuple[int, int, str], int] = {}
+        self._took_private = False
         self._closed = False
         link = self._connect()
         self.id: str = link.welcome.node
@@ -157,12 +168,24 @@ class NodeClient(Publishing):
         """The remote values of this session that this process has pointers to, and which names hold them."""
         return values_of(self.session)
 
+    def sources_text(self) -> tuple[str, str]:
+        """What is known of the sources of a value of this session, and of its readers, without asking the Node."""
+        opened = sorted({dataset for dataset, _, _ in self._opened})
+        if self._took_private:
+            return "what the session has open, and what was moved here", "whom the owners of all its sources named"
+        if not opened:
+            return "tensors of yours: the session has no data set open", "this session"
+        named = ", ".join(str(one) for one in opened)
+        return f"at most data sets {named}, which the session has open", "whom the owners of all its sources named"
+
     def count(self) -> int:
         """How many values the session holds at the Node, opened data sets included. One round trip."""
         self.session.flush()
         reply = self._ask(Status())
         if not isinstance(reply, SessionStatus):
-            raise GridError("the Node answered a question for its status with something else; its version may differ")
+            raise ResponseSignatureError(
+                "the Node answered a question for its status otherwise; its version may differ"
+            )
         return reply.values
 
     def clear(self) -> None:
@@ -209,7 +232,7 @@ class NodeClient(Publishing):
             token = self.credentials.get(self.address.url, user or "")
         reply = self._ask(Login(credential=token))
         if not isinstance(reply, LoggedIn):
-            raise GridError("the Node answered a login with something else; its version may differ")
+            raise ResponseSignatureError("the Node answered a login with something else; its version may differ")
         self._token = token
         link = self._live()
         link.become(reply.caller)
@@ -237,7 +260,7 @@ class NodeClient(Publishing):
         """Pointers to the data sets that carry all of these tags, newest first; all there are without tags."""
         reply = self._ask(Search(query=tuple(tags)))
         if not isinstance(reply, Found):
-            raise GridError("the Node answered a search with something else; its version may differ")
+            raise ResponseSignatureError("the Node answered a search with something else; its version may differ")
         return [pointer(self, dataset) for dataset in reply.datasets]
 
     def datasets(self) -> list[DatasetInfo]:
@@ -267,7 +290,10 @@ class NodeClient(Publishing):
         """What `tensor.send(node, user=…)` calls: publish what is private, tagged or described; else keep it
         in the session."""
         if isinstance(tensor, RemoteTensor):
-            raise BadRequest(f"the tensor is on {tensor.location}; .get() it first to send it elsewhere")
+            raise RemoteObjectFoundError(
+                f"the values are on {tensor.location}; .get() them if you may, or send on the "
+                f"pointer with pointer.send(node)"
+            )
         tags, description = getattr(tensor, "tags", ()), getattr(tensor, "description", "")
         if isinstance(tensor, PrivateTensor) or tags or description:
             return self.publish(tensor, user=user, **options)  # type: ignore[no-any-return]
@@ -276,6 +302,23 @@ class NodeClient(Publishing):
         if user is not None:
             self._token_of(user)
         return send(tensor, self.session)
+
+    def take(self, pointer: RemoteTensor, user: str | None = None) -> RemoteTensor:
+        """A copy of the value behind a pointer; what `pointer.move(node)` calls.
+
+        Between Nodes it goes directly, if the release gate of the one lets this caller, or `user`, read it and the
+        one hands values to the other; who may read it goes along. From a worker of this process it is sent.
+
+        Raises GetNotPermittedError, Forbidden, NodeUnavailableError.
+        """
+        reference: Any = pointer._ref
+        if not isinstance(pointer.location, NodeClient):
+            return send(reference.session.read(reference.id, user)[0], self.session)
+        shape = tuple(int(length) for length in pointer.shape)
+        moved, readers = reference.session.move_to(reference.id, self.session, pointer.dtype, shape, user=user)
+        self._took_private = self._took_private or readers is not None
+        form = torch.empty(shape, dtype=pointer.dtype, device="meta")
+        return point(layout_of(form), moved)
 
 
 _hooked: set[int] = set()

@@ -30,13 +30,18 @@ class WebSocketLink:
     Once the connection is gone every call raises SessionLostError with the reason that the Node gave.
     """
 
-    def __init__(self, address: Address, token: str, credential: Callable[[str], str]) -> None:
-        """Connect and greet. Raises NodeUnavailableError, NotAuthenticatedError, VersionMismatchError."""
+    def __init__(
+        self, address: Address, token: str, credential: Callable[[str], str], timeout_s: float | None = None
+    ) -> None:
+        """Connect and greet. `timeout_s` is the longest wait for an answer; None: as long as it takes.
+
+        Raises NodeUnavailableError, NotAuthenticatedError, VersionMismatchError."""
         self.address = address
         self.credential = credential
         self.lost: str | None = None
         self._lock = threading.RLock()
         self._number = 0
+        self._timeout_s = timeout_s
         self._socket = self._connect(token)
         reply, _ = self.request(Hello(protocol=PROTOCOL, software=f"grid-jupyter {__version__}"))
         if not isinstance(reply, Welcome):
@@ -116,9 +121,13 @@ class WebSocketLink:
                 self._socket.put(request_frame(self._number, message))
                 self._socket.push()
                 while True:
-                    number, reply, payload = self._decode(self._socket.receive())
+                    number, reply, payload = self._decode(self._socket.receive(self._timeout_s))
                     if number == self._number:  # else nobody waits for it any more
                         break
+            except TimeoutError:
+                self.lost = f"{self.address.url} did not answer within {self._timeout_s:g} s"
+                self._socket.close()
+                raise SessionLostError(self.lost) from None
             except Closed:
                 raise self._gone() from None
         if isinstance(reply, Failed):

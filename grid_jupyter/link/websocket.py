@@ -98,16 +98,20 @@ class WebSocket:
 
     # -------------------------------------------------------------- in
 
-    def receive(self) -> memoryview:
-        """The next message; waits for it. Raises Closed, GridError for what is no binary message."""
+    def receive(self, timeout_s: float | None = None) -> memoryview:
+        """The next message; waits for it, and at most so long for something to come.
+
+        Raises Closed, TimeoutError, GridError for what is no binary message.
+        """
         while True:
             message = self.received()
             if message is not None:
                 return message
             if not self.is_open:
                 raise Closed("the other side closed the connection")
-            if not (self._decrypted and self._decrypted()):
-                self._readable.poll()
+            waiting = not (self._decrypted and self._decrypted())
+            if waiting and not self._readable.poll(None if timeout_s is None else timeout_s * 1000):
+                raise TimeoutError
             self._take()
 
     def received(self) -> memoryview | None:

@@ -286,6 +286,8 @@ class NodeSession:
         self, request_id: int, message: messages.Read, reader: str, running: WorkerProcess
     ) -> Awaitable[None] | None:
         """Fetch a value and decide on its release when the Worker has answered. It takes a place for an answer."""
+        if message.reason:  # somebody else's text: escaped
+            log.info("%s asks for value %d, saying %s", ascii(reader), message.value, ascii(message.reason))
 
         def answered(answer: Answer | GridError) -> None:
             if isinstance(answer, GridError):

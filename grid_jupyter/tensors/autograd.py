@@ -295,3 +295,18 @@ def spread(target: Any, leaves: frozenset[int]) -> None:
     root = target._root
     if root is not None:
         root._leaves = leaves if root._leaves is None else root._leaves | leaves
+
+
+def follow(old: Any, new: Any) -> None:
+    """Let `new`, another pointer to the same value, be the one whose .grad backward() fills in."""
+    replace(old, new)
+    if old._leaves is not None:
+        new._grad_pointer = None if old._grad_pointer is None else True
+
+
+def replace(old: Any, new: Any) -> None:
+    """Where `old` was known as the pointer of a leaf, `new` is from now on."""
+    for identity in new._leaves or ():
+        leaves = new._ref.session.leaves
+        if leaves.get(identity) is old:
+            leaves[identity] = new

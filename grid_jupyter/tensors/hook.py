@@ -1,67 +1,94 @@
-"""TorchHook: puts the 0.2.9 verbs on torch, only when asked to; each also exists without the hook."""
+"""TorchHook's work: puts the 0.2.9 verbs on torch, only when asked to; each also exists without the hook."""
 
 from __future__ import annotations
 
+import copy
 import logging
-import random
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import torch
 
+from grid_jupyter.errors import InvalidTensorForRemoteGet
 from grid_jupyter.tensors.autograd import RETURNS_POINTER_FROM_BACKWARD
 from grid_jupyter.tensors.modules import get_module, send_module
-from grid_jupyter.tensors.multi import MultiPointerTensor
 from grid_jupyter.tensors.private import private_tensor
+from grid_jupyter.tensors.remote import RemoteTensor
+from grid_jupyter.tensors.sending import describe, is_here, send, send_, tag
+from grid_jupyter.tensors.session import NUMBERS
 
 _log = logging.getLogger("grid_jupyter")
+_owner: list[Callable[[], Any]] = []
 
 
-def send(tensor: Any, *locations: Any, user: str | None = None, **options: Any) -> Any:
-    """Send a tensor to one place (a pointer) or to several (a multi-pointer).
+def install(torch_module: Any, local_worker: Callable[[], Any], verbose: bool = True) -> None:
+    """Put the verbs on torch.Tensor and torch.nn.Module. Doing it twice is harmless.
 
-    A tensor with tags or a description, or a PrivateTensor, is published on the Node: that needs the right
-    to publish. A bare one lives in the sender's session and dies with its pointer.
+    `local_worker` gives the worker that stands for this process. `verbose` logs that it was done before.
     """
-    if not locations:
-        raise TypeError("send() needs a place: a VirtualWorker or a DataCentricFLClient")
-    sent = [place.receive(tensor, user=user, **options) for place in locations]
-    return sent[0] if len(sent) == 1 else MultiPointerTensor(sent)
-
-
-def install(torch_module: Any = torch) -> None:
-    """Put the verbs on torch.Tensor and torch.nn.Module. Doing it twice is harmless."""
     if torch_module is not torch:
         raise TypeError("TorchHook takes the torch module: TorchHook(torch)")
+    _owner[:] = [local_worker]
     if RETURNS_POINTER_FROM_BACKWARD.get("on"):
-        _log.warning("Torch was already hooked... skipping hooking process")
+        if verbose:
+            _log.warning("Torch was already hooked... skipping hooking process")
         return
     RETURNS_POINTER_FROM_BACKWARD["on"] = True
     tensor: Any = torch.Tensor
-    tensor.send = send
-    tensor.private_tensor = private_tensor
-    tensor.tag = _tag
-    tensor.describe = _describe
-    tensor.copy = torch.Tensor.clone
-    tensor.id = property(_identity)
+    for name, verb in {
+        "send": send,
+        "send_": send_,
+        "tag": tag,
+        "describe": describe,
+        "private_tensor": private_tensor,
+        "copy": torch.Tensor.clone,
+        "get": is_here,
+        "get_": is_here,
+        "move": is_here,
+        "move_": is_here,
+        "remote_send": is_here,
+        "remote_get": _no_chain,
+        "mid_get": _no_chain,
+        "allow": lambda self, user: True,
+        "is_none": lambda self: False,
+        "id": property(_identity),
+        "owner": property(lambda self: _owner[0]()),
+        "location": property(lambda self: _owner[0]()),
+        "tags": (),
+        "description": "",
+    }.items():
+        setattr(tensor, name, verb)
     module: Any = torch.nn.Module
     module.send = lambda self, place: send_module(self, place.session)
     module.get = get_module
+    module.move = _move_module
+    module.copy = copy.deepcopy
+    module.location = property(_module_location)
+    module.owner = property(lambda self: _owner[0]())
 
 
-def _tag(tensor: Any, *tags: str) -> Any:
-    """Add tags that others will search for; returns the tensor."""
-    tensor.tags = (*getattr(tensor, "tags", ()), *tags)
-    return tensor
-
-
-def _describe(tensor: Any, description: str) -> Any:
-    """Say what the values mean; returns the tensor."""
-    tensor.description = description
-    return tensor
+def _no_chain(tensor: Any, *args: Any, **kwargs: Any) -> NoReturn:
+    raise InvalidTensorForRemoteGet("this tensor is here, in this process: there is no chain of pointers to fetch")
 
 
 def _identity(tensor: Any) -> int:
     found = tensor.__dict__.get("_grid_id")
     if found is None:
-        found = tensor.__dict__["_grid_id"] = random.randrange(10**9, 10**11)  # noqa: S311 - a name, not a secret
+        found = tensor.__dict__["_grid_id"] = NUMBERS.randrange(10**9, 10**11)
     return int(found)
+
+
+def _move_module(module: torch.nn.Module, location: Any, user: str | None = None) -> torch.nn.Module:
+    """Take a module's parameters and buffers from their place to another, in place."""
+    for one in (*module.parameters(), *module.buffers()):
+        if not isinstance(one, RemoteTensor):
+            is_here(one)
+        else:
+            one.move(location, user=user)
+    return module
+
+
+def _module_location(module: torch.nn.Module) -> Any:
+    """Where the parameters and buffers are: a place, this process, or a list of places."""
+    found = list(dict.fromkeys(getattr(one, "location", None) for one in (*module.parameters(), *module.buffers())))
+    return found[0] if len(found) == 1 else found

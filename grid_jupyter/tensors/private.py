@@ -26,6 +26,8 @@ class PrivateTensor:
     numbers only through `unwrap()`.
     """
 
+    _send: Any  # `send` of tensors/sending.py, which knows places
+
     def __init__(self, tensor: torch.Tensor, allowed_users: str | Iterable[str] = ()) -> None:
         self._tensor = tensor
         self.allowed_users = user_names(allowed_users)
@@ -50,12 +52,17 @@ class PrivateTensor:
         self.description = description
         return self
 
-    def send(self, location: Any, user: str | None = None, **options: Any) -> Any:
+    def register_credentials(self, users: str | Iterable[str]) -> PrivateTensor:
+        """Let further users read the values; returns the tensor."""
+        self.allowed_users = tuple(dict.fromkeys((*self.allowed_users, *user_names(users))))
+        return self
+
+    def send(self, *locations: Any, user: str | None = None, **options: Any) -> Any:
         """Publish on a Node, with tags, description and allowed users. Returns a pointer.
 
         `user` presents that user's stored credential. Raises SendNotPermittedError.
         """
-        return location.receive(self, user=user, **options)
+        return self._send(self, *locations, user=user, **options)
 
     # -------------------------------------------------------------- computing keeps the users
 

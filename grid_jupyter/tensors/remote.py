@@ -8,20 +8,19 @@ passes the release gate of the Node that holds them.
 from __future__ import annotations
 
 import copy
-import random
 import sys
 from typing import Any, NoReturn
 
 import torch
 
-from grid_jupyter.errors import RemoteOperationError
+from grid_jupyter.errors import RemoteObjectFoundError
 from grid_jupyter.ops.shapes import Layout, layout_of, select, slice_
 from grid_jupyter.tensors import dispatch
 from grid_jupyter.tensors.autograd import Autograd, spread
 from grid_jupyter.tensors.dispatch import CACHE, SlowPath, refuse_leaf, seed
 from grid_jupyter.tensors.reading import Reading
-from grid_jupyter.tensors.session import Ref, Session
-from grid_jupyter.tensors.text import pointer_text
+from grid_jupyter.tensors.session import NUMBERS, Ref, Session
+from grid_jupyter.tensors.text import as_html, pointer_text, printed
 from grid_jupyter.tensors.verbs import Verbs
 
 _aten = torch.ops.aten
@@ -156,7 +155,7 @@ class RemoteTensor(Autograd, Reading, Verbs, _Tensor):  # type: ignore[misc]
     def id(self) -> int:
         """The pointer's own number on this side."""
         if not self._number:
-            self._number = random.randrange(10**9, 10**11)  # noqa: S311 - a name, not a secret
+            self._number = NUMBERS.randrange(10**9, 10**11)
         return self._number
 
     @property
@@ -175,9 +174,21 @@ class RemoteTensor(Autograd, Reading, Verbs, _Tensor):  # type: ignore[misc]
         return self._ref.place.local_worker
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
-        return pointer_text(self.id, self.location.id, self.id_at_location, self.tags, self.description, self.shape)
+        return pointer_text(
+            self.id,
+            self.location.id,
+            self.id_at_location,
+            self.tags,
+            self.description,
+            self.shape,
+            getattr(self._ref, "attribute", ""),
+        )
 
-    __str__ = __repr__
+    def __str__(self) -> str:
+        return printed(self)
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
 
     def __format__(self, spec: str) -> str:
         return repr(self)
@@ -244,7 +255,7 @@ def point(of: Layout, reference: Any, offset: int = 0, leaves: frozenset[int] | 
 def send(tensor: torch.Tensor, session: Session) -> RemoteTensor:
     """Copy a local tensor into a session; requires_grad goes along, the graph does not."""
     if type(tensor) is RemoteTensor:
-        raise RemoteOperationError(f"the tensor is already on {tensor.location}; .get() it first to send it elsewhere")
+        raise RemoteObjectFoundError(f"the tensor is on {tensor.location} already; .send(place) makes a chain")
     values = tensor.detach().contiguous()
     made = point(layout_of(values), session.put(values))
     return made.requires_grad_() if tensor.requires_grad else made
@@ -272,7 +283,8 @@ def _row(func: Any, args: Any, command: list[Any], session: Session, leaves: Any
     return result
 
 
-RemoteTensor._make = staticmethod(wrap)  # the parts of the class make further pointers with it
+RemoteTensor._make = staticmethod(wrap)  # the parts of the class make further pointers with these
+RemoteTensor._point = staticmethod(point)
 _slow = SlowPath(RemoteTensor, wrap)
 _row_templates: dict[tuple[Any, int], int] = {
     (_SELECT, 3): dispatch.template("aten.select.int", ["r", "d", "d"]),

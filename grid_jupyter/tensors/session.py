@@ -15,7 +15,7 @@ from typing import Any, NoReturn, Protocol
 
 import torch
 
-from grid_jupyter.errors import GridError, NotRecordableError, SessionLostError
+from grid_jupyter.errors import GridError, NotRecordableError, ResponseSignatureError, SessionLostError
 from grid_jupyter.link.attendant import attendant
 from grid_jupyter.ops.raw import DTYPES, NAMES, from_bytes, to_bytes
 from grid_jupyter.ops.shapes import Layout, layout
@@ -30,6 +30,9 @@ _FIRST_FRAME, _LARGEST_FRAME = 16, 256
 _REST_TICKS = 10
 """How often nothing was sent, at a look of the attendant's, until a session counts as resting."""
 _MAX_FRAME = 512 << 10  # several inline tensors in one buffer are sent early
+
+NUMBERS = random.Random()  # noqa: S311 - names, not secrets
+"""Draws the numbers of pointers and values; TorchHook(seed=…) makes them repeat."""
 
 TEMPLATES: list[tuple[str, Any, Any]] = []
 """Operation and argument structure of every template of this process, by number."""
@@ -121,7 +124,7 @@ class Session:
         self.known: set[int] = set()
         self.grad_mode = True
         self.lock = threading.RLock()
-        self._ids = itertools.count(random.randrange(commands.FIRST_ID, 2 * commands.FIRST_ID))  # noqa: S311 - no secret
+        self._ids = itertools.count(NUMBERS.randrange(commands.FIRST_ID, 2 * commands.FIRST_ID))
         self.new_id = self._ids.__next__
         self.limit = 1
         self._pending_bytes = 0
@@ -241,9 +244,9 @@ class Session:
     # -------------------------------------------------------------- in
 
     def read(
-        self, identity: int, user: str | None = None, remove: bool = False
+        self, identity: int, user: str | None = None, remove: bool = False, reason: str = ""
     ) -> tuple[torch.Tensor, tuple[str, ...] | None]:
-        """A released value, and who may read it (None: it derives from no data set).
+        """A released value, and who may read it (None: it derives from no data set). `reason` is for its owners.
 
         Raises GetNotPermittedError, what its computation failed with, or SessionLostError.
         """
@@ -251,9 +254,9 @@ class Session:
         credential = self.link.credential(user) if user else ""
         with self.lock:
             self.flush(more=True)
-            reply, payload = self._ask(Read(value=identity, credential=credential, remove=remove))
+            reply, payload = self._ask(Read(value=identity, credential=credential, remove=remove, reason=reason))
         if not isinstance(reply, Value):
-            raise GridError("the Node answered a read with something else; its version may differ")
+            raise ResponseSignatureError("the Node answered a read with something else; its version may differ")
         data = self.link.download(reply.bulk) if reply.bulk else bytearray(payload)
         return from_bytes(data, reply.dtype, reply.shape), reply.readers
 
@@ -290,7 +293,7 @@ class Session:
             target.flush()
             expected, _ = target.link.request(Expect(value=moved, dtype=NAMES[dtype], shape=shape))
         if not isinstance(expected, Expected):
-            raise GridError("the Node answered with something else than a ticket; its version may differ")
+            raise ResponseSignatureError("the Node answered with something else than a ticket; its version may differ")
         with self.lock:
             self.flush()
             reply, _ = self._ask(
@@ -304,7 +307,7 @@ class Session:
                 )
             )
         if not isinstance(reply, Moved):
-            raise GridError("the Node answered a move with something else; its version may differ")
+            raise ResponseSignatureError("the Node answered a move with something else; its version may differ")
         return Ref(moved, target), reply.readers
 
     def sizes(self, identities: Iterable[int]) -> list[tuple[Layout, int]]:
@@ -314,7 +317,9 @@ class Session:
             self.flush(more=True)
             reply, _ = self._ask(Sizes(values=tuple(identities)))
         if not isinstance(reply, Shapes):
-            raise GridError("the Node answered a question for sizes with something else; its version may differ")
+            raise ResponseSignatureError(
+                "the Node answered a question for sizes with something else; its version may differ"
+            )
         return [(layout(found.shape, found.stride, DTYPES[found.dtype]), found.offset) for found in reply.layouts]
 
     def _refuse_while_recorded(self, what: str, remedy: str) -> None:

@@ -17,6 +17,8 @@ MAX_TAG_CHARS = 256
 """Characters of one tag."""
 MAX_DESCRIPTION_CHARS = 20_000
 """Characters of a data set's description."""
+MAX_REASON_CHARS = 1_000
+"""Characters of the reason that a reader gives."""
 MAX_NAME_CHARS = 128
 """Characters of a user's, Node's or column's name."""
 MAX_USERS = 1_000

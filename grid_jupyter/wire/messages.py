@@ -6,11 +6,12 @@ Operations on tensors are not here: they are streamed as commands (wire/commands
 
 from __future__ import annotations
 
-from typing import Union
+from typing import Annotated, Union
 
 import msgspec
 
 from grid_jupyter.wire import frames
+from grid_jupyter.wire.limits import MAX_REASON_CHARS
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -104,12 +105,14 @@ class Read(Message, frozen=True, tag="read"):
     """Ask for a value. Reply: Value; its bytes are the payload, or wait for HTTP GET if `bulk`.
 
     `credential` presents a further account of the caller's, for this one call. With `remove`, the
-    value leaves the session once it was released.
+    value leaves the session once it was released. `reason` is what the caller tells the owners: it decides
+    nothing, and is written to the Node's log.
     """
 
     value: int
     credential: str = ""
     remove: bool = False
+    reason: Annotated[str, msgspec.Meta(max_length=MAX_REASON_CHARS)] = ""
 
 
 class Sizes(Message, frozen=True, tag="sizes"):

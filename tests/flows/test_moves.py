@@ -14,8 +14,9 @@ from conftest import SECRETS, World
 from node_world import PATIENCE_S, GridProcess, until
 from raw_session import RawSession
 
-from grid_jupyter import NodeClient
+from grid_jupyter import NodeClient, TorchHook, VirtualWorker
 from grid_jupyter.errors import (
+    BadRequest,
     Forbidden,
     GetNotPermittedError,
     GridError,
@@ -305,3 +306,47 @@ def test_the_door_for_moved_values_takes_no_nonsense(carol: GridProcess, intrude
     assert carol.call("GET", f"/data-centric/moved/unknown?challenge={'0' * 32}")[0] == 401
     assert carol.call("PUT", where, body, headers=good)[0] == 200
     assert raw.read(1).tolist() == [1, 1, 1]
+
+
+# ------------------------------------------------------------------ the verbs of a pointer
+
+
+def test_the_verbs_of_a_pointer_take_its_value_from_node_to_node(
+    bob: GridProcess, carol: GridProcess, connect: Connect, hook: TorchHook
+):
+    here, there = connect(bob, "Ana"), connect(carol, "Ana")
+    pointer: Any = torch.tensor([1.0, 2.0, 3.0]).requires_grad_().send(here)  # type: ignore[attr-defined]
+    assert here.count() == 1
+    assert pointer.move(there) is pointer
+    assert pointer.location is there
+    assert here.count() == 0
+    (pointer * 2).sum().backward()
+    back = pointer.get()
+    assert back.grad.tolist() == [2, 2, 2]
+    pointer = torch.tensor([1.0, 2.0]).send(here)  # type: ignore[attr-defined]
+    assert pointer.remote_send(there).location is here, "a chain: here holds the pointer, there has the value"
+    assert [here.count(), (pointer + 1).get().location] == [0, there]
+    assert pointer.remote_get().location is here
+    assert pointer.get().tolist() == [1, 2]
+    worker = VirtualWorker(hook, id="here")
+    assert torch.ones(2).send(worker).move(there).get().tolist() == [1, 1]  # type: ignore[attr-defined]
+
+
+def test_a_moved_pointer_tells_that_its_value_has_other_readers(
+    bob: GridProcess, carol: GridProcess, secrets: messages.DatasetInfo, connect: Connect
+):
+    here, there, stranger = connect(bob, "Ana"), connect(carol, "Ana"), connect(bob, "Zed")
+    moved: Any = (here.search("#moving")[0][0] + 1).move(there)
+    assert "May be read by: whom the owners of all its sources named" in str(moved)
+    assert moved.get().allowed_users == ("Ana", "Bob")
+    with pytest.raises(GetNotPermittedError):
+        (stranger.search("#moving")[0] + 1).move(there)
+    with pytest.raises(BadRequest, match="stays where it is"):
+        here.search("#moving")[0].move(there)
+
+
+def test_a_move_that_is_refused_leaves_the_pointer_as_it_was(bob: GridProcess, alice: GridProcess, connect: Connect):
+    pointer: Any = torch.tensor([1, 2]).send(connect(bob, "Ana"))  # type: ignore[attr-defined]
+    with pytest.raises(GridError):
+        pointer.move(connect(alice, "Ana"))
+    assert pointer.get().tolist() == [1, 2]

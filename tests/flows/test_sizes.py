@@ -12,6 +12,7 @@ from node_world import GridProcess
 
 from grid_jupyter import NodeClient, TorchHook, VirtualWorker
 from grid_jupyter.errors import GetNotPermittedError, RemoteOperationError
+from grid_jupyter.tensors.remote import RemoteTensor
 from grid_jupyter.tensors.session import Session
 from grid_jupyter.wire.messages import DatasetInfo
 
@@ -136,7 +137,7 @@ def test_who_may_read_gets_the_length_where_it_is_needed(
     assert questions
     assert type(found) is type(expected) or isinstance(found, torch.Tensor)
     if isinstance(found, torch.Tensor):
-        torch.testing.assert_close(found.get().unwrap() if hasattr(found, "get") else found, expected)
+        torch.testing.assert_close(found.get().unwrap() if isinstance(found, RemoteTensor) else found, expected)
     elif isinstance(found, list) and isinstance(found[0], torch.Tensor):
         torch.testing.assert_close(torch.tensor([float(row) for row in found]), torch.stack(expected))
     else:

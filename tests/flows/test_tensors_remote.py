@@ -459,11 +459,6 @@ def test_a_tensor_on_several_nodes_computes_on_each(bob: GridProcess, alice: Gri
     assert both.get(sum_results=True).tolist() == [2, 4]
 
 
-def test_a_pointer_is_not_sent_on(place: Any, client: NodeClient):
-    with pytest.raises(RemoteOperationError, match="get"):
-        send(send(X, place).detach(), VirtualWorker(id="elsewhere"))
-
-
 def test_too_many_values_end_the_session_with_the_limit(connect: Connect, bob: GridProcess):
     client = connect(bob)
     x = client.receive(torch.ones(1))
