@@ -269,9 +269,10 @@ def _truncated(kernel: Any) -> Callable[..., Any]:
 def _scaled_each(kernel: Any) -> Callable[..., Any]:
     """The kernel takes it for granted that there is a number for each tensor."""
 
-    def guarded(tensors: Any, first: Any, second: Any, scalars: Any) -> Any:
-        _need(len(tensors) == len(first) == len(second) == len(scalars), "lists of one length")
-        return kernel(tensors, first, second, scalars)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        lengths = {len(given) for given in (*args, *kwargs.values()) if isinstance(given, list)}
+        _need(len(lengths) == 1, "lists of one length")
+        return kernel(*args, **kwargs)
 
     return guarded
 
@@ -334,6 +335,7 @@ GUARDS: dict[str, Callable[..., Any]] = {
     "aten.div_.Scalar_mode": _truncated(aten.div_.Scalar_mode),
     "aten._foreach_addcdiv_.ScalarList": _scaled_each(aten._foreach_addcdiv_.ScalarList),
     "aten._foreach_addcmul_.ScalarList": _scaled_each(aten._foreach_addcmul_.ScalarList),
+    "aten._foreach_lerp_.ScalarList": _scaled_each(aten._foreach_lerp_.ScalarList),
     "aten.lcm.default": _whole(aten.lcm.default),
     "aten.native_group_norm.default": _group_norm,
     "aten._adaptive_avg_pool2d.default": _adaptive_pool(aten._adaptive_avg_pool2d.default),

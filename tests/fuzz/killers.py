@@ -208,6 +208,7 @@ CALLS: tuple[Call, ...] = (
     _call("_scaled_dot_product_flash_attention_for_cpu.default", _t(4, 4, 3, 8), _t(4, 0, 6, 8), _t(4, 4, 6, 8)),
     _call("_to_copy.default", _i(3, values=(1,)), dtype=Number(1000)),
     _call("_foreach_addcmul_.ScalarList", _list(_t(2), _t(3)), _list(_t(2), _t(3)), _list(_t(2), _t(3)), _n()),
+    _call("_foreach_lerp_.ScalarList", _list(_t(2), _t(3)), _list(_t(2), _t(3)), _n()),
     _call("lcm.default", _i(1, values=(-(1 << 63),)), _i(1, values=(5,))),
     _call("div.Tensor_mode", _i(1, values=(-(1 << 63),)), _i(1, values=(-1,)), rounding_mode=Constant("trunc")),
     _call("div_.Scalar_mode", _i(1, values=(-(1 << 63),)), Number(-1), rounding_mode=Constant("trunc")),
