@@ -16,7 +16,8 @@ from benchmarks.results import Neighbours, machine, table, text_table
 from benchmarks.scale import Scale
 
 BENCHMARKS = {
-    "remote_ops": "operations on remote tensors: small additions, reads, training steps, ten sessions at once",
+    "remote_ops": "operations on remote tensors: small additions, reads, ten sessions at once",
+    "training_step": "training steps of small networks: the unchanged loop and its recording, beside local torch",
     "transfer": "a large tensor to a session and back, and publishing a large data set",
     "startup": "imports, the start of Node, Network and Workers, what the extension adds to Jupyter, memory at rest",
     "fl_rounds": "rounds of federated averaging over four Nodes, beside the same loop in one process",
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _one(options.name, options.json, options.quick)
     print("python -m benchmarks NAME [--json]     runs one of these:\n")
     for name, line in BENCHMARKS.items():
-        print(f"  {name:<12}{line}")
+        print(f"  {name:<14}{line}")
     return 0
 
 

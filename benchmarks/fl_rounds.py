@@ -31,7 +31,7 @@ Each round, four Nodes train the model on rows of their own, and the weights com
 does the same sums in one process, with all rows at hand, so both must reach the same accuracy. The model is as small \
 as the demo's: a step takes longer to describe than to compute, and one client describes the steps of all four Nodes, \
 so this is the grid at its worst; larger models and batches come nearer to the plain loop, as the training steps of \
-`remote_ops` show."""
+`training_step` show."""
 
 NODES = ("Bob", "Alice", "Bill", "James")
 Shards = dict[str, tuple[torch.Tensor, torch.Tensor]]

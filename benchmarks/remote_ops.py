@@ -1,4 +1,4 @@
-"""Operations on remote tensors beside the same on local ones: small additions, reads, training steps, many sessions."""
+"""Operations on remote tensors beside the same on local ones: small additions, reads, many sessions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
 
 import torch
 from websockets.sync.client import ClientConnection, connect
@@ -19,7 +18,6 @@ from benchmarks.scale import Scale
 from benchmarks.sessions import Order, adds
 from benchmarks.timing import Timings, in_turns
 from grid_jupyter.client.node import NodeClient
-from grid_jupyter.tensors.modules import send_module
 from grid_jupyter.tensors.remote import send
 from grid_jupyter.tensors.session import Session
 
@@ -32,8 +30,6 @@ threads here, but client, Node and Worker share the cores of one machine, where 
 earnest."""
 
 STREAMED = 2000
-BATCH = 64
-Step = Callable[[], torch.Tensor]
 
 
 def run(scale: Scale) -> list[Result]:
@@ -48,7 +44,6 @@ def run(scale: Scale) -> list[Result]:
                 results = [
                     *_additions(scale, node, client.session),
                     *_round_trips(scale, baseline, client.session),
-                    *_training(scale, node, client.session),
                 ]
             return [*results, *_sessions(scale, node, token)]
     finally:
@@ -141,105 +136,6 @@ _ECHO = "WebSocket echo by tornado"
 
 def _echo(baseline: Server) -> ClientConnection:
     return connect(f"{baseline.address.replace('http', 'ws', 1)}/echo", compression=None, proxy=None)
-
-
-# ------------------------------------------------------------------ training steps
-
-
-def _training(scale: Scale, node: Server, session: Session) -> list[Result]:
-    results: list[Result] = []
-    for name, make, shape, optimizer, steps in (
-        ("MLP 784-128-10, SGD", _mlp, (784,), _sgd, scale(60, 2)),
-        ("MLP 784-128-10, Adam", _mlp, (784,), _adam, scale(60, 2)),
-        ("CNN of 2 convolutions, SGD", _cnn, (1, 28, 28), _sgd, scale(15, 2)),
-    ):
-        results += _steps(name, make, shape, optimizer, steps, scale(7, 1), node, session)
-    return results
-
-
-def _mlp() -> torch.nn.Module:
-    return torch.nn.Sequential(torch.nn.Linear(784, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
-
-
-def _cnn() -> torch.nn.Module:
-    return torch.nn.Sequential(
-        torch.nn.Conv2d(1, 8, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2),
-        torch.nn.Conv2d(8, 16, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2),
-        torch.nn.Flatten(), torch.nn.Linear(400, 10),
-    )  # fmt: skip
-
-
-def _sgd(model: torch.nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(model.parameters(), lr=0.01)
-
-
-def _adam(model: torch.nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.Adam(model.parameters(), lr=1e-3)
-
-
-def _steps(
-    name: str,
-    make: Callable[[], torch.nn.Module],
-    shape: tuple[int, ...],
-    optimizer: Callable[[torch.nn.Module], torch.optim.Optimizer],
-    steps: int,
-    runs: int,
-    node: Server,
-    session: Session,
-) -> list[Result]:
-    """Steps a second, once with the loss read after the last step only, and once after each."""
-    inputs, classes = torch.randn(BATCH, *shape), torch.randint(0, 10, (BATCH,))
-    local = _step(make(), inputs, classes, optimizer)
-    remote = _step(send_module(make(), session), send(inputs, session), send(classes, session), optimizer)
-
-    def at_the_end(step: Step) -> Callable[[], object]:
-        return lambda: [step() for _ in range(steps)][-1].item()
-
-    def after_each(step: Step) -> Callable[[], object]:
-        return lambda: [step().item() for _ in range(steps)]
-
-    took = in_turns(
-        {
-            "local": at_the_end(local),
-            "remote": at_the_end(remote),
-            "local, read": after_each(local),
-            "remote, read": after_each(remote),
-        },
-        runs,
-        {"workers": node.below_cpu_s},
-    )
-    return [
-        _rate(name, steps, took["remote"], "step/s", took["local"], "local torch"),
-        _rate(f"{name}, .item() each step", steps, took["remote, read"], "step/s", took["local, read"], "local torch"),
-        *(
-            Result(
-                what=f"{name}: CPU of one step, {who}",
-                value=took["remote"].cpu_each(process) / steps * 1e3,
-                unit="ms",
-                baseline=took["local"].cpu_each("here") / steps * 1e3,
-                against="local torch, the whole of it",
-            )
-            for process, who in (("here", "client"), ("workers", "Worker"))
-        ),
-    ]  # fmt: skip
-
-
-def _step(
-    model: torch.nn.Module,
-    inputs: torch.Tensor,
-    classes: torch.Tensor,
-    optimizer: Callable[[torch.nn.Module], torch.optim.Optimizer],
-) -> Step:
-    updating = optimizer(model)
-
-    def step() -> torch.Tensor:
-        updating.zero_grad()
-        loss = torch.nn.functional.cross_entropy(model(inputs), classes)
-        loss.backward()
-        updating.step()
-        return loss.detach()
-
-    return step
 
 
 # ------------------------------------------------------------------ sessions at once
