@@ -55,6 +55,53 @@ _ALLOWED = """
     var_mean(correction) view(default,dtype) where(self) xlogy(Tensor) zero_ zeros_like
 """
 
+# The rest of torch's operator database, by what it is about.
+_ALLOWED += """
+    addbmm addcdiv addr angle bitwise_left_shift(Tensor) bitwise_right_shift(Tensor) complex copysign(Scalar) cummin
+    deg2rad dist fill(Scalar) frexp(Tensor) gcd i0 igamma igammac ldexp(Tensor) logit mvlgamma nextafter polar
+    polygamma rad2deg vdot
+"""
+_ALLOWED += """
+    special_airy_ai special_bessel_j0 special_bessel_j1 special_bessel_y0 special_bessel_y1
+    special_chebyshev_polynomial_t special_chebyshev_polynomial_u special_chebyshev_polynomial_v
+    special_chebyshev_polynomial_w special_entr special_erfcx special_hermite_polynomial_h
+    special_hermite_polynomial_he special_i0e special_i1 special_i1e special_laguerre_polynomial_l
+    special_legendre_polynomial_p special_log_ndtr special_modified_bessel_i0 special_modified_bessel_i1
+    special_modified_bessel_k0 special_modified_bessel_k1 special_ndtri special_scaled_modified_bessel_k0
+    special_scaled_modified_bessel_k1 special_shifted_chebyshev_polynomial_t special_shifted_chebyshev_polynomial_u
+    special_shifted_chebyshev_polynomial_v special_shifted_chebyshev_polynomial_w special_spherical_bessel_j0
+    special_xlog1py special_zeta
+"""
+# linear algebra and Fourier transforms
+_ALLOWED += """
+    _conj_physical _fft_c2c _fft_c2r cholesky cholesky_inverse cholesky_solve geqrf linalg_eig
+    linalg_householder_product linalg_ldl_factor_ex linalg_ldl_solve linalg_lu linalg_lu_solve
+    linalg_solve_triangular lu_unpack ormqr triangular_solve
+"""
+# indices, pieces, and the copies that torch makes in place of views
+_ALLOWED += """
+    _chunk_cat _euclidean_dist alias_copy channel_shuffle diagonal_copy diagonal_scatter expand_copy
+    index_fill(int_Tensor) index_reduce isin(Tensor_Tensor) linspace(Scalar_Tensor,Tensor_Scalar,Tensor_Tensor)
+    logspace(Scalar_Tensor,Tensor_Scalar,Tensor_Tensor) narrow_copy nonzero_static permute_copy put
+    repeat_interleave(Tensor) rot90 scatter(reduce,value_reduce) searchsorted(Scalar) select_scatter slice_scatter
+    split_with_sizes_copy squeeze_copy(default,dim) t_copy transpose_copy(int) unbind_copy(int) unfold_copy
+    unique_dim unsqueeze_copy unsafe_split_with_sizes view_as_complex view_as_real view_copy
+"""
+# random numbers and histograms
+_ALLOWED += """
+    _histogramdd_bin_edges _histogramdd_from_bin_cts _histogramdd_from_bin_tensors cauchy_ exponential_ geometric_
+    histogram(bins_tensor) log_normal_ normal(Tensor_Tensor,Tensor_float) randint_like(low_dtype)
+"""
+# layers
+_ALLOWED += """
+    _adaptive_avg_pool3d _batch_norm_with_update _native_batch_norm_legit(no_stats) _pdist_forward _trilinear
+    _upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_nearest_exact1d _upsample_nearest_exact2d
+    _upsample_nearest_exact3d adaptive_max_pool3d embedding_renorm_ fractional_max_pool2d fractional_max_pool3d
+    grid_sampler_3d max_unpool2d max_unpool3d multilabel_margin_loss_forward reflection_pad1d reflection_pad3d
+    replication_pad1d replication_pad3d upsample_bicubic2d upsample_linear1d upsample_nearest1d upsample_nearest3d
+    upsample_trilinear3d
+"""
+
 
 def _expand(block: str) -> frozenset[str]:
     names: set[str] = set()
@@ -75,11 +122,15 @@ _REASONS = (
     (("_local_scalar_dense", "equal", "is_nonzero", "allclose", "item"), "its result is a value: use .get()"),
     (("sparse", "quantize", "nested"), "only dense (strided) tensors live on a Node"),
     (("from_file",), "it reads files of the Node"),
+    (("_unsafe", "segment_reduce"), "it takes indices and lengths as they come and reads past the end of its input"),
+    (("hash_tensor",), "its result has a dtype that no Node keeps"),
 )
 
 
 def why_refused(name: str) -> str:
     """The reason that an operation off the list is refused, for the text of an error."""
+    if not name.startswith("aten."):
+        return "it is no operation of ATen, the library that Nodes have"
     base = name.split(".")[1] if name.count(".") == 2 else name
     for parts, reason in _REASONS:
         if any(part in base for part in parts):
@@ -91,7 +142,8 @@ STRINGS: frozenset[str] = frozenset(
     {
         "none", "tanh", "floor", "trunc", "sum", "prod", "mean", "amax", "amin", "left", "right",
         "reduced", "complete", "r", "ij", "xy", "gels", "gelsy", "gelsd", "gelss", "gesvd", "gesvdj", "gesvda",
-        "L", "U", "inv", "linalg.inv", "linalg.cholesky", "torch.linalg.solve", "torch.linalg.lu_factor",
+        "L", "U", "inv", "add", "multiply", "linalg.inv", "linalg.cholesky", "torch.linalg.solve",
+        "torch.linalg.lu_factor", "torch.linalg.ldl_factor",
     }
 )  # fmt: skip
 """The only texts that an operation may take as an argument (modes and the like)."""

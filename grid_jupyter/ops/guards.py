@@ -12,20 +12,17 @@ from typing import Any
 
 import torch
 
+from grid_jupyter.ops.numeric_guards import NUMERIC_GUARDS
+from grid_jupyter.ops.numeric_guards import need as _need
+
 aten = torch.ops.aten
 _INDEX = (torch.int64, torch.int32)
 _SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-def _need(condition: bool, what: str) -> None:
-    if not condition:
-        raise ValueError(f"bad argument: {what}")
-
-
 def _batch_norm(kernel: Any) -> Callable[..., Any]:
-    def guarded(
-        x: torch.Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float
-    ) -> Any:
+    def guarded(x: torch.Tensor, weight: Any, bias: Any, mean: Any, var: Any, *options: Any) -> Any:
+        training = len(options) == 2 or options[0]
         _need(x.dim() >= 2 and x.is_floating_point() and x.numel() > 0, "batch norm takes a floating [N, C, …] input")
         for t in (weight, bias, mean, var):
             _need(
@@ -34,17 +31,26 @@ def _batch_norm(kernel: Any) -> Callable[..., Any]:
             )
         _need(training or mean is not None, "running statistics are needed in eval mode")
         _need((mean is None) == (var is None), "running_mean and running_var go together")
-        if mean is None or not training:
-            return kernel(x, weight, bias, mean, var, training, momentum, eps)
-        # the kernel writes the statistics behind autograd's back: let it, to copies
+        if mean is None:
+            return kernel(x, weight, bias, None, None, *options)
+        # the kernel writes the statistics behind autograd's back: let it, to copies. Autograd keeps those
+        # in eval mode, too: else a backward pass would be refused because the statistics count as written to.
         new_mean, new_var = mean.detach().clone(), var.detach().clone()
-        result = kernel(x, weight, bias, new_mean, new_var, training, momentum, eps)
-        with torch.no_grad():
-            mean.copy_(new_mean)
-            var.copy_(new_var)
+        result = kernel(x, weight, bias, new_mean, new_var, *options)
+        if training:
+            with torch.no_grad():
+                mean.copy_(new_mean)
+                var.copy_(new_var)
         return result
 
     return guarded
+
+
+def _batch_norm_without_statistics(
+    x: torch.Tensor, weight: Any, bias: Any, training: bool, momentum: float, eps: float
+) -> Any:
+    _need(training, "running statistics are needed in eval mode")
+    return _batch_norm(aten.native_batch_norm.default)(x, weight, bias, None, None, True, momentum, eps)
 
 
 def _rrelu(
@@ -91,13 +97,6 @@ def _lstm_layer(
     )  # fmt: skip
     # autograd keeps the workspace itself; most of its bytes were never written
     return (*results, workspace if workspace is None else torch.zeros_like(workspace))
-
-
-def _fft(x: torch.Tensor, dim: list[int], normalization: int, onesided: bool) -> Any:
-    _need(bool(dim) and len(set(dim)) == len(dim), "each dim once")
-    _need(all(0 <= d < x.dim() for d in dim), "dims of the input")
-    _need(normalization in (0, 1, 2) and x.numel() > 0, "a known normalization and a non-empty input")
-    return aten._fft_r2c.default(x, dim, normalization, onesided)
 
 
 def _fused(kernel: Any, lists: int) -> Callable[..., Any]:
@@ -315,10 +314,11 @@ def _dense_first(kernel: Any) -> Callable[..., Any]:
 GUARDS: dict[str, Callable[..., Any]] = {
     "aten.native_batch_norm.default": _batch_norm(aten.native_batch_norm.default),
     "aten._native_batch_norm_legit.default": _batch_norm(aten._native_batch_norm_legit.default),
+    "aten._native_batch_norm_legit.no_stats": _batch_norm_without_statistics,
+    "aten._batch_norm_with_update.default": _batch_norm(aten._batch_norm_with_update.default),
     "aten.rrelu_with_noise.default": _rrelu,
     "aten.embedding.default": _embedding,
     "aten.mkldnn_rnn_layer.default": _lstm_layer,
-    "aten._fft_r2c.default": _fft,
     "aten._fused_adam_.default": _fused(aten._fused_adam_.default, 6),
     "aten._fused_adamw_.default": _fused(aten._fused_adamw_.default, 6),
     "aten._fused_sgd_.default": _fused(aten._fused_sgd_.default, 3),
@@ -344,5 +344,6 @@ GUARDS: dict[str, Callable[..., Any]] = {
     "aten.kthvalue.default": _dense_first(aten.kthvalue.default),
     "aten.median.dim": _dense_first(aten.median.dim),
     "aten.nanmedian.dim": _dense_first(aten.nanmedian.dim),
+    **NUMERIC_GUARDS,
 }
 """Full name of an operation → the callable that checks its arguments and then runs it."""

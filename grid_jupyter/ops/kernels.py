@@ -28,6 +28,15 @@ def _zeros_strided(like: torch.Tensor, size: list[int], stride: list[int], **opt
     return made
 
 
+def _apart(views: Callable[..., Any]) -> Callable[..., list[torch.Tensor]]:
+    """Copies, strided as the views are that the operation would give."""
+
+    def copies(x: torch.Tensor, size: Any, dim: int = 0) -> list[torch.Tensor]:
+        return [_zeros_strided(view, list(view.shape), list(view.stride())).copy_(view) for view in views(x, size, dim)]
+
+    return copies
+
+
 _REPLACED: dict[str, Callable[..., Any]] = {
     # uninitialised memory holds what was computed before: whatever would be empty is zero instead
     "aten.empty_like.default": aten.zeros_like.default,
@@ -35,7 +44,8 @@ _REPLACED: dict[str, Callable[..., Any]] = {
     "aten.new_empty_strided.default": _zeros_strided,
     # views that keep a version of their own would let autograd take in what was written to them since
     "aten._unsafe_view.default": aten.view.default,
-    "aten.unsafe_split.Tensor": aten.split_copy.Tensor,
+    "aten.unsafe_split.Tensor": _apart(aten.split.Tensor),
+    "aten.unsafe_split_with_sizes.default": _apart(aten.split_with_sizes.default),
     # a client's tensor cannot carry the conjugate or negative bit, so these are computed
     "aten._conj.default": aten._conj_physical.default,
     "aten._neg_view.default": aten.neg.default,

@@ -6,12 +6,20 @@ from typing import Any
 
 import torch
 
-from grid_jupyter.errors import InvalidMessageError
+from grid_jupyter.errors import InvalidMessageError, RemoteOperationError
 from grid_jupyter.wire.dtypes import ITEM_BYTES, nbytes
 from grid_jupyter.wire.limits import MAX_RANK
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ITEM_BYTES}
 NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def named(dtype: torch.dtype) -> str:
+    """Our name of a dtype. Raises RemoteOperationError for one that no Node keeps."""
+    name = NAMES.get(dtype)
+    if name is None:
+        raise RemoteOperationError(f"tensors of {dtype} do not live on a Node; use one of {', '.join(DTYPES)}")
+    return name
 
 
 def to_bytes(tensor: torch.Tensor) -> memoryview:

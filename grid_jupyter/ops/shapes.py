@@ -12,6 +12,7 @@ import threading
 from typing import Any
 
 import torch
+from torch._prims_common import suggest_memory_format
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -20,6 +21,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._mode_utils import no_dispatch
 
 from grid_jupyter.errors import RemoteOperationError
+from grid_jupyter.ops.raw import named
 
 logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
 
@@ -36,6 +38,8 @@ _META = frozenset(
     }
 )  # fmt: skip
 _inferring = threading.Lock()  # a FakeTensorMode keeps what it is at in itself: one thread at a time
+# Their results have the memory format of the input, which FakeTensor does not know.
+_FORMATTED = frozenset({_aten.max_unpool2d.default})
 _MAX_LAYOUTS = 200_000
 
 
@@ -65,8 +69,15 @@ def layout(shape: Any, stride: Any, dtype: torch.dtype) -> Layout:
     return found
 
 
+def check_dense(tensor: torch.Tensor) -> None:
+    """Raises TypeError for a sparse tensor and the like."""
+    if tensor.layout != torch.strided:
+        raise TypeError(f"a {tensor.layout} tensor cannot go to a Node: only dense ones; see .to_dense()")
+
+
 def layout_of(tensor: torch.Tensor) -> Layout:
-    """The Layout of a local tensor."""
+    """The Layout of a local tensor. Raises TypeError for one that is not dense."""
+    check_dense(tensor)
     return layout(tensor.shape, tensor.stride(), tensor.dtype)
 
 
@@ -91,6 +102,8 @@ def infer(op: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             built, built_options = _build(args, mode), {key: _build(value, mode) for key, value in options.items()}
             with mode:
                 result = op(*built, **built_options)
+                if op in _FORMATTED:
+                    result = result.contiguous(memory_format=suggest_memory_format(built[0]))
     return _describe(op, result)
 
 
@@ -118,6 +131,7 @@ def _describe(op: Any, result: Any) -> Any:
     if isinstance(result, torch.Tensor):
         if result.layout != torch.strided:
             raise RemoteOperationError(f"{op} gives a {result.layout} tensor; only strided ones live on a Node")
+        named(result.dtype)
         return layout_of(result), result.storage_offset()
     if isinstance(result, (list, tuple)):
         return [_describe(op, part) for part in result]

@@ -16,10 +16,11 @@ from torch.utils._mode_utils import no_dispatch
 from grid_jupyter.errors import OperationNotAllowedError, RemoteOperationError, TensorsNotCollocatedException
 from grid_jupyter.ops.allowed import ALLOWED, why_refused
 from grid_jupyter.ops.kernels import kernel
-from grid_jupyter.ops.raw import NAMES
+from grid_jupyter.ops.raw import named
 from grid_jupyter.ops.shapes import DYNAMIC, Layout, infer, layout_of
 from grid_jupyter.tensors.autograd import spread
 from grid_jupyter.tensors.parts import in_parts
+from grid_jupyter.tensors.rewrites import REWRITES, UNSTEADY
 from grid_jupyter.tensors.session import TEMPLATES, Session
 from grid_jupyter.wire import commands
 
@@ -59,9 +60,13 @@ class SlowPath:
         self._wrap = wrap
 
     def __call__(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], fast_key: Any = None) -> Any:
-        rewritten = _REWRITES.get(op)
+        rewritten = REWRITES.get(op)
         if rewritten is not None:
-            return rewritten(args, kwargs)
+            made = rewritten(args, kwargs)
+            if made is not NotImplemented:
+                return made
+            if op in UNSTEADY:
+                fast_key = None
         if op in _INDEXED:
             args = self._integer_indices(args)
         if _is_open(self._remote, args) or (kwargs and _is_open(self._remote, list(kwargs.values()))):
@@ -87,7 +92,10 @@ class SlowPath:
             if _is_factory(op):
                 leaves = None
             return _sizes().run(self, op, template(name, call.args, call.kwargs), call, args, kwargs, leaves)
-        key = (op, _key(self._remote, args), tuple((k, _key(self._remote, v)) for k, v in kwargs.items()))
+        options = tuple((k, _key(self._remote, v)) for k, v in kwargs.items())
+        key: tuple[Any, ...] = (op, _key(self._remote, args), options)
+        if op in _RETYPING:  # the view's offset counts other elements than its base's
+            key, fast_key = (*key, args[0]._offset), None
         outcome = CACHE.get(key)
         if outcome is None:
             number = template(name, call.args, call.kwargs)
@@ -263,6 +271,8 @@ class SlowPath:
                         f"{op}: the output has shape {tuple(pointer._layout.shape)} but the result needs "
                         f"{tuple(outs[result_number][0].shape)}; remote tensors are not resized"
                     )
+        if op in _APART:
+            result = [(of, 0) for of, _ in result]
         if facts.results == 0:
             return Outcome(NOTHING, number, None, seeded)
         if facts.results == 1:
@@ -319,62 +329,10 @@ def _is_factory(op: Any) -> bool:
     return base.endswith("_like") or base.startswith("new_")
 
 
-def _item(args: Any, kwargs: Any) -> Any:
-    return args[0].item()
-
-
-def _equal(args: Any, kwargs: Any) -> bool:
-    return args[0].shape == args[1].shape and bool((args[0] == args[1]).all())
-
-
-def _allclose(args: Any, kwargs: Any) -> bool:
-    # torch.isclose and & are made of other operations, which nobody takes apart below autograd
-    options = {**dict(zip(("rtol", "atol", "equal_nan"), args[2:], strict=False)), **kwargs}
-    a, b = args[:2]
-    apart = (a - b).abs()
-    near = apart <= b.abs() * options.get("rtol", 1e-5) + options.get("atol", 1e-8)
-    close = torch.logical_or(torch.logical_and(near, apart < float("inf")), a == b)
-    if options.get("equal_nan"):
-        close = torch.logical_or(close, torch.logical_and(a != a, b != b))
-    return bool(close.all())
-
-
-def _same(args: Any, kwargs: Any) -> Any:
-    return args[0]
-
-
-def _same_size(args: Any, kwargs: Any) -> bool:
-    return bool(args[0].shape == args[1].shape)
-
-
-def _lengths(args: Any, kwargs: Any) -> Any:
-    _sizes().settle(args[0])
-    return args[0]._layout.shape if len(args) == 1 else args[0]._layout.shape[args[1]]
-
-
-def _strides(args: Any, kwargs: Any) -> Any:
-    _sizes().settle(args[0])
-    return args[0]._layout.stride
-
-
-def _never(args: Any, kwargs: Any) -> bool:
-    return False
-
-
-# Operations that return Python values are reads, made of allowed operations and a read; others change nothing.
-# torch asks for sizes in this way where they are symbols, and an operation needs the numbers.
-_REWRITES: dict[Any, Callable[[Any, Any], Any]] = {
-    aten._local_scalar_dense.default: _item,
-    aten.equal.default: _equal,
-    aten.allclose.default: _allclose,
-    aten.is_pinned.default: _never,
-    aten.is_same_size.default: _same_size,
-    aten._has_same_storage_numel.default: _same_size,
-    aten.lift_fresh.default: _same,
-    aten.size.default: _lengths,
-    aten.stride.default: _strides,
-}
 _INDEXED = frozenset({aten.index.Tensor, aten.index_put_.default, aten.index_put.default})
+_RETYPING = frozenset({aten.view.dtype, aten.view_as_real.default, aten.view_as_complex.default})
+# Nodes give copies where torch gives views that do not say so (ops/kernels.py).
+_APART = frozenset({aten.unsafe_split.Tensor, aten.unsafe_split_with_sizes.default})
 
 
 class _Call:
@@ -408,7 +366,7 @@ class _Call:
             self.operands += [argument.real, argument.imag]
             return "z"
         if kind is torch.dtype:
-            return ["t", NAMES.get(argument, str(argument))]
+            return ["t", named(argument)]
         if kind is torch.memory_format:
             return ["m", _FORMATS[argument]]
         if kind is torch.layout or kind is torch.device or isinstance(argument, torch.Generator):

@@ -30,6 +30,8 @@ def in_parts(op: Any) -> Callable[..., Any] | None:
     if op.has_kernel_for_dispatch_key(_COMPOSITE):
         decompose: Callable[..., Any] = op.decompose
         return decompose
+    if "as_strided" in op._schema.name:
+        return None  # torch's decomposition of the one is the other
     if op.is_view or any(argument.alias_info is not None for argument in op._schema.arguments):
         return None  # changes in place and views are the pointers' own business
     from torch._decomp import decomposition_table  # a part of torch that is loaded late

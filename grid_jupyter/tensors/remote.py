@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 
 from grid_jupyter.errors import RemoteObjectFoundError
-from grid_jupyter.ops.shapes import Layout, layout_of, select, slice_
+from grid_jupyter.ops.shapes import Layout, check_dense, layout_of, select, slice_
 from grid_jupyter.tensors import dispatch
 from grid_jupyter.tensors.autograd import Autograd, spread
 from grid_jupyter.tensors.dispatch import CACHE, SlowPath, refuse_leaf, seed
@@ -256,6 +256,7 @@ def send(tensor: torch.Tensor, session: Session) -> RemoteTensor:
     """Copy a local tensor into a session; requires_grad goes along, the graph does not."""
     if type(tensor) is RemoteTensor:
         raise RemoteObjectFoundError(f"the tensor is on {tensor.location} already; .send(place) makes a chain")
+    check_dense(tensor)
     values = tensor.detach().contiguous()
     made = point(layout_of(values), session.put(values))
     return made.requires_grad_() if tensor.requires_grad else made

@@ -51,8 +51,9 @@ class Gradients:
             if gradient is held.gradient:
                 held.box.sources |= sources
             else:
-                if _is_shared(gradient):
-                    # autograd hands on what it was given where it can: one storage must not have two lineages
+                if gradient._is_zerotensor() or _is_shared(gradient):
+                    # autograd hands on what it was given where it can: one storage must not have two lineages;
+                    # and where a gradient is nowhere but zero it has no memory at all
                     gradient = tensor.grad = gradient.clone()
                 held.box = Box(held.box.sources | sources, storage=storage_of(gradient))
                 held.gradient = gradient

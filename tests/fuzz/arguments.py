@@ -307,7 +307,8 @@ class _Maker:
         r = self._r
         if isinstance(value, float):
             return r.choice((r.choice(_REALS), -value, value * 2))
-        return r.choice((value + 1, value - 1, -value, r.choice(_SMALL), r.choice(_SMALL), r.choice(_HOSTILE)))
+        bent = r.choice((value + 1, value - 1, -value, r.choice(_SMALL), r.choice(_SMALL), r.choice(_HOSTILE)))
+        return max(-(1 << 63), min(bent, (1 << 64) - 1))  # what a frame can carry
 
     def _bend_tensor(self, of: Tensor) -> None:
         r, shape, which = self._r, list(of.shape), self._r.random()

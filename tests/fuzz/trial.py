@@ -217,7 +217,7 @@ class _Run:
             numbers = [item.value for item in call.args[1:] if hasattr(item, "value")]
             if "unbind" in call.name:
                 return int(first.shape[numbers[0] if numbers else 0])
-            if "with_sizes" in call.name:
+            if "with_sizes" in call.name or "bin_edges" in call.name:
                 return len(numbers[0])
             dim = numbers[1] if len(numbers) > 1 else 0
             return max(1, -(-int(first.shape[dim]) // int(numbers[0])))

@@ -1,0 +1,1 @@
+"""PyTorch's own operator database (OpInfo), run on a Node and compared with local torch: `python -m tests.opinfo`."""
