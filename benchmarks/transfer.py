@@ -32,6 +32,10 @@ returns; its baseline writes the same bytes to the same disk and waits for them.
 
 MIB = 1 << 20
 _WATCH_S = 0.005
+_SHARE = 0.6
+"""Of the speed of plain HTTP, at least."""
+_GROWTH = 32
+"""MiB that the Node may grow by, at most."""
 
 
 def run(scale: Scale) -> list[Result]:
@@ -70,11 +74,11 @@ def _session(scale: Scale, tensor: torch.Tensor, node: Server, baseline: Server,
     size = f"{len(data) // MIB} MiB tensor"
     results = []
     for way, name in (("up", f"a {size} to a session"), ("down", f"a {size} back from a session")):
-        for carrier, beside, against in (
-            ("http", "", f"HTTP {_VERBS[way]} by tornado"),
-            ("tcp", ", beside a socket", "a raw TCP socket"),
+        for carrier, beside, against, share in (
+            ("http", "", f"HTTP {_VERBS[way]} by tornado", _SHARE),
+            ("tcp", ", beside a socket", "a raw TCP socket", None),
         ):
-            results.append(_speed(f"{name}{beside}", len(data), took[way], took[f"{carrier} {way}"], against))
+            results.append(_speed(f"{name}{beside}", len(data), took[way], took[f"{carrier} {way}"], against, share))
         cpu = took[way].cpu
         results.append(
             Result(
@@ -91,8 +95,9 @@ def _session(scale: Scale, tensor: torch.Tensor, node: Server, baseline: Server,
 _VERBS = {"up": "PUT", "down": "GET"}
 
 
-def _speed(what: str, size: int, took: Timings, base: Timings, against: str) -> Result:
+def _speed(what: str, size: int, took: Timings, base: Timings, against: str, share: float | None = None) -> Result:
     return Result(
+        at_least=None if share is None else share * size / MIB / base.median,
         what=what,
         value=size / MIB / took.median,
         best=size / MIB / took.best,
@@ -163,6 +168,7 @@ def _memory(tensor: torch.Tensor, node: Server, client: NodeClient) -> Result:
         what="growth of the Node's own memory while the tensor goes up and down, at most",
         value=max(0, highest - before) / MIB,
         unit="MiB",
+        at_most=_GROWTH,
         baseline=tensor.nbytes / MIB,
         against="the size of the tensor",
     )

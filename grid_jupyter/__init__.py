@@ -46,6 +46,7 @@ _PUBLIC: dict[str, str] = {
     "send_": "grid_jupyter.tensors.sending",
     "tag": "grid_jupyter.tensors.sending",
     "send_module": "grid_jupyter.tensors.modules",
+    "show_progress": "grid_jupyter.link.progress",
     **dict.fromkeys(
         (
             "CannotRequestObjectAttribute",

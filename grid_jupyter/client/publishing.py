@@ -13,6 +13,7 @@ import torch
 
 from grid_jupyter.client.pointers import DatasetRef, RemoteArrays, pointer
 from grid_jupyter.errors import BadRequest, InvalidDataError
+from grid_jupyter.link.bulk import Pieces, of_file, of_memory, upload
 from grid_jupyter.link.http import Address, call, transfer
 from grid_jupyter.ops.raw import NAMES, to_bytes
 from grid_jupyter.tensors.private import PrivateTensor, user_names
@@ -95,7 +96,11 @@ class Publishing:
             raise InvalidDataError(f"a tensor of {tensor.dtype} cannot be published; convert it, or publish its parts")
         data = to_bytes(tensor.cpu())
         header = build_header([("data", dtype, tuple(tensor.shape))], {})
-        transfer(self.address, "PUT", where, _body(header, data), length=len(header) + len(data), token=token)
+        self._upload(where, of_memory(header, data), len(header) + len(data), token)
+
+    def _upload(self, where: str, pieces: Pieces, length: int, token: str) -> None:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        upload(self.address, where, "", pieces, length, headers, "publishing")
 
     def _send_file(self, where: str, data: Any, token: str) -> tuple[str, tuple[ColumnInfo, ...]]:
         import pandas
@@ -114,7 +119,7 @@ class Publishing:
                     f"a CSV, Parquet, NPZ or safetensors file"
                 )
             with path.open("rb") as file:
-                transfer(self.address, "PUT", where, file, length=path.stat().st_size, token=token)
+                self._upload(where, of_file(file), path.stat().st_size, token)
             return ("table", spec.columns) if isinstance(spec, TableSpec) else ("arrays", ())
 
     def edit(
@@ -160,12 +165,6 @@ class Publishing:
         form, boundary = _form(save(state), {"model_id": model_id, "allow_download": str(allow_download)})
         headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
         transfer(self.address, "POST", "/data-centric/serve-model/", form, headers=headers, token=self._token)
-
-
-def _body(header: bytes, data: memoryview) -> Any:
-    yield header
-    for begin in range(0, len(data), 4 << 20):
-        yield data[begin : begin + (4 << 20)]
 
 
 def _form(model: bytes, fields: dict[str, str]) -> tuple[bytes, str]:

@@ -5,21 +5,31 @@ from __future__ import annotations
 import ssl
 import threading
 from collections.abc import Callable
+from typing import TypeVar
 from urllib.parse import quote
 
 import msgspec
 from websockets.exceptions import InvalidHandshake, InvalidStatus
 
 from grid_jupyter import __version__
-from grid_jupyter.errors import GridError, NodeUnavailableError, SessionLostError, from_wire
+from grid_jupyter.errors import (
+    GridError,
+    NodeUnavailableError,
+    NotAuthenticatedError,
+    SessionLostError,
+    from_wire,
+)
 from grid_jupyter.link.attendant import attendant
-from grid_jupyter.link.http import Address, reported, transfer, untrusted
+from grid_jupyter.link.bulk import download, of_memory, upload
+from grid_jupyter.link.http import Address, reported, untrusted
 from grid_jupyter.link.websocket import Closed, WebSocket
 from grid_jupyter.wire import frames
 from grid_jupyter.wire.limits import PROTOCOL
 from grid_jupyter.wire.messages import Caller, Failed, Hello, Reply, Request, Welcome, reply_decoder, request_frame
 
 _OPEN_S = 15.0
+
+T = TypeVar("T")
 
 
 class WebSocketLink:
@@ -159,17 +169,27 @@ class WebSocketLink:
 
     def upload(self, identity: int, dtype: str, shape: tuple[int, ...], data: memoryview) -> None:
         """Hand over a large tensor."""
-        where = f"/data-centric/values/{identity}?dtype={dtype}&shape={quote(msgspec.json.encode(shape).decode())}"
-        transfer(self.address, "PUT", where, data, length=len(data), headers={"X-Grid-Session": self.welcome.session})
+        query = f"?dtype={dtype}&shape={quote(msgspec.json.encode(shape).decode())}"
+        where = f"/data-centric/values/{identity}"
+        self._bulk(lambda: upload(self.address, where, query, of_memory(data), len(data), self._secret, "sending"))
 
-    def download(self, ticket: str) -> bytearray:
+    def download(self, ticket: str) -> memoryview:
         """Fetch the bytes of a large released value."""
-        return transfer(
-            self.address,
-            "GET",
-            f"/data-centric/released/{quote(ticket)}",
-            headers={"X-Grid-Session": self.welcome.session},
-        )
+        where = f"/data-centric/released/{quote(ticket)}"
+        return self._bulk(lambda: download(self.address, where, self._secret, "fetching"))
+
+    @property
+    def _secret(self) -> dict[str, str]:
+        return {"X-Grid-Session": self.welcome.session}
+
+    def _bulk(self, transfer: Callable[[], T]) -> T:
+        """A transfer fails with its session, and with its session's reason."""
+        try:
+            return transfer()
+        except (NodeUnavailableError, NotAuthenticatedError):
+            if self.lost is None and self.is_open():
+                raise
+            raise self._gone() from None
 
     def close(self) -> None:
         """End the session."""

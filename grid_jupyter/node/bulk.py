@@ -6,6 +6,7 @@ its bytes are kept here.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import os
@@ -19,6 +20,7 @@ from grid_jupyter.errors import (
     InvalidMessageError,
     LimitExceededError,
     ObjectNotFoundError,
+    SessionLostError,
     StorageFullError,
 )
 from grid_jupyter.wire.dtypes import ITEM_BYTES, nbytes
@@ -34,6 +36,8 @@ UNFINISHED_S = 60.0
 """How long an upload that was cut is kept for the rest of it."""
 MAX_ARRIVED = 256
 """Ids of uploads that are remembered as complete, for clients to whom the answer was lost."""
+FILL_S = 0.001
+"""How often it is looked whether a value that is being filled has more."""
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
@@ -47,6 +51,10 @@ class Outgoing:
         self.sent = False  # to its end, at least once
         self.dropped = False
         self.touched = now
+
+    def filled(self) -> int:
+        """Bytes that its Worker has written so far."""
+        return filled(self.descriptor)
 
     def read(self, offset: int, length: int) -> bytes:
         """A part of it, never empty before the end: its length is sealed."""
@@ -248,3 +256,16 @@ class Bulk:
             self.forget(ticket)
         for value in list(self._incoming):
             self.give_up(value)
+
+
+def filled(descriptor: int) -> int:
+    """Bytes of a value that its Worker has written so far: Worker and Node share the file's position."""
+    return os.lseek(descriptor, 0, os.SEEK_CUR)
+
+
+async def wait_until_filled(descriptor: int, size: int, gone: asyncio.Future[None]) -> None:
+    """Wait for the whole of a value. Raises SessionLostError if its session ends first."""
+    while filled(descriptor) < size:
+        if gone.done():
+            raise SessionLostError("the session ended")
+        await asyncio.sleep(FILL_S)

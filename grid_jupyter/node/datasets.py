@@ -6,7 +6,6 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -16,31 +15,20 @@ from grid_jupyter.errors import (
     InvalidDataError,
     LimitExceededError,
     ObjectNotFoundError,
-    SendNotPermittedError,
 )
 from grid_jupyter.identity.accounts import Account
 from grid_jupyter.identity.roles import OWNER
 from grid_jupyter.node import policy
 from grid_jupyter.node.policy import Rules
-from grid_jupyter.store.blobs import Blob, BlobStore, Upload
+from grid_jupyter.node.uploads import Uploads, check_may_publish
+from grid_jupyter.store.blobs import BlobStore
 from grid_jupyter.store.datasets import KEEP, DatasetTable, NewDataset, StoredColumn, StoredDataset, StoredTensor
 from grid_jupyter.wire.limits import MAX_COLUMNS, MAX_NAME_CHARS
 from grid_jupyter.wire.messages import ColumnInfo, DatasetInfo, Edit, Publish, TensorInfo, Unpublished
-from grid_jupyter.wire.safetensors import BlobTensor, read_header
+from grid_jupyter.wire.safetensors import BlobTensor
 from grid_jupyter.wire.words import check_users, check_words
 
-PUBLISH = "can_upload_data"
-"""The right to publish."""
-UNCLAIMED_S = 3600.0
-"""How long an upload waits for the Publish that names it."""
 KINDS = ("tensor", "table", "arrays")
-
-
-@dataclass(frozen=True)
-class _Arrived:
-    blob: Blob
-    tensors: tuple[BlobTensor, ...]
-    at: float
 
 
 class Datasets:
@@ -55,12 +43,10 @@ class Datasets:
         public_tags: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.max_upload_bytes = max_upload_bytes
+        self.uploads = Uploads(blobs, max_upload_bytes, clock)
         self._table = table
         self._blobs = blobs
         self._public_tags = public_tags
-        self._clock = clock
-        self._arrived: dict[tuple[str, str], _Arrived] = {}
         self._known: dict[tuple[int, int], StoredDataset] = {}
         self._ended: Callable[[int], int] = lambda dataset: 0
 
@@ -69,38 +55,6 @@ class Datasets:
         self._ended = end_sessions
 
     # -------------------------------------------------------------- publishing
-
-    async def begin_upload(self, account: Account, upload_id: str, nbytes: int) -> Upload:
-        """Room for the bytes of a data set. Raises SendNotPermittedError, LimitExceededError."""
-        check_may_publish(account)
-        if nbytes > self.max_upload_bytes:
-            raise LimitExceededError(
-                f"an upload of {nbytes} bytes is over this Node's limit of {self.max_upload_bytes}; "
-                f"its owner can raise it with --max-upload"
-            )
-        return await asyncio.to_thread(self._blobs.begin, upload_id)
-
-    async def finish_upload(self, account: Account, upload_id: str, upload: Upload) -> None:
-        """Check that the bytes are what they claim, and keep them until they are published.
-
-        Raises InvalidDataError, StorageFullError; then nothing is kept.
-        """
-        blob = await asyncio.to_thread(upload.commit)
-        try:
-            tensors = await asyncio.to_thread(self._tensors, blob.name)
-        except (InvalidDataError, LimitExceededError):
-            await asyncio.to_thread(self._blobs.delete, blob.name)
-            raise
-        now = self._clock()
-        stale = [key for key, arrived in self._arrived.items() if now - arrived.at > UNCLAIMED_S]
-        replaced = [self._arrived.pop(key) for key in [*stale, (account.username, upload_id)] if key in self._arrived]
-        self._arrived[account.username, upload_id] = _Arrived(blob, tensors, now)
-        for arrived in replaced:
-            await asyncio.to_thread(self._blobs.delete, arrived.blob.name)
-
-    def _tensors(self, blob: str) -> tuple[BlobTensor, ...]:
-        with self._blobs.path(blob).open("rb") as file:
-            return read_header(file)[0]
 
     async def publish(self, account: Account, request: Publish) -> DatasetInfo:
         """Make an upload a data set; durable when this returns. A retry with the same upload is harmless, and so is
@@ -113,7 +67,7 @@ class Datasets:
         try:
             return await self._publish(account, request)
         except GridError:
-            refused = self._arrived.pop((account.username, request.upload), None)
+            refused = self.uploads.claim((account.username, request.upload))
             if refused is not None:
                 await asyncio.to_thread(self._blobs.delete, refused.blob.name)
             raise
@@ -123,7 +77,7 @@ class Datasets:
         compute_users = request.compute_users
         check_users((*request.allowed_users, *(compute_users if isinstance(compute_users, tuple) else ())))
         key = (account.username, request.upload)
-        arrived = self._arrived.get(key)
+        arrived = self.uploads.arrived(key)
         if arrived is None:  # perhaps a retry of one that was published already
             done = await self._table.by_upload(request.upload, account.username)
             if done is None:
@@ -152,11 +106,11 @@ class Datasets:
         )
         again = None if request.dataset is not None else await self._same(new)
         if again is not None:
-            self._arrived.pop(key, None)
+            self.uploads.claim(key)
             await asyncio.to_thread(self._blobs.delete, blob.name)
             return self.describe(again, account.username)
         found = await self._table.publish(new, request.upload, request.dataset)
-        self._arrived.pop(key, None)
+        self.uploads.claim(key)
         stored = await self._table.get(*found)
         if stored.blob != blob.name:  # the same upload id came twice, at the same time
             await asyncio.to_thread(self._blobs.delete, blob.name)
@@ -289,14 +243,6 @@ def is_vocabulary(tensor: str) -> bool:
 def new_upload_id() -> str:
     """An id for an upload that the Node makes itself."""
     return secrets.token_hex(16)
-
-
-def check_may_publish(account: Account) -> None:
-    """Raises SendNotPermittedError."""
-    if PUBLISH not in account.flags:
-        raise SendNotPermittedError(
-            f"{account.username} has no right to publish on this Node; its owner can give the role Publisher"
-        )
 
 
 def _check_kind(request: Publish, tensors: Sequence[BlobTensor]) -> None:

@@ -8,7 +8,8 @@ import time
 from grid_jupyter.errors import BadRequest, Forbidden, InvalidDataError, LimitExceededError
 from grid_jupyter.identity.accounts import Account
 from grid_jupyter.identity.roles import OWNER
-from grid_jupyter.node.datasets import check_may_publish, new_upload_id
+from grid_jupyter.node.datasets import new_upload_id
+from grid_jupyter.node.uploads import check_may_publish
 from grid_jupyter.store.blobs import BlobStore
 from grid_jupyter.store.models import ModelTable, StoredModel
 from grid_jupyter.wire.limits import MAX_NAME_CHARS

@@ -143,6 +143,7 @@ class GridNode:
         if self.membership is not None:
             await self.membership.stop()
         await self.sessions.stop()
+        self.datasets.uploads.close()
         await self.pool.stop()
         self.database.close()
 

@@ -25,7 +25,7 @@ from grid_jupyter.errors import (
 )
 from grid_jupyter.identity.accounts import Account
 from grid_jupyter.node import policy
-from grid_jupyter.node.bulk import Bulk, Incoming
+from grid_jupyter.node.bulk import Bulk, Incoming, wait_until_filled
 from grid_jupyter.node.datasets import is_vocabulary, rules_of
 from grid_jupyter.node.gate import Gate, Source
 from grid_jupyter.node.moves import Value as Moving
@@ -344,6 +344,8 @@ class NodeSession:
                 descriptor=descriptors[0] if descriptors else -1,
                 payload=payload,
             )
+            if descriptors:
+                await wait_until_filled(descriptors[0], fetched.nbytes, self.gone)
             await self._sessions.moves.send(where, message, moving)
         finally:
             close_all(descriptors)

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-import socket
 import time
 from collections.abc import Awaitable, Callable
-from http import HTTPStatus
 from typing import Annotated, Any
 from urllib.parse import unquote
 
@@ -20,21 +18,24 @@ from tornado.iostream import IOStream, StreamClosedError
 from tornado.web import stream_request_body
 
 from grid_jupyter.errors import BadRequest, GridError, LimitExceededError
-from grid_jupyter.node.bulk import Incoming, Outgoing
+from grid_jupyter.node.bulk import Incoming
 from grid_jupyter.node.moves import Expectation, begin, foreign
 from grid_jupyter.node.session import NodeSession
+from grid_jupyter.server.detached import send_file
 from grid_jupyter.server.door import Door
-from grid_jupyter.server.node_streams import CHUNK, STALL_S, TRANSFER_S, BulkDoor
+from grid_jupyter.server.node_streams import (
+    CHUNK,
+    OFFSET_HEADER,
+    STALL_S,
+    TRANSFER_S,
+    BulkDoor,
+    byte_number,
+    tell_progress,
+)
 from grid_jupyter.wire.limits import MAX_NAME_CHARS, MAX_USERS
 
 SESSION_HEADER = "X-Grid-Session"
 """Carries the session's secret."""
-OFFSET_HEADER = "Upload-Offset"
-"""Bytes of an upload that are here; of one that goes on, the byte where it does."""
-COMPLETE_HEADER = "Upload-Complete"
-"""?1 or ?0: whether an upload is complete."""
-LINGER_S = 2.0
-"""How long a refused upload may go on, so that its sender gets to read why."""
 
 
 class SessionBulkDoor(BulkDoor):
@@ -52,10 +53,15 @@ class Intake(BulkDoor):
     """Takes the body of a request into a memory file, and answers by itself: the connection is tornado's no more."""
 
     async def prepare(self) -> None:
-        await super().prepare()
         takes: dict[str | None, Any] = {"PUT": self.put, "PATCH": self.patch}
-        if self.request.method in takes:
+        if self.request.method not in takes:
+            await super().prepare()
+            return
+        try:
+            await super().prepare()
             await takes[self.request.method](*self.path_args)  # before the body, which it takes for itself
+        except GridError as error:
+            await self.conclude(self.detach(), error)
 
     async def take_in(self, incoming: Incoming, session: NodeSession, done: Callable[[], Awaitable[None]]) -> None:
         """Append the body, then `done`; the answer tells how that went."""
@@ -63,7 +69,7 @@ class Intake(BulkDoor):
         length = self.length()
         turn = incoming.begin_turn()
         stream: Any = self.detach()
-        status, answer = 200, {"success": True, "error": "", "code": ""}
+        refused: GridError | None = None
         try:
             if self.request.headers.get("Expect", "").lower() == "100-continue":
                 await stream.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -74,12 +80,10 @@ class Intake(BulkDoor):
             stream.close()  # what came is kept, and may go on
             return
         except GridError as error:
-            status, answer = error.status, {"success": False, **error.to_wire()}
+            refused = error
         finally:
             incoming.end_turn(turn, time.monotonic())
-        self.set_status(status)
-        await _answer(stream, status, {"success": True} if status == 200 else answer)
-        self.application.log_request(self)
+        await self.conclude(stream, refused)
 
     async def _append(self, stream: IOStream, length: int, incoming: Incoming, turn: int, session: NodeSession) -> None:
         buffer = bytearray(min(CHUNK, length))
@@ -104,59 +108,26 @@ class _Stalled(Exception):
     """The other side sends nothing, or its session is over."""
 
 
-async def _answer(stream: IOStream, status: int, answer: dict[str, Any]) -> None:
-    body = msgspec.json.encode(answer)
-    head = (
-        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json; charset=utf-8\r\n"
-        f"X-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\nContent-Length: {len(body)}\r\n"
-        f"Connection: close\r\n\r\n"
-    )
-    try:
-        await stream.write(head.encode() + body)
-        if status != 200:  # closed at once, the rest of the body on its way would take the answer along
-            stream.socket.shutdown(socket.SHUT_WR)
-            patience = time.monotonic() + LINGER_S
-            rest = asyncio.ensure_future(_drop(stream))
-            await asyncio.wait({rest}, timeout=patience - time.monotonic())
-            rest.cancel()
-    except (StreamClosedError, OSError):
-        pass  # whoever asked has left
-    finally:
-        stream.close()
-
-
-async def _drop(stream: IOStream) -> None:
-    buffer = bytearray(CHUNK)
-    try:
-        while True:
-            await stream.read_into(buffer, partial=True)
-            await asyncio.sleep(0)
-    except StreamClosedError:
-        return
-
-
 @stream_request_body
 class ValueIn(SessionBulkDoor, Intake):
     """PUT /data-centric/values/<id>?dtype=&shape=: a large tensor into the session, under the client's id.
     HEAD: how much of it is here. PATCH: the rest of it."""
 
     async def put(self, value: str) -> None:
-        session, number, shape = self.session, _number(value), _shape(self.get_query_argument("shape", ""))
+        session, number, shape = self.session, byte_number(value), _shape(self.get_query_argument("shape", ""))
         incoming = await session.begin_receive(number, self.get_query_argument("dtype", ""), shape, self.length())
         await self.take_in(incoming, session, lambda: session.receive(number, incoming))
 
     async def patch(self, value: str) -> None:
-        session, number = self.session, _number(value)
-        incoming = session.bulk.resume(number, _number(self.request.headers.get(OFFSET_HEADER, "")))
+        session, number = self.session, byte_number(value)
+        incoming = session.bulk.resume(number, byte_number(self.request.headers.get(OFFSET_HEADER, "")))
         if self.length() != incoming.size - incoming.offset:
             raise BadRequest("PATCH brings all that is missing of an upload")
         await self.take_in(incoming, session, lambda: session.receive(number, incoming))
 
     async def head(self, value: str) -> None:
-        offset, complete = self.session.bulk.progress(_number(value))
-        self.set_header(OFFSET_HEADER, str(offset))
-        self.set_header(COMPLETE_HEADER, "?1" if complete else "?0")
-        self.finish()
+        offset, complete = self.session.bulk.progress(byte_number(value))
+        tell_progress(self, offset, complete)
 
 
 class ValueOut(SessionBulkDoor):
@@ -168,27 +139,17 @@ class ValueOut(SessionBulkDoor):
         session.last_used = time.monotonic()
         with session.bulk.sending(ticket) as value:
             first = _first_byte(self.request.headers.get("Range"), value.size)
-            self.set_header("Content-Type", "application/octet-stream")
-            self.set_header("Accept-Ranges", "bytes")
-            self.set_header("Content-Length", str(value.size - first))
+            head = f"HTTP/1.1 {'206 Partial Content' if first else '200 OK'}\r\n"
             if first:
-                self.set_status(206)
-                self.set_header("Content-Range", f"bytes {first}-{value.size - 1}/{value.size}")
-            await self._send(value, first, session)
-
-    async def _send(self, value: Outgoing, offset: int, session: NodeSession) -> None:
-        while offset < value.size:
-            part = value.read(offset, CHUNK)
-            offset += len(part)
-            self.write(part)
-            flushed = asyncio.ensure_future(self.flush())
-            await asyncio.wait({flushed, session.gone}, timeout=STALL_S, return_when=asyncio.FIRST_COMPLETED)
-            if not flushed.done():  # the memory is not kept for one who takes nothing, or whose session is over
-                flushed.cancel()
-                self.detach().close()
-                return
-            flushed.result()
-        value.sent = True
+                head += f"Content-Range: bytes {first}-{value.size - 1}/{value.size}\r\n"
+            head += (
+                f"Content-Type: application/octet-stream\r\nX-Content-Type-Options: nosniff\r\n"
+                f"Cache-Control: no-store\r\nAccept-Ranges: bytes\r\nContent-Length: {value.size - first}\r\n"
+                f"Connection: close\r\n\r\n"
+            )
+            self.set_status(206 if first else 200)
+            value.sent = await send_file(self.detach(), head, value, first, session.gone, STALL_S) or value.sent
+            self.application.log_request(self)
 
     async def delete(self, ticket: str) -> None:
         self.session.bulk.forget(ticket)
@@ -233,12 +194,6 @@ def _session(expected: Expectation) -> NodeSession:
     if not isinstance(expected.session, NodeSession):
         raise GridError("a ticket belongs to a session")
     return expected.session
-
-
-def _number(text: str) -> int:
-    if not text.isdigit() or len(text) > 18:
-        raise BadRequest("ids of values and numbers of bytes are plain numbers")
-    return int(text)
 
 
 def _shape(text: str) -> tuple[int, ...]:

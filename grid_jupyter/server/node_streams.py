@@ -12,13 +12,13 @@ from tornado.iostream import StreamClosedError
 from tornado.web import stream_request_body
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
-from grid_jupyter.errors import BadRequest, GridError, InvalidDataError, LimitExceededError, StorageFullError
+from grid_jupyter.errors import BadRequest, GridError, InvalidDataError, LimitExceededError
 from grid_jupyter.identity.accounts import Account
-from grid_jupyter.node.datasets import check_may_publish
 from grid_jupyter.node.service import GridNode
 from grid_jupyter.node.session import NodeSession
+from grid_jupyter.node.uploads import Coming, check_may_publish
+from grid_jupyter.server.detached import answer
 from grid_jupyter.server.door import Door
-from grid_jupyter.store.blobs import Upload
 from grid_jupyter.wire import messages
 from grid_jupyter.wire.limits import MAX_FRAME_BYTES
 
@@ -32,6 +32,12 @@ STALL_S = 60.0
 """Longest time for a chunk of a bulk answer to be taken."""
 PING_S = 20.0
 """How often a client is asked whether it is still there, and how long it has to answer."""
+
+
+OFFSET_HEADER = "Upload-Offset"
+"""Bytes of an upload that are here; of one that goes on, the byte where it does."""
+COMPLETE_HEADER = "Upload-Complete"
+"""?1 or ?0: whether an upload is complete."""
 
 
 class NodeDoor(Door):
@@ -191,6 +197,12 @@ class BulkDoor(NodeDoor):
             self.on_finish()
             raise BadRequest("the connection was closed")
 
+    async def conclude(self, stream: Any, error: GridError | None) -> None:
+        """Answer on a detached connection, of which not all may have been read; `error` says what went wrong."""
+        self.set_status(200 if error is None else error.status)
+        await answer(stream, self.get_status(), {"success": True} if error is None else error.to_wire())
+        self.application.log_request(self)
+
     def give_up(self, error: GridError) -> None:
         """Answer in the middle of the body; the rest of it is not taken."""
         if not self._finished:
@@ -200,47 +212,69 @@ class BulkDoor(NodeDoor):
 
 @stream_request_body
 class UploadIn(BulkDoor):
-    """PUT /data-centric/uploads/<id>: the safetensors bytes of a data set; Publish then names the id."""
+    """PUT /data-centric/uploads/<id>: the safetensors bytes of a data set; Publish then names the id. HEAD: how much
+    of it is here. PATCH: the rest of it."""
 
-    _upload: Upload | None = None
+    _coming: Coming | None = None
 
     async def prepare(self) -> None:
-        await super().prepare()
-        self._publisher: Account = await self.require()
-        size = self.length()
-        upload_id = self.path_args[0] if self.path_args else ""
-        self._upload = await self.node.datasets.begin_upload(self._publisher, upload_id, size)
+        if self.request.method not in ("PUT", "PATCH"):
+            await super().prepare()
+            return
+        try:
+            await super().prepare()
+            await self._begin(await self.require(), self.path_args[0])
+        except GridError as error:
+            self.on_finish()
+            await self.conclude(self.detach(), error)
+
+    async def _begin(self, publisher: Account, upload_id: str) -> None:
+        size, uploads = self.length(), self.node.datasets.uploads
+        if self.request.method == "PUT":
+            coming = await uploads.begin(publisher, upload_id, size)
+        else:
+            offset = byte_number(self.request.headers.get(OFFSET_HEADER, ""))
+            coming = uploads.resume(publisher, upload_id, offset)
+            if size != coming.size - offset:
+                raise BadRequest("PATCH brings all that is missing of an upload")
+        self._publisher, self._coming, self._turn = publisher, coming, coming.begin_turn()
         self.check_still_there()
-        self._expected = size
         self._unwritten = bytearray()
         self.take(size)
 
     async def data_received(self, chunk: bytes) -> None:
-        self._unwritten += chunk
-        if len(self._unwritten) >= CHUNK:
-            await self._write()
+        if self._coming is not None:
+            self._unwritten += chunk
+            if len(self._unwritten) >= CHUNK:
+                await self._write()
 
     async def _write(self) -> None:
-        """Off the event loop, and in pieces large enough to be worth the way there."""
+        """In pieces large enough to be worth the way off the event loop."""
         data, self._unwritten = self._unwritten, bytearray()
-        if self._upload is not None:
+        if self._coming is not None:
             try:
-                await asyncio.to_thread(self._upload.write, data)
-            except StorageFullError as error:
+                await self._coming.write(self._turn, data)
+            except GridError as error:
                 self.give_up(error)
 
     async def put(self, upload_id: str) -> None:
+        coming = self._coming
         await self._write()
-        upload = self._upload
-        if upload is None or upload.size != self._expected:
-            raise InvalidDataError("the upload ended early; send it again")
-        await self.node.datasets.finish_upload(self._publisher, upload_id, upload)
-        self.reply({"success": True})
+        if coming is not None and not self._finished:
+            await self.node.datasets.uploads.finish(self._publisher, upload_id, coming)
+            self.reply({"success": True})
+
+    async def patch(self, upload_id: str) -> None:
+        await self.put(upload_id)
+
+    async def head(self, upload_id: str) -> None:
+        offset, complete = await self.node.datasets.uploads.progress(await self.require(), upload_id)
+        tell_progress(self, offset, complete)
 
     def on_finish(self) -> None:
-        if self._upload is not None:
-            self._upload.abort()  # does nothing once it was committed
-            self._upload = None
+        if self._coming is not None:
+            coming, self._coming = self._coming, None
+            self.node.datasets.uploads.end_turn((self._publisher.username, self.path_args[0]), coming, self._turn)
 
 
 @stream_request_body
@@ -291,6 +325,20 @@ class ServeModel(BulkDoor):
             return raw[0].decode().encode("latin-1")
         except UnicodeError:
             raise InvalidDataError("the model is not text in ISO-8859-1; send it as a multipart file") from None
+
+
+def byte_number(text: str) -> int:
+    """A number from a header or path. Raises BadRequest."""
+    if not text.isdigit() or len(text) > 18:
+        raise BadRequest("ids of values and numbers of bytes are plain numbers")
+    return int(text)
+
+
+def tell_progress(door: Door, offset: int, complete: bool) -> None:
+    """Answer a HEAD: how far an upload is."""
+    door.set_header(OFFSET_HEADER, str(offset))
+    door.set_header(COMPLETE_HEADER, "?1" if complete else "?0")
+    door.finish()
 
 
 STREAM_RULES: list[tuple[str, type[Door]]] = [

@@ -57,6 +57,11 @@ class Upload:
         """Bytes written so far."""
         return self._size
 
+    @property
+    def ended(self) -> bool:
+        """Whether it was committed or aborted."""
+        return self._fd < 0
+
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append bytes. Blocks while the disk does."""
         rest = memoryview(data).cast("B")

@@ -63,7 +63,7 @@ class Link(Protocol):
     def upload(self, identity: int, dtype: str, shape: tuple[int, ...], data: memoryview) -> None:
         """Hand over a large tensor beside the stream."""
 
-    def download(self, ticket: str) -> bytearray:
+    def download(self, ticket: str) -> bytearray | memoryview:
         """Fetch the bytes of a large released value."""
 
     def credential(self, user: str) -> str:

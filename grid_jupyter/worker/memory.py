@@ -9,10 +9,12 @@ import os
 import resource
 from pathlib import Path
 
-_PIECE = 64 << 20
+from grid_jupyter.errors import LimitExceededError
+
+_PIECE = 1 << 20
 _MAP_FROM = 8 << 20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 def limit_memory(nbytes: int) -> None:
@@ -68,18 +70,25 @@ class Shared(mmap.mmap):
             resource.setrlimit(resource.RLIMIT_DATA, (limit + self._counted, ceiling))
 
 
-def memory_file(data: memoryview) -> int:
-    """A descriptor of memory with these bytes, which never change again; the caller closes it."""
+def memory_file(size: int) -> int:
+    """A descriptor of memory of a length that never changes, to be filled; the caller closes it."""
     made = os.memfd_create("value", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        written = 0
-        while written < len(data):
-            written += os.write(made, data[written : written + _PIECE])
-        fcntl.fcntl(made, fcntl.F_ADD_SEALS, _SEALS)
-    except OSError as error:
-        os.close(made)
-        raise MemoryError from error
+    os.ftruncate(made, size)
+    fcntl.fcntl(made, fcntl.F_ADD_SEALS, _SEALS)
     return made
+
+
+def fill(descriptor: int, data: memoryview) -> None:
+    """Write a value into its memory, in order: the file's position tells whoever shares it how far that is.
+
+    Raises LimitExceededError where the machine has no memory left.
+    """
+    written = 0
+    try:
+        while written < len(data):
+            written += os.write(descriptor, data[written : written + _PIECE])
+    except OSError:
+        raise LimitExceededError("there is no memory left for a value that is to be fetched") from None
 
 
 def data_bytes() -> int:

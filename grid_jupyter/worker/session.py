@@ -24,7 +24,7 @@ from grid_jupyter.wire.limits import MAX_DATASETS_OPEN, MAX_INLINE_BYTES
 from grid_jupyter.wire.messages import Failed
 from grid_jupyter.worker.channel import Channel
 from grid_jupyter.worker.executor import Broken, Executor
-from grid_jupyter.worker.memory import Shared, keep_freed_memory, limit_memory, memory_file
+from grid_jupyter.worker.memory import Shared, fill, keep_freed_memory, limit_memory, memory_file
 
 
 def serve(sock: socket.socket, limits: worker.WorkerLimits) -> None:
@@ -54,6 +54,7 @@ class _Session:
     def __init__(self, channel: Channel, executor: Executor) -> None:
         self._channel = channel
         self._executor = executor
+        self._filling: tuple[int, memoryview] | None = None
 
     def handle(self, frame: memoryview, descriptors: list[int]) -> None:
         cut = frames.unpack(frame)
@@ -71,9 +72,19 @@ class _Session:
             except (RuntimeError, TypeError, ValueError, LookupError) as error:
                 text = f"this value cannot be handed over ({type(error).__name__})"  # torch's own text may quote it
                 self._reply(request_id, Failed(code=RemoteOperationError.code, error=text))
+            self._fill()
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
+
+    def _fill(self) -> None:
+        """Write a large value that was just answered, while the Node decides on it and sends on what is there."""
+        if self._filling is not None:
+            (memory, data), self._filling = self._filling, None
+            try:
+                fill(memory, data)
+            finally:
+                os.close(memory)
 
     def _answer(self, request_id: int, message: worker.Request, descriptors: list[int]) -> None:
         if isinstance(message, worker.Fetch):
@@ -113,7 +124,7 @@ class _Session:
         try:
             data = to_bytes(found.tensor)
             if len(data) > MAX_INLINE_BYTES:
-                memory = memory_file(data)
+                memory = memory_file(len(data))
         except (RuntimeError, MemoryError) as error:
             # whether it fits may tell how large it is, so this is said to those alone who may read it
             failed = RemoteOperationError(f"this value cannot be handed over ({type(error).__name__})")
@@ -129,10 +140,8 @@ class _Session:
         if memory < 0:
             self._channel.send(worker.reply_frame(request_id, reply, data))
             return
-        try:
-            self._channel.send(worker.reply_frame(request_id, reply), [memory])
-        finally:
-            os.close(memory)
+        self._filling = (memory, data)
+        self._channel.send(worker.reply_frame(request_id, reply), [memory])
 
     def _load(self, message: worker.Load, descriptors: list[int]) -> None:
         if len(descriptors) != 1:

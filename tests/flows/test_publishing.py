@@ -155,7 +155,9 @@ def test_the_same_upload_sent_by_several_at_once_is_taken_whole_or_not_at_all(bo
     owner.unpublish(pointer)
 
 
-def test_a_client_that_dies_in_the_middle_of_publishing_leaves_nothing(bob: GridProcess, owner: NodeClient):
+def test_a_client_that_dies_in_the_middle_of_publishing_finds_no_trace_of_that_when_it_comes_back(
+    bob: GridProcess, owner: NodeClient
+):
     token = bob.user("Bob", "Owner")
     before = len(blobs(bob))
     with bob.tcp() as sender:
@@ -165,7 +167,13 @@ def test_a_client_that_dies_in_the_middle_of_publishing_leaves_nothing(bob: Grid
             + bytes(2 << 20)
         )
         until(lambda: len(blobs(bob)) > before)
-    until(lambda: len(blobs(bob)) == before)
+    data, body = save({"data": torch.ones(3)}), {"upload": "7" * 32, "kind": "tensor"}
+    assert bob.call("POST", "/data-centric/datasets", body, token=token)[0] == 404
+    assert bob.call("PUT", f"/data-centric/uploads/{'7' * 32}", data, token=token)[0] == 200
+    status, made = bob.call("POST", "/data-centric/datasets", body, token=token)
+    assert status == 200
+    owner.unpublish(made["id"])
+    assert len(blobs(bob)) == before
 
 
 @pytest.mark.parametrize(

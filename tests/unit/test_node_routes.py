@@ -560,7 +560,10 @@ def test_an_upload_says_its_length(opened: Served, length: str):
     assert list(opened.blobs.iterdir()) == []
 
 
-def test_an_upload_that_is_broken_off_leaves_nothing_behind(opened: Served):
+def test_an_upload_that_is_broken_off_and_not_taken_up_again_leaves_nothing_behind(
+    opened: Served, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(opened.node.datasets.uploads, "unfinished_s", 0.1)
     with socket.create_connection(("127.0.0.1", opened.port), 30) as raw:
         head = _upload_head(opened.tokens["Alice"])
         raw.sendall(f"{head}Content-Length: {4 << 20}\r\n\r\n".encode() + bytes(1 << 20))

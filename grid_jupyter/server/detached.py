@@ -1,0 +1,119 @@
+"""Answers on a connection that was taken from tornado: what a door says after it has read its body by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from http import HTTPStatus
+
+import msgspec
+from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
+
+from grid_jupyter.node.bulk import FILL_S, Outgoing
+
+LINGER_S = 2.0
+"""How long a refused upload may go on, so that its sender gets to read why."""
+_CHUNK = 1 << 20
+
+
+async def answer(stream: IOStream, status: int, said: dict[str, str] | dict[str, bool]) -> None:
+    """Answer with JSON, and close. Nothing is raised: whoever asked may have left."""
+    body = msgspec.json.encode(said)
+    asked = "WWW-Authenticate: Bearer\r\n" if status == HTTPStatus.UNAUTHORIZED else ""
+    head = (
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json; charset=utf-8\r\n"
+        f"X-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\n{asked}Content-Length: {len(body)}\r\n"
+        f"Connection: close\r\n\r\n"
+    )
+    try:
+        await stream.write(head.encode() + body)
+        if status != HTTPStatus.OK:  # closed at once, the rest of the body on its way would take the answer along
+            stream.socket.shutdown(socket.SHUT_WR)
+            rest = asyncio.ensure_future(_drop(stream))
+            await asyncio.wait({rest}, timeout=LINGER_S)
+            rest.cancel()
+    except (StreamClosedError, OSError):
+        pass
+    finally:
+        stream.close()
+
+
+async def send_file(
+    stream: IOStream, head: str, file: Outgoing, offset: int, gone: asyncio.Future[None], stall_s: float
+) -> bool:
+    """Send a head, and a file from some byte on, as fast as it is filled; close. Whether all of it went.
+
+    It ends early when `gone` is done, or for `stall_s` seconds nothing is taken or filled.
+    """
+    try:
+        await stream.write(head.encode())
+        while offset < file.size and not gone.done():
+            ready = await _filled(file, offset, gone, stall_s)
+            sent = await _send_part(stream, file, offset, min(ready - offset, _CHUNK), gone, stall_s)
+            if not sent:
+                return False
+            offset += sent
+        return offset == file.size
+    except (StreamClosedError, OSError):
+        return False  # who asked has left
+    finally:
+        stream.close()
+
+
+async def _filled(file: Outgoing, offset: int, gone: asyncio.Future[None], stall_s: float) -> int:
+    """Bytes that are there, once they are more than `offset`."""
+    patience = time.monotonic() + stall_s
+    while True:
+        ready = file.filled()
+        if ready > offset or gone.done() or time.monotonic() > patience:
+            return ready
+        await asyncio.sleep(FILL_S)
+
+
+async def _send_part(
+    stream: IOStream, file: Outgoing, offset: int, length: int, gone: asyncio.Future[None], stall_s: float
+) -> int:
+    """Send some bytes of a file; how many: none when nobody takes them."""
+    if isinstance(stream, SSLIOStream):
+        part = file.read(offset, length)
+        work: asyncio.Future[None] = asyncio.ensure_future(stream.write(part))
+        await asyncio.wait({work, gone}, timeout=stall_s, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            work.add_done_callback(lambda done: done.cancelled() or done.exception())
+            return 0
+        work.result()
+        return len(part)
+    loop, socket_number = asyncio.get_running_loop(), stream.socket.fileno()
+    while length > 0 and not gone.done():
+        try:
+            sent = os.sendfile(socket_number, file.descriptor, offset, length)
+        except BlockingIOError:
+            writable = loop.create_future()
+            loop.add_writer(socket_number, _wake, writable)
+            try:
+                await asyncio.wait({writable, gone}, timeout=stall_s, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                loop.remove_writer(socket_number)
+            if not writable.done():
+                return 0
+        else:
+            await asyncio.sleep(0)  # others have their turn
+            return sent
+    return 0
+
+
+def _wake(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
+
+
+async def _drop(stream: IOStream) -> None:
+    buffer = bytearray(_CHUNK)
+    try:
+        while True:
+            await stream.read_into(buffer, partial=True)
+            await asyncio.sleep(0)
+    except StreamClosedError:
+        return
