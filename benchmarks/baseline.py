@@ -1,8 +1,7 @@
-"""The server that every transport is compared with: bytes in and out by WebSocket, HTTP and TCP, and nothing else.
+"""The server that every transport is compared with: bytes in and out by HTTP and TCP, and nothing else.
 
 Run as `python -m benchmarks.baseline`: it says its ports in one line of JSON and ends when its input does.
 
-    GET  /echo           upgraded: every binary message comes back
     PUT  /bytes          takes a body of any length and drops it
     GET  /bytes?count=N  answers N bytes
     TCP                  direction ("U" or "D") and length (8 bytes, big-endian); up: that many bytes are
@@ -22,21 +21,10 @@ from tornado.httpserver import HTTPServer
 from tornado.iostream import StreamClosedError
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler, stream_request_body
-from tornado.websocket import WebSocketHandler
 
 HOST = "127.0.0.1"
 CHUNK = 1 << 20
 TCP_REQUEST = struct.Struct(">cQ")
-
-
-class Echo(WebSocketHandler):
-    """GET, upgraded."""
-
-    def open(self, *_args: str, **_kwargs: str) -> None:
-        self.set_nodelay(True)
-
-    async def on_message(self, message: str | bytes) -> None:
-        await self.write_message(message, binary=True)
 
 
 @stream_request_body
@@ -82,7 +70,7 @@ async def _serve() -> None:
     plain = socket.create_server((HOST, 0))
     threading.Thread(target=_accept, args=(plain,), daemon=True).start()
     http = bind_sockets(0, HOST)
-    HTTPServer(Application([("/echo", Echo), ("/bytes", Bytes)])).add_sockets(http)
+    HTTPServer(Application([("/bytes", Bytes)])).add_sockets(http)
     port, tcp = http[0].getsockname()[1], plain.getsockname()[1]
     print(json.dumps({"address": f"http://{HOST}:{port}", "tcp": tcp}), flush=True)
     await end.wait()

@@ -132,10 +132,10 @@ class Grid:
         """A Network."""
         return self._start("grid_jupyter.cli.main", "network", *_SERVED, "--state", str(self.home / "network"))
 
-    def node(self, name: str) -> Server:
+    def node(self, name: str, *arguments: str, module: str = "grid_jupyter.cli.main") -> Server:
         """A Node without a Network. Started again under a name that was there, it has its state."""
         state = str(self.home / "nodes" / name)
-        return self._start("grid_jupyter.cli.main", "node", "--name", name, *_SERVED, "--state", state)
+        return self._start(module, "node", "--name", name, *_SERVED, "--state", state, *arguments)
 
     def baseline(self) -> Server:
         """The server that does nothing but carry bytes (benchmarks/baseline.py)."""

@@ -21,7 +21,8 @@ _CPUINFO = Path("/proc/cpuinfo")
 class Result:
     """One figure and what it stands beside, in the same unit: medians, and the best where there were several runs.
 
-    `against` says in words what the baseline is. A figure may have to be `at_most` or `at_least` something.
+    `against` says in words what the baseline is. A figure may have a target: it, its best run or its ratio has to be
+    at most or at least something.
     """
 
     what: str
@@ -33,6 +34,9 @@ class Result:
     baseline_best: float | None = None
     at_most: float | None = None
     at_least: float | None = None
+    best_at_least: float | None = None
+    ratio_at_most: float | None = None
+    ratio_at_least: float | None = None
 
     @property
     def ratio(self) -> float | None:
@@ -42,19 +46,30 @@ class Result:
     @property
     def ok(self) -> bool:
         """Whether the figure is within its target, if it has one."""
-        low = -math.inf if self.at_least is None else self.at_least
-        high = math.inf if self.at_most is None else self.at_most
-        return low <= self.value <= high
+        return all(
+            figure is not None and (figure <= target if upper else figure >= target)
+            for _, figure, target, upper in self._targets()
+        )
+
+    def _targets(self) -> list[tuple[str, float | None, float, bool]]:
+        """What has a target, the figure, the target, and whether it may not be more than that, else not less."""
+        given = (
+            ("value", self.value, self.at_most, True),
+            ("value", self.value, self.at_least, False),
+            ("best", self.best, self.best_at_least, False),
+            ("ratio", self.ratio, self.ratio_at_most, True),
+            ("ratio", self.ratio, self.ratio_at_least, False),
+        )
+        return [(name, figure, target, upper) for name, figure, target, upper in given if target is not None]
 
     def as_json(self) -> dict[str, Any]:
-        """The figure as `--json` shows it; `target` and `ok` only where there is a target."""
+        """The figure as `--json` shows it; `target`, `target_of` and `ok` only where there is a target."""
         shown: dict[str, Any] = {
             "what": self.what, "value": self.value, "unit": self.unit, "baseline": self.baseline, "ratio": self.ratio,
             "against": self.against, "best": self.best, "baseline_best": self.baseline_best,
         }  # fmt: skip
-        target = self.at_most if self.at_most is not None else self.at_least
-        if target is not None:
-            shown |= {"target": target, "ok": self.ok}
+        for name, _, target, upper in self._targets()[:1]:
+            shown |= {"target": target, "target_of": f"{name} {'≤' if upper else '≥'}", "ok": self.ok}
         return shown
 
 
@@ -91,7 +106,9 @@ def table(results: Iterable[Mapping[str, Any]]) -> list[list[str]]:
     """Figures, as `as_json` gives them, in rows of cells; the first row is the heading."""
     rows = [["what", "figure", "best", "baseline", "ratio", "the baseline is", "target"]]
     for result in results:
-        target = "" if "target" not in result else f"{number(result['target'])}{'' if result['ok'] else ' (missed)'}"
+        target = ""
+        if "target" in result:
+            target = f"{result['target_of']} {number(result['target'])}{'' if result['ok'] else ' (missed)'}"
         rows.append(
             [
                 str(result["what"]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
 import statistics
@@ -26,13 +28,16 @@ from grid_jupyter.tensors.remote import send
 
 MEANING = """\
 Only what computes loads torch: importing the package, the extension, a Node and a Network do without. The first \
-session of a Node waits for its fork server to load torch, once; every further session gets a Worker by a fork. \
+session of a Node waits for its fork server to load torch, once, unless the Node was started with --warm; for every \
+further session a spare Worker waits. \
 Jupyter is timed until it serves, with the extension and without; the Node, which starts beside it, takes its share \
 of the cores meanwhile."""
 
 PATIENCE_S = 60.0
 _ADDED_MS = 300.0  # what the extension may add to Jupyter's start
 _NODE_MIB = 120.0  # what the Node may weigh at rest
+_FIRST_MS = 100.0  # what the first operation of a session may take
+_SPARES = 2  # a Node's default
 MIB = 1 << 20
 
 
@@ -197,7 +202,9 @@ def _workers(scale: Scale, grid: Grid, node: Server, loading: Timings) -> list[R
     adds(send(torch.ones(5), local_worker().session), 1).tolist()  # the client knows the operation from here on
     connected, first, later = Timings(), Timings(), Timings()
     sizes: list[tuple[int, int]] = []
-    for _ in range(scale(12, 3)):
+    for number in range(scale(12, 3)):
+        if number:
+            _wait_for_spares(node)
         began = time.perf_counter()
         with NodeClient(None, node.address, user="Ana", credentials=grid.credentials) as client:
             connected.walls.append(time.perf_counter() - began)
@@ -208,10 +215,25 @@ def _workers(scale: Scale, grid: Grid, node: Server, loading: Timings) -> list[R
             sizes.append(_worker_sizes(node))
     fork_server = Timings(walls=first.walls[:1])
     first.walls = first.walls[1:]
+    warm = Timings()
+    for number in range(scale(3, 1)):
+        ready = grid.node(f"Warm{number}", "--warm")
+        grid.account(ready, "Ana", "User")
+        _wait_for_spares(ready)
+        with NodeClient(None, ready.address, user="Ana", credentials=grid.credentials) as client:
+            began = time.perf_counter()
+            adds(send(torch.ones(5), client.session), 1).tolist()
+            warm.walls.append(time.perf_counter() - began)
+        grid.end(ready)
     return [
         _seconds("connecting to a Node", connected, later, _WORKING),
-        _seconds("first operation and read on a Node: the fork server starts", fork_server, loading, "import torch"),
-        _seconds("first operation and read in a later session: a Worker is forked", first, later, _WORKING),
+        _seconds("first operation and read on a Node: it loads torch", fork_server, loading, "import torch"),
+        dataclasses.replace(
+            _seconds("first operation and read on a Node started with --warm", warm, later, _WORKING), at_most=_FIRST_MS
+        ),
+        dataclasses.replace(
+            _seconds("first operation and read in a later session", first, later, _WORKING), at_most=_FIRST_MS
+        ),
         _weight(
             "a Worker's own",
             round(statistics.median(own for own, _ in sizes)),
@@ -225,9 +247,30 @@ def _workers(scale: Scale, grid: Grid, node: Server, loading: Timings) -> list[R
 _WORKING = "operation and read in a session that has its Worker"
 
 
+def _wait_for_spares(node: Server) -> None:
+    """Until the Workers for the next sessions are there: those who came before took theirs a moment ago."""
+    patience = time.perf_counter() + PATIENCE_S
+    while len(_below(node)) < _SPARES:
+        if time.perf_counter() > patience:
+            raise RuntimeError("a Node has no spare Workers")
+        time.sleep(0.02)
+
+
+def _below(node: Server) -> list[psutil.Process]:
+    """The Workers of a Node: nothing is below them."""
+    found = []
+    for process in node.below():
+        with contextlib.suppress(psutil.NoSuchProcess):  # one whose session ended may be on its way out
+            if not process.children():
+                found.append(process)
+    return found
+
+
 def _worker_sizes(node: Server) -> tuple[int, int]:
-    """The newest Worker's own memory, and all that is resident in it."""
-    # nothing is below a Worker; one whose session ended may still be on its way out
-    worker = max((process for process in node.below() if not process.children()), key=psutil.Process.create_time)
-    memory = worker.memory_full_info()
-    return int(memory.uss), int(memory.rss)
+    """Own memory of the Worker that computes, and all that is resident in it: spares have less."""
+    sizes = [(0, 0)]
+    for process in _below(node):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            memory = process.memory_full_info()
+            sizes.append((int(memory.uss), int(memory.rss)))
+    return max(sizes)

@@ -107,6 +107,6 @@ def test_the_page_has_a_table_the_command_and_the_meaning_of_each_benchmark(monk
     written = page([Run("some_name", "what it measures", "What it means.", told)], quick=False)
     assert "python -m benchmarks some_name" in written
     assert "| one thing | 1,234 op/s |  | 617 | 2.00 | another |  |" in written
-    assert "| slow | 2.00 s |  | 4.00 | 0.500 | slower | 1.00 (missed) |" in written
+    assert "| slow | 2.00 s |  | 4.00 | 0.500 | slower | value ≤ 1.00 (missed) |" in written
     assert "What it means." in written
     assert "not idle" in written
