@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from grid_jupyter.client.answering import Answering, Shelf
+from grid_jupyter.client.remote_torch import RemoteTorch
 from grid_jupyter.errors import BadRequest, NotAuthenticatedError, SendNotPermittedError, WorkerNotFoundException
 from grid_jupyter.ops.shapes import layout_of
 from grid_jupyter.tensors.chain import Kept, clear_held, held_by
@@ -179,6 +180,11 @@ class VirtualWorker:
                 f"{self.id} is a VirtualWorker and cannot protect values that derive from published data"
             )
         return self.receive(tensor)
+
+    @property
+    def remote(self) -> RemoteTorch:
+        """`worker.remote.torch.zeros(3)`: torch's functions, with results here."""
+        return RemoteTorch(self)
 
     # -------------------------------------------------------------- other workers
 

@@ -17,6 +17,7 @@ import torch
 
 from grid_jupyter.client.answering import Answering
 from grid_jupyter.client.credentials import Credentials
+from grid_jupyter.client.remote_torch import RemoteTorch
 from grid_jupyter.client.virtual import VirtualWorker, local_worker
 from grid_jupyter.errors import (
     BadRequest,
@@ -296,6 +297,11 @@ class WebsocketClientWorker:
         if not isinstance(reply, messages.Found):
             raise ResponseSignatureError("the worker answered a search with something else; its version may differ")
         return reply.datasets
+
+    @property
+    def remote(self) -> RemoteTorch:
+        """`worker.remote.torch.zeros(3)`: torch's functions, with results here."""
+        return RemoteTorch(self)
 
     # -------------------------------------------------------------- what the worker holds
 

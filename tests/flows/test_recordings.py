@@ -216,7 +216,7 @@ def kept(worker: VirtualWorker) -> int:
     """Recordings that the worker holds."""
     gc.collect()
     worker.session.flush()
-    verb: Any = worker._link.run(lambda: worker._link.executor.verbs[commands.RUN])
+    verb: Any = worker.shelf.run(lambda: worker.shelf.executor.verbs[commands.RUN])
     return len(verb.__self__._held)
 
 

@@ -488,6 +488,19 @@ def test_a_worker_can_log_and_delay_its_messages(hook: TorchHook, caplog: pytest
         VirtualWorker(hook, id="bob", is_client_worker=True)
 
 
+def test_torch_by_the_name_of_a_worker(alice: VirtualWorker):
+    torch.manual_seed(3)
+    made = alice.remote.torch.rand(2, 3)
+    assert made.location is alice
+    assert alice.remote.torch.matmul(made, made.t()).shape == (2, 2)
+    torch.manual_seed(3)
+    assert torch.equal(made.get(), torch.rand(2, 3))
+    with pytest.raises(AttributeError, match="no function 'nothing'"):
+        _ = alice.remote.torch.nothing
+    with pytest.raises(BadRequest, match="no tensor"):
+        alice.remote.torch.is_tensor(3)
+
+
 def test_the_arguments_of_the_hook(hook: TorchHook, caplog: pytest.LogCaptureFixture):
     TorchHook(torch, verbose=False)
     assert "already hooked" not in caplog.text

@@ -14,12 +14,15 @@ from typing import Any
 import pytest
 import torch
 from node_world import GridProcess
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
 
 import grid_jupyter as sy
 from grid_jupyter import TorchHook, VirtualWorker, WebsocketClientWorker, WebsocketServerWorker
 from grid_jupyter.client.credentials import Credentials
 from grid_jupyter.errors import BadRequest, NodeUnavailableError
 from grid_jupyter.link.http import Address, transfer
+from grid_jupyter.wire import commands, frames
 
 SERVER = """
 import json, sys, torch
@@ -242,3 +245,40 @@ def test_a_slow_answer_is_given_up(here: WebsocketServerWorker):
             busy.join()
         slow.connect()
         assert (torch.ones(2).send(slow) + 1).get().tolist() == [2, 2]  # type: ignore[attr-defined]
+
+
+def until_closed(stranger: ClientConnection) -> None:
+    """Take what comes until the other side ends the connection."""
+    try:
+        while True:
+            stranger.recv(30)
+    except ConnectionClosed:
+        return
+
+
+@pytest.mark.parametrize("frame", ["text", b"", b"\x00" * 3, b"\xff" * 64, b"nonsense that is no frame at all"])
+def test_what_is_no_frame_ends_its_connection_and_nothing_else(here: WebsocketServerWorker, frame: Any):
+    headers = {"Authorization": f"Bearer {Credentials().get(here.address, 'worker here')}"}
+    url = here.address.replace("http", "ws", 1) + "/data-centric/session"
+    with handle(here) as other, connect(url, additional_headers=headers, proxy=None, compression=None) as stranger:
+        x = torch.ones(2).send(other)  # type: ignore[attr-defined]
+        stranger.send(frame)
+        until_closed(stranger)
+        assert (x + 1).get().tolist() == [2, 2]
+
+
+def test_a_connection_that_did_not_greet_computes_nothing(here: WebsocketServerWorker):
+    headers = {"Authorization": f"Bearer {Credentials().get(here.address, 'worker here')}"}
+    url = here.address.replace("http", "ws", 1) + "/data-centric/session"
+    with connect(url, additional_headers=headers, proxy=None, compression=None) as stranger:
+        stranger.send(frames.pack(frames.OPERATIONS, frames.encode([[commands.CLEAR]])))
+        until_closed(stranger)
+
+
+def test_a_page_of_a_browser_is_refused(here: WebsocketServerWorker):
+    headers = {
+        "Authorization": f"Bearer {Credentials().get(here.address, 'worker here')}",
+        "Origin": "http://evil.example",
+    }
+    with pytest.raises(InvalidStatus, match="403"):
+        connect(here.address.replace("http", "ws", 1) + "/data-centric/session", additional_headers=headers, proxy=None)
