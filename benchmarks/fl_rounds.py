@@ -29,9 +29,8 @@ from grid_jupyter.tensors.remote import RemoteTensor
 MEANING = """\
 Each round, four Nodes train the model on rows of their own, and the weights come back to be averaged. The plain loop \
 does the same sums in one process, with all rows at hand, so both must reach the same accuracy. The model is as small \
-as the demo's: a step takes longer to describe than to compute, and one client describes the steps of all four Nodes, \
-so this is the grid at its worst; larger models and batches come nearer to the plain loop, as the training steps of \
-`training_step` show."""
+as the demo's; steps are recorded, so that the client sends a batch of row numbers and one command for each, and the \
+Nodes compute at the same time as far as there are cores. What is left is waiting for the weights after each round."""
 
 NODES = ("Bob", "Alice", "Bill", "James")
 Shards = dict[str, tuple[torch.Tensor, torch.Tensor]]

@@ -13,7 +13,9 @@ import torch
 
 from grid_jupyter.errors import InvalidDataError
 from grid_jupyter.tensors.modules import get_module, send_module
-from grid_jupyter.tensors.remote import RemoteTensor
+from grid_jupyter.tensors.recording import recording
+from grid_jupyter.tensors.remote import RemoteTensor, send
+from grid_jupyter.tensors.session import Session
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ def federated_rounds(
 
         w = sum_k n_k * w_k / sum_k n_k
 
+    Steps are recorded on each Node (`sy.recording`), one for each size of batch.
+
     Reading the weights needs somebody who may read every data set that takes part.
 
     Raises GetNotPermittedError, InvalidDataError for data that does not fit together.
@@ -52,27 +56,52 @@ def federated_rounds(
         if len(inputs) != len(classes) or not len(inputs):
             raise InvalidDataError(f"Node {name} has {len(inputs)} inputs for {len(classes)} classes")
     shuffle = torch.Generator().manual_seed(seed)
+    trainers: dict[str, _Trainer] = {}
     for number in range(1, rounds + 1):
-        trained = {}
         for name, (inputs, classes) in data.items():
-            local = send_module(copy.deepcopy(model), inputs.location.session)
-            _train(local, inputs, classes, local_epochs, lr, batch_size, shuffle)
-            inputs.location.session.flush()  # the next Node's work begins while this one computes
-            trained[name] = local
-        _average(model, [get_module(trained[name]) for name in rows], list(rows.values()))
+            trainer = trainers.get(name)
+            if trainer is None or trainer.session is not inputs.location.session:  # a lost one was replaced
+                trainer = trainers[name] = _Trainer(model, inputs, classes, lr)
+            trainer.train(model, local_epochs, batch_size, shuffle)
+            trainer.session.flush()  # the next Node's work begins while this one computes
+        _average(model, [trainers[name].weights() for name in rows], list(rows.values()))
         yield Round(number, rows)
 
 
-def _train(
-    model: torch.nn.Module, inputs: torch.Tensor, classes: torch.Tensor, epochs: int, lr: float, batch_size: int,
-    shuffle: torch.Generator,
-) -> None:  # fmt: skip
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    for _ in range(epochs):
-        for batch in torch.randperm(len(inputs), generator=shuffle).split(batch_size):
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(inputs[batch]), classes[batch]).backward()
-            optimizer.step()
+class _Trainer:
+    """The model on one Node, in the session of the moment, with its recorded step."""
+
+    def __init__(self, model: torch.nn.Module, inputs: RemoteTensor, classes: RemoteTensor, lr: float) -> None:
+        self._inputs = inputs
+        self._classes = classes
+        self.session: Session = inputs.location.session
+        self._model = send_module(copy.deepcopy(model), self.session)
+        self._optimizer = torch.optim.SGD(self._model.parameters(), lr=lr)
+        self._step = recording(self._on)
+
+    def train(self, model: torch.nn.Module, epochs: int, batch_size: int, shuffle: torch.Generator) -> None:
+        """Some epochs by SGD, from the weights of `model` on. Nothing waits."""
+        with torch.no_grad():
+            for values, there in zip(_values(model), _values(self._model), strict=True):
+                there.copy_(values)
+        for part, copied in zip(model.modules(), self._model.modules(), strict=True):
+            copied.training = part.training
+        for _ in range(epochs):
+            for batch in torch.randperm(len(self._inputs), generator=shuffle).split(batch_size):
+                self._step(send(batch, self.session))
+
+    def weights(self) -> torch.nn.Module:
+        """The trained model, on this side; the one on the Node stays. Raises GetNotPermittedError."""
+        return get_module(copy.deepcopy(self._model))
+
+    def _on(self, batch: torch.Tensor) -> None:
+        self._optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(self._model(self._inputs[batch]), self._classes[batch]).backward()
+        self._optimizer.step()
+
+
+def _values(model: torch.nn.Module) -> list[torch.Tensor]:
+    return [*model.parameters(), *model.buffers()]
 
 
 def _average(model: torch.nn.Module, parts: Sequence[torch.nn.Module], weights: Sequence[int]) -> None:

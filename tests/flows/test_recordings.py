@@ -725,3 +725,31 @@ def test_the_gates_hold_for_recordings(bob: GridProcess, connect: Connect):
         overwrite(send(torch.ones(2), ana))
     with pytest.raises(OperationNotAllowedError, match="in place"):
         (secret + 1).get()
+
+
+def test_federated_averaging_by_recorded_steps_is_the_plain_one_bit_for_bit(hook: TorchHook):
+    shards = {name: batches((6,), 3, last=5)[-1] for name in ("ann", "ben")}
+    model, threads = mlp(), torch.get_num_threads()
+    plain, shuffle = copy.deepcopy(model), torch.Generator().manual_seed(7)
+    data = {}
+    for name, (x, y) in shards.items():
+        place = VirtualWorker(hook, id=name)
+        data[name] = (send(x, place), send(y, place))
+    for done in sy.federated_rounds(model, data, rounds=3, local_epochs=4, lr=0.1, batch_size=2, seed=7):
+        assert done.rows == {"ann": 5, "ben": 5}
+    torch.set_num_threads(1)
+    try:
+        for _ in range(3):
+            trained = []
+            for x, y in shards.values():
+                trained.append(copy.deepcopy(plain))
+                step = training(trained[-1], sgd(trained[-1].parameters()))
+                for _ in range(4):
+                    for batch in torch.randperm(5, generator=shuffle).split(2):
+                        step(x[batch], y[batch])
+            with torch.no_grad():
+                for values, *parts in zip(plain.parameters(), *(part.parameters() for part in trained), strict=True):
+                    values.copy_(sum(part.double() * 5 for part in parts) / 10)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
