@@ -37,6 +37,7 @@ _PUBLIC: dict[str, str] = {
     "get_module": "grid_jupyter.tensors.modules",
     "local": "grid_jupyter.client.local",
     "make_hook": "grid_jupyter.client.sandbox",
+    "move_module": "grid_jupyter.tensors.modules",
     "owner": "grid_jupyter.client.owner",
     "recording": "grid_jupyter.tensors.recording",
     "private_tensor": "grid_jupyter.tensors.private",

@@ -27,6 +27,7 @@ from grid_jupyter.errors import (
 from grid_jupyter.link.client import WebSocketLink
 from grid_jupyter.link.http import Address, call
 from grid_jupyter.ops.shapes import layout_of
+from grid_jupyter.tensors.device import device_of
 from grid_jupyter.tensors.private import PrivateTensor
 from grid_jupyter.tensors.remote import RemoteTensor, point, send
 from grid_jupyter.tensors.session import Session
@@ -91,6 +92,11 @@ class NodeClient(Publishing):
         return f"<Federated Worker id:{plain(self.id)}>"
 
     # -------------------------------------------------------------- the session
+
+    @property
+    def device(self) -> torch.device:
+        """`grid:0` and so on, for `x.to(device)` and `torch.zeros(3, device=device)`. Raises BadRequest."""
+        return device_of(self)
 
     @property
     def local_worker(self) -> VirtualWorker:

@@ -16,6 +16,7 @@ from grid_jupyter.client.remote_torch import RemoteTorch
 from grid_jupyter.errors import BadRequest, NotAuthenticatedError, SendNotPermittedError, WorkerNotFoundException
 from grid_jupyter.ops.shapes import layout_of
 from grid_jupyter.tensors.chain import Kept, clear_held, held_by
+from grid_jupyter.tensors.device import device_of
 from grid_jupyter.tensors.hook import install
 from grid_jupyter.tensors.private import PrivateTensor
 from grid_jupyter.tensors.remote import RemoteTensor, point, send
@@ -106,6 +107,11 @@ class VirtualWorker:
         if auto_add:
             WORKERS[id] = self
         self.load_data(data)
+
+    @property
+    def device(self) -> torch.device:
+        """`grid:0` and so on, for `x.to(device)` and `torch.zeros(3, device=device)`. Raises BadRequest."""
+        return device_of(self)
 
     @property
     def local_worker(self) -> VirtualWorker:

@@ -201,7 +201,6 @@ class Autograd:
             return self if RETURNS_POINTER_FROM_BACKWARD.get("on") else None
         if self._leaves is None:
             raise RuntimeError("element 0 of tensors does not require grad and does not have a grad_fn")
-        refuse_strays(self)
         if gradient is None and self.numel() != 1:
             raise RuntimeError("grad can be implicitly created only for scalar outputs")
         if gradient is not None and gradient.shape != self.shape:
@@ -257,15 +256,6 @@ def after_backward(session: Session, reached: Iterable[int], leaves: frozenset[i
     for leaf in hooked:
         for hook in list(_accumulated[leaf].values()):
             hook(leaf)
-
-
-def refuse_strays(output: Any) -> None:
-    """Raises RemoteOperationError if something that autograd knows of on this side only went into a value."""
-    if _flag.__get__(output) and not _flag_is_leaf.__get__(output):
-        raise RemoteOperationError(
-            "a tensor made with requires_grad=True by a factory such as torch.zeros_like went into this value: make it "
-            "without, and call .requires_grad_() on it"
-        )
 
 
 def upload(gradient: Any, session: Session) -> Any:

@@ -40,6 +40,18 @@ class Outcome(NamedTuple):
     seeded: bool
 
 
+class Fresh(Layout):
+    """The layout of what a factory has just made, interned nowhere, so that its first use comes here: by then
+    torch has said whether it requires a gradient (`requires_grad=True` is no argument of the operation)."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, layout: Layout) -> Fresh:
+        """The same shape, strides and dtype."""
+        return cls(layout.shape, layout.stride, layout.dtype)
+
+
 CACHE: dict[Any, Outcome] = {}
 _MAX_CACHE = 50_000
 _templates: dict[Any, int] = {}
@@ -130,7 +142,7 @@ class SlowPath:
         if outcome.kind == NEW:
             result = self._result(outcome.data, 0, command, session, leaves)
         elif outcome.kind == FRESH:
-            result = self._result(outcome.data, 0, command, session, None)
+            result = self._result(Fresh.of(outcome.data), 0, command, session, None)
         elif outcome.kind == VIEW:
             result = self._result(outcome.data[0], args[0]._offset + outcome.data[1], command, session, leaves)
             if op is not aten.detach.default:
@@ -379,6 +391,9 @@ class _Call:
         raise TypeError(f"{kind.__name__} cannot be an argument of a remote operation")
 
     def _meet(self, pointer: Any) -> None:
+        if type(pointer._layout) is Fresh:
+            pointer._layout = layout_of(pointer)
+            pointer.requires_grad  # noqa: B018  # makes a leaf of it if the factory was asked to
         reference = pointer._ref
         reference.id  # noqa: B018  # opens a data set that is used for the first time
         session = reference.session

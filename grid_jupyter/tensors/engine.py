@@ -17,7 +17,6 @@ from grid_jupyter.tensors.autograd import (
     Autograd,
     after_backward,
     gradient_layout,
-    refuse_strays,
     upload,
 )
 from grid_jupyter.wire import commands
@@ -113,8 +112,6 @@ def _run(
 def backward(outputs: Sequence[Any], grads: Sequence[Any], retain: bool, create: bool, inputs: Sequence[Any]) -> None:
     """torch.autograd.backward over outputs of one session: one command."""
     session = outputs[0]._ref.session
-    for output in outputs:
-        refuse_strays(output)
     held = [upload(grad, session) for grad in grads]
     number = -session.new_id()
     session.sites.note(number, sys._getframe(1))
@@ -138,8 +135,6 @@ def _gradients(
     outputs: Sequence[Any], grads: Sequence[Any], retain: bool, create: bool, inputs: Sequence[Any], unused: bool
 ) -> tuple[Any, ...]:
     session = outputs[0]._ref.session
-    for output in outputs:
-        refuse_strays(output)
     if any(one._ref.session is not session for one in (*outputs, *(i for i in inputs if isinstance(i, Autograd)))):
         raise TensorsNotCollocatedException("outputs and inputs of a gradient must be in one place")
     grads, batch = _unbatched(grads)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -11,9 +10,8 @@ import torch
 
 from grid_jupyter.errors import InvalidTensorForRemoteGet
 from grid_jupyter.tensors.autograd import RETURNS_POINTER_FROM_BACKWARD
-from grid_jupyter.tensors.modules import get_module, send_module
+from grid_jupyter.tensors.modules import copy_module, get_module, move_module, send_module
 from grid_jupyter.tensors.private import private_tensor
-from grid_jupyter.tensors.remote import RemoteTensor
 from grid_jupyter.tensors.sending import describe, is_here, send, send_, tag
 from grid_jupyter.tensors.session import NUMBERS
 
@@ -61,8 +59,8 @@ def install(torch_module: Any, local_worker: Callable[[], Any], verbose: bool = 
     module: Any = torch.nn.Module
     module.send = lambda self, place: send_module(self, place.session)
     module.get = get_module
-    module.move = _move_module
-    module.copy = copy.deepcopy
+    module.move = move_module
+    module.copy = copy_module
     module.location = property(_module_location)
     module.owner = property(lambda self: _owner[0]())
 
@@ -76,16 +74,6 @@ def _identity(tensor: Any) -> int:
     if found is None:
         found = tensor.__dict__["_grid_id"] = NUMBERS.randrange(10**9, 10**11)
     return int(found)
-
-
-def _move_module(module: torch.nn.Module, location: Any, user: str | None = None) -> torch.nn.Module:
-    """Take a module's parameters and buffers from their place to another, in place."""
-    for one in (*module.parameters(), *module.buffers()):
-        if not isinstance(one, RemoteTensor):
-            is_here(one)
-        else:
-            one.move(location, user=user)
-    return module
 
 
 def _module_location(module: torch.nn.Module) -> Any:

@@ -17,6 +17,7 @@ from grid_jupyter.errors import RemoteObjectFoundError
 from grid_jupyter.ops.shapes import Layout, check_dense, layout_of, select, slice_
 from grid_jupyter.tensors import dispatch
 from grid_jupyter.tensors.autograd import Autograd, spread
+from grid_jupyter.tensors.device import OnDevice
 from grid_jupyter.tensors.dispatch import CACHE, SlowPath, refuse_leaf, seed
 from grid_jupyter.tensors.reading import Reading
 from grid_jupyter.tensors.session import NUMBERS, Ref, Session
@@ -36,7 +37,7 @@ _CONSTANTS = (bool, torch.dtype, str, torch.memory_format, torch.device, torch.l
 _Tensor: Any = torch.Tensor
 
 
-class RemoteTensor(Autograd, Reading, Verbs, _Tensor):  # type: ignore[misc]
+class RemoteTensor(Autograd, OnDevice, Reading, Verbs, _Tensor):  # type: ignore[misc]
     """A pointer: `(Wrapper)>[PointerTensor | me:… -> Bob:…]`. Made by sending, searching and computing."""
 
     __slots__ = ("_grad_pointer", "_layout", "_leaves", "_number", "_offset", "_ref", "_root", "description", "tags")
@@ -135,7 +136,7 @@ class RemoteTensor(Autograd, Reading, Verbs, _Tensor):  # type: ignore[misc]
             result = wrap(data[0], identity, session, data[1], leaves)
         elif kind == dispatch.FRESH:
             identity = command[1] = session.new_id()
-            result = wrap(data, identity, session)
+            result = wrap(dispatch.Fresh.of(data), identity, session)
         elif kind == dispatch.NOTHING:
             result = None
             identity = command[1] = -session.new_id()
@@ -268,6 +269,8 @@ def _row(func: Any, args: Any, command: list[Any], session: Session, leaves: Any
     if template is None or not all(type(a) is int for a in args[1:]):
         return None
     source = args[0]
+    if type(source._layout) is not Layout:
+        return None
     found = (select if func is _SELECT else slice_)(source._layout, source._offset, args)
     if found is None:
         return None

@@ -309,6 +309,14 @@ def flags(where: Any) -> Any:
     ]
 
 
+def leaves_made_by_factories(where: Any) -> Any:
+    x = where.tensor(X)
+    ones, zeros = torch.ones_like(x, requires_grad=True), x.new_zeros(6, requires_grad=True)
+    first = torch.full_like(x, 2.0, requires_grad=True)
+    (ones * x + torch.cat([first, x])[:4] + zeros + first[0]).sum().backward()
+    return [ones.grad, zeros.grad, first.grad, ones.is_leaf]
+
+
 def leaving_the_graph_in_place(where: Any) -> Any:
     b = leaf(where) * 2
     b.detach_()
@@ -379,6 +387,7 @@ def forward_hooks_of_modules(where: Any) -> Any:
 MODES: list[Lines] = [
     modes,
     flags,
+    leaves_made_by_factories,
     leaving_the_graph_in_place,
     data_is_read_and_set,
     parameters_to_a_vector_and_back,
@@ -490,9 +499,6 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda a: torch.autograd.grad((a * 2).sum(), send(W, a.location).requires_grad_()), "not have been used",
     ),
     "a local tensor that requires grad": (lambda a: a * W.clone().requires_grad_(), "requires grad meets remote"),
-    "a leaf from a factory": (
-        lambda a: (torch.ones_like(a, requires_grad=True) * a).sum().backward(), "requires_grad_",
-    ),
     "data of a value that was computed": (lambda a: (a * 2).__setattr__("data", a), "cannot be replaced"),
     "local data": (lambda a: a.__setattr__("data", X), "send the values"),
     "a deep copy of what has a graph": (lambda a: copy.deepcopy(a * 2), "detach"),
