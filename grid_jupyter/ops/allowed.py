@@ -10,12 +10,13 @@ from __future__ import annotations
 _ALLOWED = """
     _adaptive_avg_pool2d _cdist_forward _conj _ctc_loss(Tensor) _embedding_bag _fft_r2c _foreach_abs
     _foreach_add(List,Scalar,ScalarList) _foreach_add_(List,Scalar,ScalarList,Tensor)
-    _foreach_addcdiv_(Scalar,ScalarList,Tensor) _foreach_addcmul_(Scalar,ScalarList,Tensor)
-    _foreach_clamp_min_(Scalar) _foreach_copy_ _foreach_div_(List,Scalar,ScalarList)
+    _foreach_addcdiv_(Scalar,ScalarList,Tensor) _foreach_addcmul(Scalar) _foreach_addcmul_(Scalar,ScalarList,Tensor)
+    _foreach_clamp_max_(Scalar) _foreach_clamp_min_(Scalar) _foreach_copy_ _foreach_div_(List,Scalar,ScalarList)
     _foreach_lerp_(List,Scalar,ScalarList) _foreach_maximum_(List) _foreach_mul(List,Scalar,ScalarList)
-    _foreach_mul_(List,Scalar,ScalarList,Tensor) _foreach_neg _foreach_pow(List,ScalarAndTensor)
+    _foreach_mul_(List,Scalar,ScalarList,Tensor) _foreach_neg _foreach_norm(Scalar) _foreach_pow(List,ScalarAndTensor)
     _foreach_reciprocal_ _foreach_rsqrt_ _foreach_sign_ _foreach_sqrt _foreach_sqrt_ _foreach_sub(List)
-    _foreach_sub_(List) _foreach_zero_ _fused_adam_ _fused_adamw_ _fused_sgd_ _linalg_check_errors _linalg_det
+    _foreach_sub_(List,Scalar) _foreach_zero_ _fused_adagrad_ _fused_adam_ _fused_adamw_ _fused_sgd_
+    _linalg_check_errors _linalg_det
     _linalg_eigh _linalg_slogdet _linalg_solve_ex _linalg_svd _log_softmax _native_batch_norm_legit _neg_view
     _pack_padded_sequence _prelu_kernel _safe_softmax _scaled_dot_product_flash_attention_for_cpu _softmax _to_copy
     _transformer_encoder_layer_fwd _unique2 _unsafe_view abs abs_ acos acosh adaptive_max_pool2d add(Scalar,Tensor)

@@ -322,6 +322,7 @@ GUARDS: dict[str, Callable[..., Any]] = {
     "aten._fused_adam_.default": _fused(aten._fused_adam_.default, 6),
     "aten._fused_adamw_.default": _fused(aten._fused_adamw_.default, 6),
     "aten._fused_sgd_.default": _fused(aten._fused_sgd_.default, 3),
+    "aten._fused_adagrad_.default": _fused(aten._fused_adagrad_.default, 4),
     "aten._embedding_bag.default": _embedding_bag,
     "aten._ctc_loss.Tensor": _ctc,
     "aten._scaled_dot_product_flash_attention_for_cpu.default": _attention,

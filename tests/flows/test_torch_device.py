@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from node_world import GridProcess
-from torch import nn
+from torch import nn, optim
 from torch.nn import functional
 
 from grid_jupyter import NodeClient, PrivateTensor, VirtualWorker, send
@@ -198,16 +198,20 @@ def test_a_module_goes_and_comes_back_whole(device: torch.device):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"fused": True}, {"foreach": True}, {"capturable": True}, {"foreach": True, "capturable": True}]
-)
-def test_an_optimiser_finds_a_device_that_it_knows(device: torch.device, options: dict[str, bool]):
+    ("kind", "options"),
+    [
+        (optim.AdamW, {}), (optim.AdamW, {"fused": True}), (optim.AdamW, {"foreach": True}),
+        (optim.AdamW, {"capturable": True}), (optim.Adagrad, {"fused": True}), (optim.SGD, {"fused": True}),
+    ],
+)  # fmt: skip
+def test_an_optimiser_finds_a_device_that_it_knows(device: torch.device, kind: Any, options: dict[str, bool]):
     torch.manual_seed(0)
     here = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1))
     there = copy.deepcopy(here).to(device)
     plain = {name: on for name, on in options.items() if name != "capturable"}  # which the CPU has not
     losses = []
     for model, x, given in ((here, X, plain), (there, X.to(device), options)):
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, **given)
+        optimizer = kind(model.parameters(), lr=0.05, **given)
         losses.append([])
         for _ in range(4):
             optimizer.zero_grad()
@@ -218,8 +222,8 @@ def test_an_optimiser_finds_a_device_that_it_knows(device: torch.device, options
             losses[-1].append(loss.item())
     exact = "capturable" not in options  # it computes its bias corrections as tensors
     assert losses[0] == (losses[1] if exact else pytest.approx(losses[1], rel=1e-3))
-    (step,) = {type(state["step"]) for state in optimizer.state.values()}
-    assert step is (RemoteTensor if options.keys() & {"fused", "capturable"} else torch.Tensor)
+    for state in optimizer.state.values() if kind is not optim.SGD else ():
+        assert type(state["step"]) is (RemoteTensor if options.keys() & {"fused", "capturable"} else torch.Tensor)
 
 
 def test_a_recurrent_and_an_attention_layer_choose_the_kernels_of_the_cpu(device: torch.device):
