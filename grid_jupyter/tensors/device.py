@@ -1,7 +1,7 @@
 """A device of its own: `node.device` is `grid:0`, `grid:1`, …, and torch's factories and `.to()` take it.
 
 Set up when it is first asked for, since it takes torch's one place for a device of somebody else's
-(docs/decisions/0012). To torch's C++ a pointer stays a CPU tensor, so that composite operations choose the
+(docs/decisions/0011). To torch's C++ a pointer stays a CPU tensor, so that composite operations choose the
 kernels that local tensors choose; only the attribute `device` tells of the place.
 """
 
