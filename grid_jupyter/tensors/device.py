@@ -99,7 +99,7 @@ class OnDevice:
         elif device is not None and device.type != "grid":
             raise TypeError(f"a remote tensor goes to the CPU with .cpu(), where it can go to {device}")
         elif device is not None and place_of(device) is not self._ref.place:
-            source = source.move(place_of(device))
+            source = source.detach().clone().move(place_of(device))
         options = {} if memory_format is None else {"memory_format": memory_format}
         plain = source.to if device is not None and device.type == "cpu" else functools.partial(_local_to, source)
         return plain(dtype=dtype or self.dtype, copy=copy and source is self, **options)

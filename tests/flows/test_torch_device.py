@@ -126,6 +126,23 @@ def test_to_converts_moves_and_reads(client: NodeClient, device: torch.device):
     assert not (x.requires_grad_() * 2).cpu().requires_grad
 
 
+def test_from_device_to_device_values_go_and_the_source_stays():
+    here, there = VirtualWorker(id="here"), VirtualWorker(id="there")
+    x = send(X, here)
+    assert here.device == x.device
+    device = there.device
+    moved = x.to(device)
+    assert (moved.location, moved.device, x.location) == (there, device, here)
+    assert fetched(moved).equal(fetched(x))
+    model = nn.Linear(6, 2).to(here.device)
+    optimizer, before = optim.SGD(model.parameters(), lr=0.1), fetched(model.weight.detach())
+    model.to(device)
+    model(moved).sum().backward()
+    optimizer.step()
+    assert model.weight.location is there
+    assert not fetched(model.weight.detach()).equal(before)
+
+
 def test_what_would_go_elsewhere_is_refused(client: NodeClient, device: torch.device):
     x = send(X, client)
     for lines in (x.cuda, lambda: x.to("cuda"), lambda: x.to("meta")):
