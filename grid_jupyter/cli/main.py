@@ -250,6 +250,10 @@ def _add_node(commands: _Commands[argparse.ArgumentParser]) -> None:
         "--session-idle", type=values.duration, default=1800.0, metavar="TIME", help="rest before it ends (30m)"
     )
     limits.add_argument(
+        "--session-grace", type=values.duration, default=120.0, metavar="TIME",
+        help="how long it waits for a client whose connection was lost (2m)",
+    )  # fmt: skip
+    limits.add_argument(
         "--operation-time", type=values.duration, default=60.0, metavar="TIME", help="one operation (60s)"
     )
     limits.add_argument("--max-sessions", type=values.positive, default=16, metavar="N", help="sessions at once (16)")

@@ -33,6 +33,7 @@ def node(options: argparse.Namespace) -> int:
             heartbeat_s=options.heartbeat,
             session_memory_bytes=options.session_memory,
             session_idle_s=options.session_idle,
+            session_grace_s=options.session_grace,
             max_sessions=options.max_sessions,
             spare_workers=options.spare_workers,
             warm=options.warm,

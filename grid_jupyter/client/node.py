@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 import threading
 import time
@@ -154,7 +155,8 @@ class NodeClient(Publishing):
 
     def _reconnect(self) -> WebSocketLink:
         """Connect again; a Node that was ended is given some time to come back."""
-        patience = time.monotonic() + RECONNECT_S
+        lost_at = None if self._link is None else self._link.lost_at
+        patience = (time.monotonic() if lost_at is None else lost_at) + RECONNECT_S
         while True:
             try:
                 return self._connect()
@@ -241,7 +243,7 @@ class NodeClient(Publishing):
             raise ResponseSignatureError("the Node answered a login with something else; its version may differ")
         self._token = token
         link = self._live()
-        link.become(reply.caller)
+        link.become(reply.caller, token)
         if store:
             self.credentials.store(self.address.url, reply.caller.user, token)
         return reply.caller
@@ -328,6 +330,13 @@ class NodeClient(Publishing):
 
 
 _hooked: set[int] = set()
+
+
+@atexit.register
+def _say_goodbye() -> None:
+    """Nodes keep the sessions of clients that vanish for a while: those of this process end with it."""
+    for client in list(_clients):
+        client.close()
 
 
 def _flush_after_cells() -> None:

@@ -225,7 +225,7 @@ class WebsocketClientWorker:
             known = Credentials()
             name = _NAME.format(self.id)
             token = known.get(self.address.url, name) if name in known.users(self.address.url) else ""
-        link = WebSocketLink(self.address, token, self._no_credential, timeout_s=self.timeout)
+        link = WebSocketLink(self.address, token, self._no_credential, timeout_s=self.timeout, resumes=False)
         if link.welcome.node != self.id:
             link.close()
             raise GridError(f"the worker at {self.address.url} is {plain(link.welcome.node)!r}, not {self.id!r}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from typing import TypeVar
 from urllib.parse import quote
@@ -22,12 +24,26 @@ from grid_jupyter.errors import (
 from grid_jupyter.link.attendant import attendant
 from grid_jupyter.link.bulk import download, of_memory, upload
 from grid_jupyter.link.http import Address, reported, untrusted
+from grid_jupyter.link.outbox import Outbox
 from grid_jupyter.link.websocket import Closed, WebSocket
 from grid_jupyter.wire import frames
 from grid_jupyter.wire.limits import PROTOCOL
-from grid_jupyter.wire.messages import Caller, Failed, Hello, Reply, Request, Welcome, reply_decoder, request_frame
+from grid_jupyter.wire.messages import (
+    Caller,
+    Failed,
+    Hello,
+    Reply,
+    Request,
+    Resumed,
+    Status,
+    Welcome,
+    reply_decoder,
+    request_frame,
+)
 
 _OPEN_S = 15.0
+RESUME_S = 10.0
+"""How long a connection that was lost is tried again, before the session is given up."""
 
 T = TypeVar("T")
 
@@ -37,30 +53,54 @@ class WebSocketLink:
 
     Methods may be called from any thread; each waits for its own answer. Interrupting one (KeyboardInterrupt) leaves
     a usable session: what was taken for sending is sent once, and an answer that nobody waits for any more is dropped.
-    Once the connection is gone every call raises SessionLostError with the reason that the Node gave.
+    A connection that is lost is made again, and the session goes on where it was: the Node keeps it for a while, and
+    says which frames it has taken. Once the session is gone every call raises SessionLostError with the reason that
+    the Node gave.
     """
 
     def __init__(
-        self, address: Address, token: str, credential: Callable[[str], str], timeout_s: float | None = None
+        self,
+        address: Address,
+        token: str,
+        credential: Callable[[str], str],
+        timeout_s: float | None = None,
+        *,
+        resumes: bool = True,
     ) -> None:
-        """Connect and greet. `timeout_s` is the longest wait for an answer; None: as long as it takes.
+        """Connect and greet. `timeout_s` is the longest wait for an answer; None: as long as it takes. `resumes` says
+        whether the other side keeps a session whose connection was lost.
 
         Raises NodeUnavailableError, NotAuthenticatedError, VersionMismatchError."""
         self.address = address
         self.credential = credential
         self.lost: str | None = None
+        self.lost_at: float | None = None  # when it was found that the connection is lost
         self._lock = threading.RLock()
         self._number = 0
         self._timeout_s = timeout_s
-        self._socket = self._connect(token)
+        self._resumes = resumes
+        self._token = token
+        self._outbox = Outbox()
+        self._welcome: Welcome | None = None
+        self._socket = self._connect()
         reply, _ = self.request(Hello(protocol=PROTOCOL, software=f"grid-jupyter {__version__}"))
         if not isinstance(reply, Welcome):
             raise GridError(f"{address.url} did not welcome us; its version may differ")
-        self.welcome = reply
+        self._welcome = reply
         attendant.add(self)
 
-    def _connect(self, token: str) -> WebSocket:
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
+    @property
+    def welcome(self) -> Welcome:
+        """What the Node said of itself and of the session. Raises SessionLostError before it has."""
+        if self._welcome is None:
+            raise SessionLostError("the Node has not answered yet")
+        return self._welcome
+
+    def _connect(self, session: str = "") -> WebSocket:
+        """A connection; with a session's secret, one that goes on with it."""
+        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        if session:
+            headers["X-Grid-Session"] = session
         try:
             return WebSocket(self.address, "/data-centric/session", headers, _OPEN_S)
         except InvalidStatus as error:
@@ -78,18 +118,26 @@ class WebSocketLink:
         """Who the Node takes this session's caller for."""
         return self.welcome.caller
 
-    def become(self, caller: Caller) -> None:
-        """The session's caller is another one now."""
-        self.welcome = msgspec.structs.replace(self.welcome, caller=caller)
+    def become(self, caller: Caller, token: str) -> None:
+        """The session's caller is another one now, by this token."""
+        self._token = token
+        self._welcome = msgspec.structs.replace(self.welcome, caller=caller)
 
     def is_open(self) -> bool:
-        """Whether the connection still stands, as far as what came tells."""
+        """Whether the session still stands, as far as what came tells; a connection that was lost is made again."""
         self.attend()
-        return self._socket.is_open
+        if self._socket.is_open:
+            return True
+        with self._lock:
+            try:
+                self._hand_over(push=True)
+            except SessionLostError:
+                return False
+            return True
 
     def reason(self) -> str:
         """Why the connection is gone."""
-        return str(self._gone()) if self.lost is None else self.lost
+        return str(self._gone())
 
     def attend(self) -> bool:
         """Answer pings, and learn that the connection was closed, unless somebody uses it (link/attendant.py)."""
@@ -112,40 +160,52 @@ class WebSocketLink:
         """Stream operations; blocks while the Node is behind. A number that was sent before is not sent again.
         With `more`, a request follows at once and takes them along."""
         with self._lock:
-            try:
-                if not self._socket.is_open:
-                    raise self._gone()
-                self._socket.put(frames.pack(frames.OPERATIONS, header), number)
-                if not more:
-                    self._socket.push()
-            except Closed:
-                raise self._gone() from None
+            self._outbox.enter(frames.pack(frames.OPERATIONS, header), number)
+            self._hand_over(push=not more)
+            if self._outbox.is_long:
+                self.request(Status())  # when it is answered, the frames before it need not be kept
 
     def request(self, message: Request) -> tuple[Reply, memoryview]:
         """Ask, and wait for the answer."""
         with self._lock:
-            if not self._socket.is_open:
-                raise self._gone()
             self._number += 1
-            try:
-                self._socket.put(request_frame(self._number, message))
-                self._socket.push()
-                while True:
-                    number, reply, payload = self._decode(self._socket.receive(self._timeout_s))
-                    if number == self._number:  # else nobody waits for it any more
-                        break
-            except TimeoutError:
-                self.lost = f"{self.address.url} did not answer within {self._timeout_s:g} s"
-                self._socket.close()
-                raise SessionLostError(self.lost) from None
-            except Closed:
-                raise self._gone() from None
+            position = self._outbox.enter(request_frame(self._number, message))
+            reply, payload = self._answer(self._number)
+            self._outbox.taken(position)
         if isinstance(reply, Failed):
             error = from_wire(reply.code, reply.error, reply.value)
             if isinstance(error, SessionLostError):
                 self.lost = reply.error  # the connection closes in a moment; the next use makes another
             raise error
         return reply, payload
+
+    def _answer(self, expected: int) -> tuple[Reply, memoryview]:
+        while True:
+            self._hand_over(push=True)
+            try:
+                while True:
+                    number, reply, payload = self._decode(self._socket.receive(self._timeout_s))
+                    if number == expected:  # else nobody waits for it any more
+                        return reply, payload
+            except TimeoutError:
+                self.lost = f"{self.address.url} did not answer within {self._timeout_s:g} s"
+                self._socket.close()
+                raise SessionLostError(self.lost) from None
+            except Closed:
+                self._resume()
+
+    def _hand_over(self, *, push: bool) -> None:
+        """Give the connection what is entered; where it is gone, the session goes on over another one."""
+        while True:
+            try:
+                if not self._socket.is_open:
+                    raise Closed("the connection is gone")
+                self._outbox.hand(self._socket)
+                if push:
+                    self._socket.push()
+                return
+            except Closed:
+                self._resume()
 
     def _decode(self, data: memoryview) -> tuple[int, Reply, memoryview]:
         cut = frames.unpack(data)
@@ -154,14 +214,45 @@ class WebSocketLink:
             self.lost = reply.error
         return number, reply, cut.payload
 
-    def _gone(self) -> SessionLostError:
-        """Why the connection closed: what the Node said last, if it said anything."""
+    def _resume(self) -> None:
+        """Connect again and go on with the session, which its Node keeps for a while. Raises SessionLostError."""
+        self._hear_out()
+        self._socket.close()
+        self.lost_at = began = time.monotonic()
+        pause = 0.05
+        while self.lost is None:
+            try:
+                made = self._connect(self.welcome.session)
+                _, reply, _ = self._decode(made.receive(RESUME_S))
+            except (NodeUnavailableError, Closed, TimeoutError):
+                if time.monotonic() > began + RESUME_S:
+                    break
+                time.sleep(pause)
+                pause = min(2 * pause, 1.0)
+            except GridError as error:
+                self.lost = str(error)
+            else:
+                if isinstance(reply, Resumed):
+                    self._outbox.begin_again(reply.taken)
+                    self._socket = made
+                    return
+                made.close()
+                self.lost = self.lost or "the Node did not go on with the session"
+        raise self._gone()
+
+    def _hear_out(self) -> None:
+        """What the Node said last, before it closed."""
         try:
             while self.lost is None:
                 self._decode(self._socket.receive())
         except (Closed, GridError):
             pass
-        self._socket.close()
+        if self.lost is None and self._welcome is None:
+            self.lost = "the connection was lost before it was answered"
+        if self.lost is None and not self._resumes:
+            self.lost = f"the connection to {self.address.url} was lost"
+
+    def _gone(self) -> SessionLostError:
         self.lost = self.lost or "the connection to the Node was lost, and the session's values with it"
         return SessionLostError(self.lost)
 
@@ -190,6 +281,10 @@ class WebSocketLink:
             if self.lost is None and self.is_open():
                 raise
             raise self._gone() from None
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError, OSError):  # it was never connected, or the interpreter is going down
+            self._socket.close()  # says goodbye: the Node does not wait for a client that nobody has any more
 
     def close(self) -> None:
         """End the session."""

@@ -38,6 +38,7 @@ class GridNode:
         public_tags: bool,
         max_sessions: int,
         idle_s: float,
+        grace_s: float,
         max_upload_bytes: int,
         spare_workers: int,
         warm: bool,
@@ -63,6 +64,7 @@ class GridNode:
             guests=guests,
             max_sessions=max_sessions,
             idle_s=idle_s,
+            grace_s=grace_s,
         )
         self.datasets.on_unpublish(self.sessions.end_with)
         self.membership: Membership | None = None
@@ -78,6 +80,7 @@ class GridNode:
         public_tags: bool = False,
         max_sessions: int = 16,
         idle_s: float = 1800.0,
+        grace_s: float = 120.0,
         max_upload_bytes: int = 64 << 30,
         spare_workers: int = 2,
         warm: bool = False,
@@ -95,6 +98,7 @@ class GridNode:
             public_tags=public_tags,
             max_sessions=max_sessions,
             idle_s=idle_s,
+            grace_s=grace_s,
             max_upload_bytes=max_upload_bytes,
             spare_workers=spare_workers,
             warm=warm,

@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ Waiting = asyncio.Future[Answer]
 """An answer of the Worker that will come."""
 MAX_ANSWERING = 32
 """Answers of one session that are on their way at once: a client that does not take them gets no further ones."""
+_SAID = 4
 RECHECK_S = 1.0
 """How long a session goes on before its caller's credential is looked at again: it may have been revoked."""
 
@@ -68,8 +70,12 @@ class NodeSession:
         self._credential = credential
         self._identified = time.monotonic()
         self._origin = origin
-        self._send = send
+        self._out = send
         self._hang_up = hang_up
+        self._said: deque[bytes] = deque(maxlen=_SAID)  # the last answers: a connection may be lost with them
+        self._taken = 0  # frames, since the session began
+        self._waits: asyncio.Task[None] | None = None  # for its client, whose connection was lost
+        self.turn = asyncio.Lock()  # held while a frame is waited for: what goes on with the session waits too
         self._greeted = False
         self._worker: WorkerProcess | None = None
         self._starting = asyncio.Lock()
@@ -104,6 +110,7 @@ class NodeSession:
         """
         self.last_used = time.monotonic()
         cut = frames.unpack(data)
+        self._taken += 1
         if cut.kind == frames.OPERATIONS:
             running = self._ready()
             return self._operations(data) if running is None else running.operations(data)
@@ -407,6 +414,8 @@ class NodeSession:
                 raise SessionLostError("the session has ended")
             if self._worker is None:
                 if len(self._sessions.working()) >= self._sessions.max_sessions:
+                    await self._sessions.make_room()
+                if len(self._sessions.working()) >= self._sessions.max_sessions:
                     raise LimitExceededError(
                         f"this Node already serves {self._sessions.max_sessions} sessions; try again later, or ask "
                         f"its owner to raise --max-sessions"
@@ -441,7 +450,43 @@ class NodeSession:
         for task in self._tasks - {asyncio.current_task()}:
             task.cancel()
 
+    # -------------------------------------------------------------- connections come and go
+
+    def attach(self, send: Send, hang_up: Callable[[str], None]) -> None:
+        """Go on over another connection of the same caller."""
+        before, self._out, self._hang_up = self._hang_up, send, hang_up
+        before("the session goes on over another connection")
+        if self._waits is not None:
+            self._waits.cancel()
+            self._waits = None
+        self._out(messages.reply_frame(0, messages.Resumed(taken=self._taken)))
+        for frame in list(self._said):
+            self._out(frame)
+
+    def detach(self, send: Send, *, wait: bool) -> None:
+        """This connection is gone. With `wait`, the client may come back for a while, if there is something to keep."""
+        if self._out != send or self._ended:
+            return
+        if not wait or self._worker is None:
+            self.end_soon("")
+            return
+        self._out, self._hang_up = _into_nothing, _nobody
+        self._waits = self._spawn(self._wait_for_client())
+
+    async def _wait_for_client(self) -> None:
+        await asyncio.sleep(self._sessions.grace_s)
+        await self.end(f"its client did not come back within {self._sessions.grace_s:g} s")
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the session waits for a client whose connection was lost."""
+        return self._waits is not None
+
     # -------------------------------------------------------------- answers
+
+    def _send(self, frame: bytes) -> asyncio.Future[None]:
+        self._said.append(frame)
+        return self._out(frame)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -487,6 +532,17 @@ def _fetched(reply: worker.Reply) -> worker.Fetched:
     if not isinstance(reply, worker.Fetched):
         raise GridError("the Worker answered a read with something else")
     return reply
+
+
+def _into_nothing(frame: bytes) -> asyncio.Future[None]:
+    """Takes frames for a client that is not connected."""
+    taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    taken.set_result(None)
+    return taken
+
+
+def _nobody(reason: str) -> None:
+    """Nobody is connected who could be hung up on."""
 
 
 def _caller(account: Account | None) -> messages.Caller:

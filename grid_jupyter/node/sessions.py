@@ -12,6 +12,7 @@ from grid_jupyter.node.datasets import Datasets
 from grid_jupyter.node.moves import Moves
 from grid_jupyter.node.session import NodeSession, Send
 from grid_jupyter.worker.pool import WorkerPool
+from grid_jupyter.worker.process import lost_session
 
 MAX_CONNECTIONS = 1000
 """Sessions that are connected at once, with a Worker or without."""
@@ -31,6 +32,7 @@ class Sessions:
         guests: bool,
         max_sessions: int,
         idle_s: float,
+        grace_s: float,
     ) -> None:
         self.name = name
         self.node_id = node_id
@@ -40,6 +42,7 @@ class Sessions:
         self.guests = guests
         self.max_sessions = max_sessions
         self.idle_s = idle_s
+        self.grace_s = grace_s  # how long a session waits for a client whose connection was lost
         self.moves = Moves(name)
         self._open: dict[str, NodeSession] = {}
         self._sweeper: asyncio.Task[None] | None = None
@@ -65,6 +68,19 @@ class Sessions:
         session = NodeSession(self, account, credential, origin, send, hang_up)
         self._open[session.secret] = session
         return session
+
+    def resume(self, secret: str, account: Account | None) -> NodeSession:
+        """The session with this secret, for its own caller, whose connection was lost. Raises SessionLostError."""
+        session = self._open.get(secret)
+        if session is None or session.user != ("" if account is None else account.username):
+            raise lost_session("it is not here, or no longer")
+        return session
+
+    async def make_room(self) -> None:
+        """End the session that has waited longest for its client, if there is one that does."""
+        waiting = min((one for one in self.working() if one.is_waiting), key=lambda one: one.last_used, default=None)
+        if waiting is not None:
+            await waiting.end("its client did not come back, and others needed the place")
 
     def find(self, secret: str) -> NodeSession:
         """The session with this secret. Raises NotAuthenticatedError."""

@@ -26,6 +26,7 @@ from grid_jupyter.server.door import Door
 from grid_jupyter.server.node_streams import (
     CHUNK,
     OFFSET_HEADER,
+    SESSION_HEADER,
     STALL_S,
     TRANSFER_S,
     BulkDoor,
@@ -33,9 +34,6 @@ from grid_jupyter.server.node_streams import (
     tell_progress,
 )
 from grid_jupyter.wire.limits import MAX_NAME_CHARS, MAX_USERS
-
-SESSION_HEADER = "X-Grid-Session"
-"""Carries the session's secret."""
 
 
 class SessionBulkDoor(BulkDoor):

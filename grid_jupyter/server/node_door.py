@@ -305,6 +305,7 @@ async def _serve(options: NodeOptions, state: StateDir) -> None:
         public_tags=options.public_tags,
         max_sessions=options.max_sessions,
         idle_s=options.session_idle_s,
+        grace_s=options.session_grace_s,
         max_upload_bytes=options.max_upload_bytes,
         spare_workers=options.spare_workers,
         warm=options.warm,

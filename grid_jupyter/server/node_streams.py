@@ -30,6 +30,9 @@ TRANSFER_S = 6 * 3600.0
 """Longest time that one bulk transfer may take."""
 STALL_S = 60.0
 """Longest time for a chunk of a bulk answer to be taken."""
+SESSION_HEADER = "X-Grid-Session"
+"""Carries the session's secret, where a connection or a transfer belongs to one."""
+_GOODBYE = 1000  # the code of a WebSocket that was closed on purpose
 PING_S = 20.0
 """How often a client is asked whether it is still there, and how long it has to answer."""
 
@@ -56,7 +59,7 @@ class SessionDoor(NodeDoor, WebSocketHandler):
     max_message_size = MAX_FRAME_BYTES
     _session: NodeSession | None = None
     _looking: asyncio.Task[None] | None = None
-    _heard = _waits = False
+    _heard = _waits = _refused = False
 
     async def get(self, *args: Any, **kwargs: Any) -> None:
         if self.request.headers.get("Upgrade", "").lower() != "websocket":
@@ -70,9 +73,16 @@ class SessionDoor(NodeDoor, WebSocketHandler):
     async def open(self, *_args: str, **_kwargs: str) -> None:
         self.set_nodelay(True)
         try:
-            self._session = self.node.sessions.open(
-                await self.account(), self._credential() or "", self.origin, self._send, self._hang_up
-            )
+            account, secret = await self.account(), self.request.headers.get(SESSION_HEADER, "")
+            if secret:
+                session = self.node.sessions.resume(secret, account)
+                async with session.turn:  # a frame of the connection before may still be waited for
+                    session.attach(self._send, self._hang_up)
+                self._session = session
+            else:
+                self._session = self.node.sessions.open(
+                    account, self._credential() or "", self.origin, self._send, self._hang_up
+                )
         except GridError as error:
             await self._refuse(error)
         self._looking = asyncio.create_task(self._look_after())
@@ -108,7 +118,11 @@ class SessionDoor(NodeDoor, WebSocketHandler):
         """Frames are taken one after the other: a Worker that is behind slows its client down."""
         self._waits = True
         try:
-            await later
+            if self._session is None:
+                await later
+            else:
+                async with self._session.turn:
+                    await later
         except GridError as error:
             await self._refuse(error)
         finally:
@@ -118,12 +132,11 @@ class SessionDoor(NodeDoor, WebSocketHandler):
         if self._looking is not None:
             self._looking.cancel()
         if self._session is not None:
-            session, self._session = self._session, None
-            task = asyncio.create_task(session.end())
-            _ENDING.add(task)
-            task.add_done_callback(_ENDING.discard)
+            self._session.detach(self._send, wait=self.close_code != _GOODBYE and not self._refused)
+            self._session = None
 
     async def _refuse(self, error: GridError) -> None:
+        self._refused = True
         await self._send(messages.reply_frame(0, messages.Failed(code=error.code, error=str(error))))
         self._hang_up(error.code)
 
@@ -163,9 +176,6 @@ def _message_head(length: int) -> bytes:
     if length < 1 << 16:
         return b"\x82\x7e" + length.to_bytes(2, "big")
     return b"\x82\x7f" + length.to_bytes(8, "big")
-
-
-_ENDING: set[asyncio.Task[None]] = set()
 
 
 class BulkDoor(NodeDoor):

@@ -80,6 +80,7 @@ class NodeOptions:
     heartbeat_s: float = 5.0
     session_memory_bytes: int = 2 << 30
     session_idle_s: float = 1800.0
+    session_grace_s: float = 120.0  # a session waits so long for a client whose connection was lost
     max_sessions: int = 16
     spare_workers: int = 2  # kept ready for the next sessions
     warm: bool = False  # load torch at the start

@@ -163,6 +163,15 @@ class Welcome(Message, frozen=True, tag="welcome"):
     limits: Limits
 
 
+class Resumed(Message, frozen=True, tag="resumed"):
+    """First on a connection that goes on with a session: how many of its frames, in order, the Node has taken.
+
+    Answers that may not have arrived are sent once more behind it.
+    """
+
+    taken: int
+
+
 class LoggedIn(Message, frozen=True, tag="logged-in"):
     """The session's caller is now this one."""
 
@@ -237,7 +246,7 @@ class Failed(Message, frozen=True, tag="failed"):
 
 
 Request = Union[Hello, Login, Search, Open, Read, Sizes, Expect, Move, Status]
-Reply = Union[Welcome, LoggedIn, Found, Opened, Value, Shapes, Expected, Moved, SessionStatus, Failed]
+Reply = Union[Welcome, Resumed, LoggedIn, Found, Opened, Value, Shapes, Expected, Moved, SessionStatus, Failed]
 
 request_decoder: msgspec.msgpack.Decoder[tuple[int, Request]] = msgspec.msgpack.Decoder(tuple[int, Request])
 reply_decoder: msgspec.msgpack.Decoder[tuple[int, Reply]] = msgspec.msgpack.Decoder(tuple[int, Reply])

@@ -41,7 +41,7 @@ def node(world: World) -> Iterator[GridProcess]:
     """A Node with tight limits, whose log must stay free of tracebacks."""
     made = world.start(
         "node", "Frail", "--allow-guests", "--session-memory", "400M", "--operation-time", f"{OPERATION_S:g}s",
-        "--max-sessions", "5", "--spare-workers", "0",
+        "--max-sessions", "5", "--spare-workers", "0", "--session-grace", "1s",
     )  # fmt: skip
     for name, role in (("Bob", "Owner"), ("Ana", "User")):
         made.user(name, role)
