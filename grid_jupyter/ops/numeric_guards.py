@@ -92,7 +92,7 @@ def _grid_sampler_3d(x: torch.Tensor, grid: torch.Tensor, mode: int, padding: in
 
 
 def _chunk_cat(tensors: list[torch.Tensor], dim: int, chunks: int) -> Any:
-    need(bool(tensors) and all(t.dim() > dim >= 0 for t in tensors) and chunks > 0, "chunks of a dim that all have")
+    need(bool(tensors) and chunks > 0 and all(-t.dim() <= dim < t.dim() for t in tensors), "a dim that all have")
     return aten._chunk_cat.default(tensors, dim, chunks)
 
 

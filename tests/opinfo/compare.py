@@ -58,10 +58,13 @@ def same_layout(local: torch.Tensor, remote: Any) -> None:
     """The pointer says of itself what the local tensor does, and the value in the Worker is so."""
     said = [("the pointer", remote.dtype, remote.shape, remote.stride())]
     if type(remote) is RemoteTensor:
+        remote.shape[:1].numel().__index__()  # asks for a length that is not known yet
+        said = [("the pointer", remote.dtype, remote._layout.shape, remote._layout.stride)]
+    if type(remote) is RemoteTensor:
         ((of, offset),) = remote._ref.session.sizes([remote._ref.id])
         said.append(("the Worker", of.dtype, of.shape, of.stride))
-        if offset != remote.storage_offset():
-            raise Differs(f"storage offset {remote.storage_offset()} at the pointer, {offset} in the Worker")
+        if offset != remote._offset:
+            raise Differs(f"storage offset {remote._offset} at the pointer, {offset} in the Worker")
     for who, dtype, shape, stride in said:
         if dtype != local.dtype:
             raise Differs(f"{local.dtype} here, {dtype} says {who}")
