@@ -47,11 +47,16 @@ async def send_file(
 
     It ends early when `gone` is done, or for `stall_s` seconds nothing is taken or filled.
     """
+    if stream.closed():
+        return False
+    # a descriptor of our own: tornado closes its own when the other side leaves, and then that number is another
+    # connection's, which the event loop must not take for this one
+    own = os.dup(stream.socket.fileno())
     try:
         await stream.write(head.encode())
         while offset < file.size and not gone.done():
             ready = await _filled(file, offset, gone, stall_s)
-            sent = await _send_part(stream, file, offset, min(ready - offset, _CHUNK), gone, stall_s)
+            sent = await _send_part(stream, own, file, offset, min(ready - offset, _CHUNK), gone, stall_s)
             if not sent:
                 return False
             offset += sent
@@ -59,6 +64,7 @@ async def send_file(
     except (StreamClosedError, OSError):
         return False  # who asked has left
     finally:
+        os.close(own)
         stream.close()
 
 
@@ -73,7 +79,7 @@ async def _filled(file: Outgoing, offset: int, gone: asyncio.Future[None], stall
 
 
 async def _send_part(
-    stream: IOStream, file: Outgoing, offset: int, length: int, gone: asyncio.Future[None], stall_s: float
+    stream: IOStream, own: int, file: Outgoing, offset: int, length: int, gone: asyncio.Future[None], stall_s: float
 ) -> int:
     """Send some bytes of a file; how many: none when nobody takes them."""
     if isinstance(stream, SSLIOStream):
@@ -85,17 +91,17 @@ async def _send_part(
             return 0
         work.result()
         return len(part)
-    loop, socket_number = asyncio.get_running_loop(), stream.socket.fileno()
+    loop = asyncio.get_running_loop()
     while length > 0 and not gone.done():
         try:
-            sent = os.sendfile(socket_number, file.descriptor, offset, length)
+            sent = os.sendfile(own, file.descriptor, offset, length)
         except BlockingIOError:
             writable = loop.create_future()
-            loop.add_writer(socket_number, _wake, writable)
+            loop.add_writer(own, _wake, writable)
             try:
                 await asyncio.wait({writable, gone}, timeout=stall_s, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                loop.remove_writer(socket_number)
+                loop.remove_writer(own)
             if not writable.done():
                 return 0
         else:
