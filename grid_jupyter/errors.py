@@ -42,6 +42,12 @@ never the text of an exception that is not in this tree.
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
+
+_PACKAGE = f"{Path(__file__).parent}/"
+_MACHINERY = ("/site-packages/torch/", "/site-packages/IPython/")
+
 
 class GridError(Exception):
     """Anything this package raises on purpose. `str(error)` says what happened and what to do."""
@@ -54,6 +60,17 @@ class GridError(Exception):
     def to_wire(self) -> dict[str, str]:
         """The error as another party may see it."""
         return {"code": self.code, "error": str(self)}
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows: the caller's own lines and the text. What this package and torch did in between is in
+        `error.__traceback__` for who wants it."""
+        lines = []
+        for frame in traceback.extract_tb(self.__traceback__):
+            if not frame.filename.startswith(_PACKAGE) and not any(part in frame.filename for part in _MACHINERY):
+                cell = "ipykernel_" in frame.filename or frame.filename.startswith("<ipython")
+                where = "this notebook" if cell else frame.filename
+                lines.append(f"{where}, line {frame.lineno}:\n    {frame.line}")
+        return [*lines, "", f"{type(self).__name__}: {self}"]
 
 
 class BadRequest(GridError):

@@ -138,6 +138,23 @@ def test_an_error_names_the_cell_and_its_line(bob: GridProcess):
     assert done.stdout.strip().splitlines()[-1] == "  issued at In[2], line 3: y = x[index]  # here"
 
 
+def test_a_notebook_shows_an_error_by_its_own_lines(bob: GridProcess):
+    cells = [
+        f"import torch, grid_jupyter as sy; node = sy.NodeClient({bob.address!r})",
+        "def offer(x):\n    return node.publish(x)",
+        "offer(torch.ones(3))",
+    ]
+    program = f"""
+        from IPython.core.interactiveshell import InteractiveShell
+        shell = InteractiveShell.instance()
+        for cell in {cells!r}:
+            shell.run_cell(cell, store_history=True)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=120)
+    assert "line 1:\n    offer(torch.ones(3))\n" in done.stdout
+    assert "line 2:\n    return node.publish(x)\n\nNotAuthenticatedError: " in done.stdout, "nothing in between"
+
+
 def test_the_line_of_a_failure_in_private_data_is_told_to_readers_only(bob: GridProcess, connect: Connect):
     owner, guest = connect(bob, "Bob"), connect(bob)
     owner.publish(torch.tensor([9]), tags=["#far-away"], allowed_users="Bob", public_tags=True)
