@@ -331,6 +331,8 @@ class SlowPath:
             local = index is not None and type(index) is not self._remote
             if local and index.dtype in (torch.bool, torch.uint8):
                 indices.extend(index.nonzero(as_tuple=True))
+            elif index is not None and index.dtype is torch.uint8:
+                indices.append(index.ne(0))  # a mask as well, which torch's rule for shapes does not know
             else:
                 indices.append(index)
         return (args[0], indices, *args[2:])

@@ -15,7 +15,11 @@ from typing import Any
 
 import sympy
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode, UnsupportedOperatorException
+from torch._subclasses.fake_tensor import (
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv, _constrain_range_for_size
 from torch.utils._mode_utils import no_dispatch
 
@@ -29,23 +33,27 @@ aten = torch.ops.aten
 _MOST_SYMBOLS = 1_000
 _BY_MASK = frozenset({aten.index.Tensor, aten.masked_select.default})
 _VIEWS = frozenset({aten.view.default, aten._unsafe_view.default})
+_UNIQUE = {aten._unique2.default: (2, 3), aten.unique_consecutive.default: (1, 2, 3)}
 _state = threading.local()
 _lock = threading.RLock()  # torch's books of symbols are not for several threads at once
 
 
 class Birth:
-    """The value and the dimension from which the number behind a symbol can be read, and what made it."""
+    """The value and the dimension from which the number behind a symbol can be read, and what made it.
+
+    `dim` is None where the number is that value's storage offset.
+    """
 
     __slots__ = ("__weakref__", "dim", "ref", "step")
 
-    def __init__(self, ref: Ref, dim: int, step: str) -> None:
+    def __init__(self, ref: Ref, dim: int | None, step: str) -> None:
         self.ref = ref
         self.dim = dim
         self.step = step
 
 
 class OpenLayout(Layout):
-    """The layout of a value some of whose lengths are symbols. `fake` is a tensor without values that has them.
+    """The layout of a value in whose lengths, or offset, there are symbols; `fake`: a tensor without values, with them.
 
     The births of its symbols live as long as it does: so the numbers can be read while a pointer needs them.
     """
@@ -120,8 +128,8 @@ class Lengths(ShapeEnv):
                     f"depends on private values: {error}. Steps that take any length, such as mean, sum, sort and cat, "
                     f"need no permission"
                 ) from None
-            for (symbol, birth), (of, _) in zip(wanted, found, strict=True):
-                self.numbers[symbol] = sympy.Integer(of.shape[birth.dim])
+            for (symbol, birth), (of, offset) in zip(wanted, found, strict=True):
+                self.numbers[symbol] = sympy.Integer(offset if birth.dim is None else of.shape[birth.dim])
 
 
 _books: list[Lengths] = []
@@ -155,6 +163,8 @@ def run(slow: Any, op: Any, number: int, call: Any, args: Sequence[Any], kwargs:
         told = len(book.numbers)
         try:
             with book.mode:
+                if _mistaken(op, args):
+                    raise DynamicOutputShapeException(op)
                 given = [_fake(book, part) for part in args]
                 options = {name: _fake(book, value) for name, value in kwargs.items() if name != "generator"}
                 result = _chosen(book, op, given) if op in _BY_MASK else None
@@ -192,9 +202,9 @@ def _send(
             continue
         reference = Ref(identities[-1], session)
         of = _layout(book, part, reference, str(op))
-        offset = book.known(_expression(part.storage_offset()))
         kept = leaves if of.dtype.is_floating_point or of.dtype.is_complex else None
-        pointer: Any = point(of, reference, 0 if offset.free_symbols else int(offset), kept)
+        at = part.storage_offset()
+        pointer: Any = point(of, reference, at if isinstance(of, OpenLayout) else int(at), kept)
         viewed = given.get(facts.views.get(0 if facts.returns_list else position, -1))
         if type(viewed) is RemoteTensor and op is not aten.detach.default:
             pointer._root = viewed if viewed._root is None else viewed._root
@@ -205,6 +215,16 @@ def _send(
     return made if facts.returns_list else tuple(made) if made else None
 
 
+def _mistaken(op: Any, args: Sequence[Any]) -> bool:
+    """Whether torch's rule for the layout of an operation's results is not what its kernel does.
+
+    It is not for unique values along a dimension, and nobody has shown it for their counts.
+    """
+    if op in (aten.unique_dim.default, aten.unique_dim_consecutive.default):
+        return True
+    return any(args[at] not in (None, False) for at in _UNIQUE.get(op, ()) if at < len(args))
+
+
 def is_open(pointer: RemoteTensor) -> bool:
     """Whether a pointer's lengths have symbols, as far as this side knows."""
     return isinstance(pointer._layout, OpenLayout)
@@ -213,7 +233,12 @@ def is_open(pointer: RemoteTensor) -> bool:
 def settle(pointer: RemoteTensor) -> None:
     """Make an ordinary pointer of one with symbols, by reading them. Raises GetNotPermittedError."""
     of = pointer._layout
-    pointer._layout = layout(torch.Size([int(n) for n in of.shape]), tuple(int(n) for n in of.stride), of.dtype)
+    shape = torch.Size([int(n) for n in of.shape])
+    if 0 in shape:  # no rule says what strides a kernel gives what is empty
+        ((pointer._layout, pointer._offset),) = pointer._ref.session.sizes([pointer._ref.id])
+    else:
+        pointer._layout = layout(shape, tuple(int(n) for n in of.stride), of.dtype)
+        pointer._offset = int(pointer._offset)
     with no_dispatch():
         _DATA.__set__(pointer, point(pointer._layout, pointer._ref, pointer._offset))
 
@@ -229,7 +254,7 @@ def _closed(argument: Any, needed: bool) -> Any:
         return int(argument)
     if type(argument) is RemoteTensor:
         of = argument._layout
-        if isinstance(of, OpenLayout) and (needed or not _symbols(of.book, (*of.shape, *of.stride))):
+        if isinstance(of, OpenLayout) and (needed or not _symbols(of.book, _lengths(of.fake))):
             settle(argument)
         return argument
     if isinstance(argument, (list, tuple)):
@@ -259,15 +284,27 @@ def _fake(book: Lengths, argument: Any) -> Any:
         return argument
     if type(argument) is not RemoteTensor:
         return _empty(layout_of(argument), 0)
-    of = argument._layout
+    of, state = argument._layout, _values_of(argument)
     if isinstance(of, OpenLayout):
+        if state is None or of.fake.__dict__.get("_told") != state:
+            # how many of its elements are not zero, or are unique, was another number before it was changed
+            kept: Any = of.fake
+            kept.nonzero_memo = kept.unique_memo = kept.unique_consecutive_memo = None
+            kept.__dict__["_told"] = state
         return of.fake
     if of.dtype not in (torch.bool, torch.uint8):
         return _empty(of, argument._offset)
     drawn = argument.__dict__.get("_fake")
-    if drawn is None or drawn[0] is not book or drawn[1] != argument._version:
-        drawn = argument.__dict__["_fake"] = (book, argument._version, _empty(of, argument._offset))
+    if drawn is None or drawn[0] is not book or state is None or drawn[1] != state:
+        drawn = argument.__dict__["_fake"] = (book, state, _empty(of, argument._offset))
     return drawn[2]
+
+
+def _values_of(pointer: RemoteTensor) -> tuple[int, int, int] | None:
+    """What changes whenever the values may have changed; None where torch does not count that."""
+    if pointer.is_inference():
+        return None
+    return id(pointer._ref.session), pointer._ref.id, pointer._version
 
 
 def _chosen(book: Lengths, op: Any, args: Sequence[Any]) -> torch.Tensor | None:
@@ -276,14 +313,19 @@ def _chosen(book: Lengths, op: Any, args: Sequence[Any]) -> torch.Tensor | None:
     One mask chooses as many elements of this as of that, until it is changed.
     """
     source, masks = args[0], args[1] if op is aten.index.Tensor else [args[1]]
+    if op is aten.masked_select.default and source.shape != masks[0].shape:
+        # torch's rule takes it that there are no more chosen than the source has, which a mask of more dims repeats
+        source, mask = torch.broadcast_tensors(source, masks[0])
+        made: torch.Tensor = op(source, mask)
+        return made
     mask = masks[0]
     rest = 0 if mask is None else mask.dim()
     if mask is None or mask.dtype is not torch.bool or any(one is not None for one in masks[1:]) or not rest:
         return None
-    if op is aten.masked_select.default and rest != source.dim():
-        return None
     lengths = (*mask.shape, *source.shape)
     if any(type(n) is not int for n in lengths) or mask.shape != source.shape[:rest]:
+        return None
+    if source.dim() - rest > 1 and not source.is_contiguous():  # what is chosen is strided as this is
         return None
     drawn = mask.__dict__.get("_chosen")
     if drawn is None:
@@ -306,22 +348,27 @@ def _layout(book: Lengths, made: torch.Tensor, ref: Ref, step: str) -> Layout:
     """The layout of a result. Symbols that are new in it are born here."""
     shape = [book.known(_expression(n)) for n in made.shape]
     stride = [book.known(_expression(n)) for n in made.stride()]
-    symbols = _symbols(book, (*made.shape, *made.stride()))
+    symbols = _symbols(book, _lengths(made))
     if not symbols:
         return layout(torch.Size([int(n) for n in shape]), tuple(int(n) for n in stride), made.dtype)
     births = []
     for symbol in symbols:
         birth = book.births.get(symbol)
         if birth is None:
-            if symbol not in shape:
+            at = shape.index(symbol) if symbol in shape else None
+            if at is None and book.known(_expression(made.storage_offset())) != symbol:
                 raise RemoteOperationError(f"{step} gives lengths of which nothing is known; use its operands' lengths")
-            birth = book.births[symbol] = Birth(ref, shape.index(symbol), step)
+            birth = book.births[symbol] = Birth(ref, at, step)
             book.born += 1
         births.append(birth)
     for length, found in zip(made.shape, shape, strict=True):
         if isinstance(length, torch.SymInt) and found in symbols:
             length.node.birth = book.births[found]  # `x[mask].shape[0]` outlives its pointer
     return OpenLayout(book, made, tuple(births))
+
+
+def _lengths(made: torch.Tensor) -> tuple[Any, ...]:
+    return (*made.shape, *made.stride(), made.storage_offset())
 
 
 def _symbols(book: Lengths, lengths: Sequence[Any]) -> list[sympy.Symbol]:
