@@ -18,6 +18,9 @@ PAGE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 EVERY = 6
 """One of so many operators is tried here; `python -m tests.opinfo` tries all of them."""
 
+ALWAYS = ("masked_select", "nonzero", "tensor_split", "unique", "unique_consecutive")
+"""Values tell how large the results of these are: they are tried each time."""
+
 
 def documented() -> set[str]:
     """The operators that the documentation lists as not agreeing."""
@@ -53,9 +56,14 @@ def test_operators_that_are_documented_as_refused_are_refused_with_the_reason(
 def test_all_other_operators_agree_with_local_torch(verdicts: Callable[..., dict[str, Verdict]]):
     others = sorted(set(OPERATORS) - documented())
     assert len(others) >= 640
-    found = verdicts(others[::EVERY], 2)
+    found = verdicts(sorted({*others[::EVERY], *ALWAYS}), 2)
     assert {name: one for name, one in found.items() if one.outcome != AGREES} == {}
     assert sum(one.gradients for one in found.values()) > len(found)
+
+
+def test_lengths_that_depend_on_values_are_right_for_all_samples(verdicts: Callable[..., dict[str, Verdict]]):
+    found = verdicts(list(ALWAYS), 400)
+    assert {name: one for name, one in found.items() if one.outcome != AGREES} == {}
 
 
 def test_the_documentation_counts_them(verdicts: Callable[..., dict[str, Verdict]]):

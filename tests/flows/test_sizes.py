@@ -232,3 +232,72 @@ def test_many_lengths_leave_nothing_behind():
         x[x > threshold].sum()
     gc.collect()
     assert len(sizes._books[0].births) <= before + 1
+
+
+def _said_and_true(pointer: Any) -> tuple[Any, Any]:
+    """Shape, strides and offset as the pointer has them once they were read, and as the Worker has them."""
+    said = [int(n) for n in (*pointer.shape, *pointer.stride(), pointer.storage_offset())]
+    ((of, offset),) = pointer._ref.session.sizes([pointer._ref.id])
+    return said, [*of.shape, *of.stride, offset]
+
+
+TURNED = torch.arange(120.0).reshape(6, 4, 5).remainder(7).transpose(1, 2)
+LAID_OUT: dict[str, Callable[[Any], Any]] = {
+    "rows of what is transposed": lambda x: x[x[:, 0, 0] > 1],
+    "computed from them": lambda x: x[x[:, 0, 0] > 1] * 2,
+    "the last of them": lambda x: x[x[:, 0, 0] > 1][-1],
+    "all but the first": lambda x: x[x[:, 0, 0] > 1][1:],
+    "unique rows": lambda x: torch.unique(x, dim=1),
+    "unique in the last dim": lambda x: torch.unique_consecutive(x, dim=-1),
+    "where there are ones": lambda x: (x > 1).nonzero(as_tuple=True)[1],
+    "a mask of bytes": lambda x: x[(x > 1).to(torch.uint8)],
+}
+
+
+@pytest.mark.filterwarnings("ignore:indexing with dtype torch.uint8")
+@pytest.mark.parametrize("how", LAID_OUT)
+def test_shape_strides_and_offset_are_those_of_the_value(how: str):
+    remote = LAID_OUT[how](TURNED.clone().send(VirtualWorker(id="sizes")))
+    said, true = _said_and_true(remote)
+    assert said == true
+    torch.testing.assert_close(remote.get(), LAID_OUT[how](TURNED))
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_what_was_changed_in_place_has_another_number_of_ones(inference: bool):
+    def counted(x: Any) -> list[int]:
+        found = []
+        chosen = x[x > 0]
+        mask = chosen > 2
+        part = mask[:2]
+        for change in (lambda: None, lambda: part.zero_(), mask.zero_, lambda: mask.fill_(True), chosen.zero_):
+            change()
+            found += [len(mask.nonzero()), len(chosen[mask]), len(torch.unique(chosen))]
+        return found
+
+    numbers = torch.tensor([4.0, 3.0, 0.0, 1.0, 5.0])
+    with torch.inference_mode(inference):
+        assert counted(numbers.clone().send(VirtualWorker(id="sizes"))) == counted(numbers.clone())
+
+
+def test_a_gradient_of_the_right_length_fits_what_a_mask_of_more_dims_chose():
+    x = torch.randn(4, generator=torch.Generator().manual_seed(1))
+    mask = torch.tensor([[True, False, True, True], [True, True, True, True]])
+    seed = torch.arange(7.0)
+    local = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(torch.masked_select(local, mask), local, seed)
+    worker = VirtualWorker(id="sizes")
+    remote, there = x.send(worker).requires_grad_(), mask.send(worker)
+    (found,) = torch.autograd.grad(torch.masked_select(remote, there), remote, seed)
+    assert found.get().equal(expected)
+    torch.masked_select(remote, there).backward(seed.send(worker))
+    assert remote.grad.get().equal(expected)
+    with pytest.raises(RuntimeError, match="Mismatch in shape"):
+        torch.masked_select(remote, there).backward(torch.ones(6).send(worker))
+
+
+def test_places_to_split_at_are_read_where_they_are_remote():
+    worker = VirtualWorker(id="sizes")
+    parts = torch.tensor_split(torch.arange(6.0).send(worker), torch.tensor([1, 4]).send(worker))
+    assert [part.get().tolist() for part in parts] == [[0], [1, 2, 3], [4, 5]]
+    assert [part.tolist() for part in torch.tensor_split(torch.arange(3), torch.tensor([1]))] == [[0], [1, 2]]
