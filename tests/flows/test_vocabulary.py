@@ -283,7 +283,7 @@ def test_nothing_of_a_chain_reaches_the_place_that_holds_it(bob: GridProcess, co
 
 def test_a_chain_does_not_pass_the_release_gate(bob: GridProcess, connect: Connect, alice: VirtualWorker):
     owner = connect(bob, "Bob")
-    owner.publish(x() * 100, tags=["#chained"], allowed_users="Ana")
+    owner.publish(x() * 1234.5, tags=["#chained"], allowed_users="Ana")
     stranger = connect(bob, "Zed")
     chain = stranger.search("#chained")[0].send(alice)
     assert alice._tensors == {}
@@ -297,7 +297,7 @@ def test_a_chain_does_not_pass_the_release_gate(bob: GridProcess, connect: Conne
     ):
         with pytest.raises((sy.GetNotPermittedError, BadRequest)) as refused:
             attempt()
-        assert "100" not in str(refused.value)
+        assert "1234.5" not in str(refused.value)
     assert alice._tensors == {}
 
 
