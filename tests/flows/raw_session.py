@@ -13,7 +13,7 @@ from node_world import PATIENCE_S, GridProcess
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from grid_jupyter.errors import GridError, from_wire
+from grid_jupyter.errors import GridError, SessionLostError, from_wire
 from grid_jupyter.ops.raw import NAMES, from_bytes, to_bytes
 from grid_jupyter.wire import commands, frames, messages
 from grid_jupyter.wire.limits import PROTOCOL
@@ -67,7 +67,10 @@ class RawSession:
     def exchange(self, message: messages.Request) -> tuple[messages.Reply, bytes]:
         """Ask and wait for the reply, or for the last words of the session. Raises what was reported."""
         asked = next(self._numbers)
-        self.send(messages.request_frame(asked, message))
+        try:
+            self.send(messages.request_frame(asked, message))
+        except ConnectionClosed:  # the session was ended just now
+            raise self.last_words() or SessionLostError("closed without a word") from None
         while True:
             number, reply, payload = self.receive()
             if isinstance(reply, Failed) and number in (0, asked):
