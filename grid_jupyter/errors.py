@@ -6,6 +6,8 @@ GridError                               grid-error                  500
 │   ├── InvalidDataError                invalid-data                400
 │   ├── LimitExceededError              limit-exceeded              413
 │   ├── NotRecordableError              not-recordable              400
+│   ├── NotCapturableError              not-capturable              400
+│   ├── PlanInvalidError                plan-invalid                400
 │   ├── VersionMismatchError            version-mismatch            426
 │   ├── CannotRequestObjectAttribute    cannot-request-attribute    400
 │   ├── InvalidTensorForRemoteGet       not-a-pointer-chain         400
@@ -103,6 +105,18 @@ class NotRecordableError(BadRequest):
     """A function cannot be recorded: it reads values, or does not do the same work at each call."""
 
     code = "not-recordable"
+
+
+class NotCapturableError(BadRequest):
+    """A function or model cannot become a plan; the text names the operation, or what differs from torch's result."""
+
+    code = "not-capturable"
+
+
+class PlanInvalidError(BadRequest):
+    """A plan does not follow docs/plans.md, or would take more memory or work than is allowed."""
+
+    code = "plan-invalid"
 
 
 class VersionMismatchError(BadRequest):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,9 @@ from grid_jupyter.cli.main import build_parser
 from grid_jupyter.errors import BY_CODE
 from grid_jupyter.ops.allowed import ALLOWED
 from grid_jupyter.ops.guards import GUARDS
+from grid_jupyter.plans.check import check
+from grid_jupyter.plans.operations import OPERATIONS
+from grid_jupyter.plans.reader import read_plan
 from grid_jupyter.server.network_door import NETWORK_RULES
 from grid_jupyter.server.node_door import NODE_RULES
 from grid_jupyter.server.owner_door import OWNER_RULES
@@ -102,6 +106,22 @@ def test_the_routes_of_node_network_and_owner_are_in_their_own_sections():
     }.items():
         shown = {re.sub(r"<[^>]*>", "<>", first) for first in {**rows(section(text, heading)), **rows(account)}}
         assert set(routes(rules)) <= shown
+
+
+# ------------------------------------------------------------------ plans
+
+
+def test_every_operation_of_a_plan_is_documented_with_its_arguments():
+    shown = rows(section(page("plans.md"), "## Operations"))
+    for name, operation in OPERATIONS.items():
+        signature = ", ".join(f"{p.name}: {p.kind}{'?' * p.optional}" for p in operation.parameters)
+        assert shown[name].partition(" | ")[0].strip() == signature
+
+
+def test_the_documented_plan_is_a_plan():
+    (example,) = blocks(page("plans.md"), "json")
+    raw = json.dumps(json.loads(example), sort_keys=True, separators=(",", ":")).encode()
+    assert check(read_plan(raw), batch=8).work
 
 
 # ------------------------------------------------------------------ messages

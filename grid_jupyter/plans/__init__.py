@@ -1,0 +1,1 @@
+"""A computation as data: plans are captured, read, checked and run here."""
