@@ -1,18 +1,17 @@
 """One session: one caller, one Worker, and the gates in between.
 
-Frames of one session are handled in order; answers that wait for the Worker do not hold up the next frame.
+Frames of one session are handled in order; answers that wait for the Worker do not hold up the next frame
+(node/answers.py). Values leave by node/releases.py, all that is said goes by node/line.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import secrets
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 from grid_jupyter.errors import (
@@ -26,27 +25,21 @@ from grid_jupyter.errors import (
 )
 from grid_jupyter.identity.accounts import Account
 from grid_jupyter.node import policy
-from grid_jupyter.node.bulk import Bulk, Incoming, wait_until_filled
+from grid_jupyter.node.answers import Answers
+from grid_jupyter.node.bulk import Bulk, Incoming
 from grid_jupyter.node.datasets import is_vocabulary, rules_of
 from grid_jupyter.node.gate import Gate, Source
-from grid_jupyter.node.moves import Value as Moving
-from grid_jupyter.wire import commands, frames, messages, worker
+from grid_jupyter.node.line import HangUp, Line, Send
+from grid_jupyter.node.releases import Releases
+from grid_jupyter.wire import frames, messages, worker
 from grid_jupyter.wire.limits import MAX_VALUES, PROTOCOL
-from grid_jupyter.worker.channel import close_all
-from grid_jupyter.worker.process import Answer, WorkerProcess, lost_session
+from grid_jupyter.worker.process import WorkerProcess, lost_session
 
 if TYPE_CHECKING:
     from grid_jupyter.node.sessions import Sessions
 
 log = logging.getLogger("grid_jupyter")
 
-Send = Callable[[bytes], "asyncio.Future[None]"]
-"""Sends a frame to the client at once; what it returns is done, and never fails, when the client has taken it."""
-Waiting = asyncio.Future[Answer]
-"""An answer of the Worker that will come."""
-MAX_ANSWERING = 32
-"""Answers of one session that are on their way at once: a client that does not take them gets no further ones."""
-_SAID = 4
 RECHECK_S = 1.0
 """How long a session goes on before its caller's credential is looked at again: it may have been revoked."""
 
@@ -61,7 +54,7 @@ class NodeSession:
         credential: str,
         origin: str,
         send: Send,
-        hang_up: Callable[[str], None],
+        hang_up: HangUp,
     ) -> None:
         self.secret = secrets.token_urlsafe(32)
         self.last_used = time.monotonic()
@@ -70,11 +63,7 @@ class NodeSession:
         self._credential = credential
         self._identified = time.monotonic()
         self._origin = origin
-        self._out = send
-        self._hang_up = hang_up
-        self._said: deque[bytes] = deque(maxlen=_SAID)  # the last answers: a connection may be lost with them
-        self._taken = 0  # frames, since the session began
-        self._waits: asyncio.Task[None] | None = None  # for its client, whose connection was lost
+        self._line = Line(send, hang_up)
         self.turn = asyncio.Lock()  # held while a frame is waited for: what goes on with the session waits too
         self._greeted = False
         self._worker: WorkerProcess | None = None
@@ -82,9 +71,11 @@ class NodeSession:
         self._gate = Gate(sessions.datasets)
         self.bulk = Bulk(sessions.pool.limits.memory_bytes)
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._places = 0  # taken for answers
-        self._freed: asyncio.Future[None] | None = None  # done when there is place for a further answer
         self._tasks: set[asyncio.Task[None]] = set()
+        self._answers = Answers(self._line, self._spawn)
+        self._releases = Releases(
+            self._gate, self._line, self._answers, self.bulk, sessions.moves, self.gone, self._spawn
+        )
         self._ended = False
 
     @property
@@ -110,7 +101,7 @@ class NodeSession:
         """
         self.last_used = time.monotonic()
         cut = frames.unpack(data)
-        self._taken += 1
+        self._line.taken += 1
         if cut.kind == frames.OPERATIONS:
             running = self._ready()
             return self._operations(data) if running is None else running.operations(data)
@@ -119,8 +110,8 @@ class NodeSession:
         request_id, message = frames.decode(cut.header, messages.request_decoder)
         if isinstance(message, messages.Read) and not message.credential:
             running = self._ready()
-            if running is not None and not self._is_stale() and self._places < MAX_ANSWERING:
-                return self._read(request_id, message, self._caller.user, running)
+            if running is not None and not self._is_stale() and self._answers.has_place:
+                return self._releases.read(request_id, message, self._caller.user, running)
         return self._handle(request_id, message)
 
     def _ready(self) -> WorkerProcess | None:
@@ -140,9 +131,9 @@ class NodeSession:
         except SessionLostError:
             raise
         except GridError as error:
-            await self._fail(request_id, error)
+            await self._line.fail(request_id, error)
             if isinstance(error, VersionMismatchError):
-                self._hang_up(str(error))
+                self._line.hang_up(str(error))
 
     async def _operations(self, data: bytes) -> None:
         if not self._greeted:
@@ -163,7 +154,7 @@ class NodeSession:
             if self._worker is not None:
                 await self._close_sources(self._worker)
             self._expect_work()
-            await self._reply(request_id, messages.LoggedIn(caller=self._caller))
+            await self._line.reply(request_id, messages.LoggedIn(caller=self._caller))
             return
         if isinstance(message, messages.Status):
             await self._status(request_id)
@@ -181,18 +172,16 @@ class NodeSession:
         elif isinstance(message, messages.Open):
             await self._open(request_id, message, reader)
         elif isinstance(message, messages.Expect):
-            await self._reply(request_id, self._sessions.moves.expect(self, message))
+            await self._line.reply(request_id, self._sessions.moves.expect(self, message))
         elif isinstance(message, messages.Sizes):
-            waiting = await self._ask(worker.Measure(values=message.values))
-            self._answer(self._answering(request_id, self._measure(request_id, reader, waiting)))
+            await self._releases.measure(request_id, message, reader, await self._running())
         elif isinstance(message, messages.Move):
             where = await self._sessions.moves.where(message)
-            waiting = await self._ask(worker.Fetch(value=message.value))
-            self._answer(self._answering(request_id, self._move(request_id, message, where, reader, waiting)))
+            await self._releases.move(request_id, message, where, reader, await self._running())
         else:
             running = await self._running()
-            await self._place()
-            behind = self._read(request_id, message, reader, running)
+            await self._answers.place()
+            behind = self._releases.read(request_id, message, reader, running)
             if behind is not None:
                 await behind
 
@@ -211,7 +200,7 @@ class NodeSession:
         self._greeted = True
         self._expect_work()
         limits = self._sessions.pool.limits
-        await self._reply(
+        await self._line.reply(
             request_id,
             messages.Welcome(
                 protocol=PROTOCOL,
@@ -232,24 +221,24 @@ class NodeSession:
 
     async def _status(self, request_id: int) -> None:
         if self._worker is None:
-            await self._reply(request_id, messages.SessionStatus(values=0, worker=False))
+            await self._line.reply(request_id, messages.SessionStatus(values=0, worker=False))
             return
-        await self._place()
+        await self._answers.place()
         waiting = await self._worker.send(worker.Count())
-        self._places += 1
+        self._answers.take()
 
         async def answer() -> None:
             reply, _, _ = await waiting
             count = reply.values if isinstance(reply, worker.Counted) else 0
-            await self._reply(request_id, messages.SessionStatus(values=count, worker=True))
+            await self._line.reply(request_id, messages.SessionStatus(values=count, worker=True))
 
-        self._answer(self._answering(request_id, answer()))
+        self._answers.answer(request_id, answer())
 
     async def _search(self, request_id: int, message: messages.Search) -> None:
         datasets = self._sessions.datasets
         found = await datasets.visible(self._caller.user, message.query)
         described = tuple(datasets.describe(stored, self._caller.user) for stored in found)
-        await self._reply(request_id, messages.Found(datasets=described))
+        await self._line.reply(request_id, messages.Found(datasets=described))
 
     # -------------------------------------------------------------- gate 2: opening a data set
 
@@ -280,101 +269,12 @@ class NodeSession:
         finally:
             os.close(descriptor)
         await waiting
-        await self._reply(request_id, messages.Opened())
+        await self._line.reply(request_id, messages.Opened())
 
     async def _close_sources(self, running: WorkerProcess) -> None:
         """Tell the Worker which of its sources the caller may not read."""
         closed = await self._gate.closed(self._caller.user)
         await (await running.send(worker.Close(sources=closed)))
-
-    # -------------------------------------------------------------- gate 4: releasing a value
-
-    def _read(
-        self, request_id: int, message: messages.Read, reader: str, running: WorkerProcess
-    ) -> Awaitable[None] | None:
-        """Fetch a value and decide on its release when the Worker has answered. It takes a place for an answer."""
-        if message.reason:  # somebody else's text: escaped
-            log.info("%s asks for value %d, saying %s", ascii(reader), message.value, ascii(message.reason))
-
-        def answered(answer: Answer | GridError) -> None:
-            if isinstance(answer, GridError):
-                self._answer(self._fail(request_id, answer))
-                return
-            reply, payload, descriptors = answer
-            if isinstance(reply, worker.Fetched) and not descriptors and self._gate.is_open(reader, reply):
-                if message.remove:
-                    self._free(message.value)
-                value = messages.Value(dtype=reply.dtype, shape=reply.shape)
-                sent = self._send(messages.reply_frame(request_id, value, payload))
-                if sent.done():
-                    self._give_place(sent)
-                else:
-                    sent.add_done_callback(self._give_place)
-                return
-            self._answer(self._answering(request_id, self._release(request_id, message, reader, answer)))
-
-        self._places += 1
-        return running.ask(worker.Fetch(value=message.value), answered)
-
-    async def _release(self, request_id: int, message: messages.Read, reader: str, answer: Answer) -> None:
-        reply, payload, descriptors = answer
-        try:
-            rules = await self._gate.check(reader, reply)
-            fetched = _fetched(reply)
-            readers = policy.readers(rules) if rules else None
-            ticket = self.bulk.keep(descriptors.pop(), fetched.nbytes) if descriptors else ""
-            value = messages.Value(dtype=fetched.dtype, shape=fetched.shape, readers=readers, bulk=ticket)
-        finally:
-            close_all(descriptors)
-        if message.remove:
-            self._free(message.value)
-        await self._send(messages.reply_frame(request_id, value, payload))
-
-    async def _measure(self, request_id: int, reader: str, waiting: Waiting) -> None:
-        reply, _, _ = await waiting
-        await self._gate.check(reader, reply)
-        if not isinstance(reply, worker.Measured):
-            raise GridError("the Worker answered a question for sizes with something else")
-        await self._reply(request_id, messages.Shapes(layouts=reply.layouts))
-
-    async def _move(self, request_id: int, message: messages.Move, where: str, reader: str, waiting: Waiting) -> None:
-        """A value that leaves for another session is released to the caller, whatever becomes of it there."""
-        reply, payload, descriptors = await waiting
-        try:
-            rules = await self._gate.check(reader, reply)
-            fetched = _fetched(reply)
-            moving = Moving(
-                dtype=fetched.dtype,
-                shape=fetched.shape,
-                sources=self._gate.named(fetched.sources),
-                rules=rules,
-                descriptor=descriptors[0] if descriptors else -1,
-                payload=payload,
-            )
-            if descriptors:
-                await wait_until_filled(descriptors[0], fetched.nbytes, self.gone)
-            await self._sessions.moves.send(where, message, moving)
-        finally:
-            close_all(descriptors)
-        if message.remove:
-            self._free(message.value)
-        await self._reply(request_id, messages.Moved(readers=policy.readers(rules) if rules else None))
-
-    async def _ask(self, question: worker.Fetch | worker.Measure) -> Waiting:
-        """Put a question for values, when there is room for a further answer."""
-        running = await self._running()
-        await self._place()
-        waiting = await running.send(question)
-        self._places += 1
-        return waiting
-
-    def _free(self, value: int) -> None:
-        """Forget a value that its reader does not want to keep here."""
-        if self._worker is not None:
-            forget = frames.pack(frames.OPERATIONS, frames.encode([[commands.FREE, value]]))
-            behind = self._worker.operations(forget)
-            if behind is not None:
-                self._spawn(_in_any_case(behind))
 
     # -------------------------------------------------------------- bulk bytes
 
@@ -441,8 +341,8 @@ class NodeSession:
         self._sessions.closed(self)
         if reason:
             log.info("a session ended: %s", reason)
-            await self._fail(0, lost_session(reason))
-            self._hang_up("session ended")
+            await self._line.fail(0, lost_session(reason))
+            self._line.hang_up("session ended")
         if self._worker is not None:
             await self._worker.close()
             self._worker = None
@@ -452,26 +352,18 @@ class NodeSession:
 
     # -------------------------------------------------------------- connections come and go
 
-    def attach(self, send: Send, hang_up: Callable[[str], None]) -> None:
+    def attach(self, send: Send, hang_up: HangUp) -> None:
         """Go on over another connection of the same caller."""
-        before, self._out, self._hang_up = self._hang_up, send, hang_up
-        before("the session goes on over another connection")
-        if self._waits is not None:
-            self._waits.cancel()
-            self._waits = None
-        self._out(messages.reply_frame(0, messages.Resumed(taken=self._taken)))
-        for frame in list(self._said):
-            self._out(frame)
+        self._line.attach(send, hang_up)
 
     def detach(self, send: Send, *, wait: bool) -> None:
         """This connection is gone. With `wait`, the client may come back for a while, if there is something to keep."""
-        if self._out != send or self._ended:
+        if not self._line.is_over(send) or self._ended:
             return
         if not wait or self._worker is None:
             self.end_soon("")
             return
-        self._out, self._hang_up = _into_nothing, _nobody
-        self._waits = self._spawn(self._wait_for_client())
+        self._line.wait(self._spawn(self._wait_for_client()))
 
     async def _wait_for_client(self) -> None:
         await asyncio.sleep(self._sessions.grace_s)
@@ -480,69 +372,13 @@ class NodeSession:
     @property
     def is_waiting(self) -> bool:
         """Whether the session waits for a client whose connection was lost."""
-        return self._waits is not None
-
-    # -------------------------------------------------------------- answers
-
-    def _send(self, frame: bytes) -> asyncio.Future[None]:
-        self._said.append(frame)
-        return self._out(frame)
+        return self._line.is_waiting
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-    async def _place(self) -> None:
-        """Wait until there is place for a further answer. Frames come in one by one, and so does who waits here."""
-        while self._places >= MAX_ANSWERING:
-            self._freed = asyncio.get_running_loop().create_future()
-            await self._freed
-
-    def _give_place(self, _answered: object) -> None:
-        self._places -= 1
-        if self._freed is not None and not self._freed.done():
-            self._freed.set_result(None)
-
-    def _answer(self, work: Coroutine[Any, Any, None]) -> None:
-        """Answer beside the next frames, in a place that was taken for it."""
-        self._spawn(work).add_done_callback(self._give_place)
-
-    async def _answering(self, request_id: int, work: Awaitable[None]) -> None:
-        try:
-            await work
-        except GridError as error:
-            await self._fail(request_id, error)
-
-    async def _reply(self, request_id: int, reply: messages.Reply) -> None:
-        await self._send(messages.reply_frame(request_id, reply))
-
-    async def _fail(self, request_id: int, error: GridError) -> None:
-        failed = messages.Failed(code=error.code, error=str(error), value=error.value)
-        await self._send(messages.reply_frame(request_id, failed))
-
-
-async def _in_any_case(behind: Awaitable[None]) -> None:
-    with contextlib.suppress(SessionLostError):
-        await behind
-
-
-def _fetched(reply: worker.Reply) -> worker.Fetched:
-    if not isinstance(reply, worker.Fetched):
-        raise GridError("the Worker answered a read with something else")
-    return reply
-
-
-def _into_nothing(frame: bytes) -> asyncio.Future[None]:
-    """Takes frames for a client that is not connected."""
-    taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    taken.set_result(None)
-    return taken
-
-
-def _nobody(reason: str) -> None:
-    """Nobody is connected who could be hung up on."""
 
 
 def _caller(account: Account | None) -> messages.Caller:

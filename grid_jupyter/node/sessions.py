@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 
 from grid_jupyter.errors import LimitExceededError, NotAuthenticatedError
 from grid_jupyter.identity.accounts import Account, Accounts
 from grid_jupyter.node.datasets import Datasets
+from grid_jupyter.node.line import HangUp, Send
 from grid_jupyter.node.moves import Moves
-from grid_jupyter.node.session import NodeSession, Send
+from grid_jupyter.node.session import NodeSession
 from grid_jupyter.worker.pool import WorkerPool
 from grid_jupyter.worker.process import lost_session
 
@@ -59,9 +59,7 @@ class Sessions:
         for session in list(self._open.values()):
             await session.end("the Node stops")
 
-    def open(
-        self, account: Account | None, credential: str, origin: str, send: Send, hang_up: Callable[[str], None]
-    ) -> NodeSession:
+    def open(self, account: Account | None, credential: str, origin: str, send: Send, hang_up: HangUp) -> NodeSession:
         """A session for a new connection, whose caller came with this credential. Raises LimitExceededError."""
         if len(self._open) >= MAX_CONNECTIONS:
             raise LimitExceededError("this Node has too many connections; try again later")
