@@ -64,7 +64,7 @@ def _imports(scale: Scale) -> dict[str, Timings]:
         "client": "from grid_jupyter import DataCentricFLClient",
         "extension": "import grid_jupyter.server.extension",
         "torch": "import torch",
-        "node": "import grid_jupyter.server.node_door",
+        "node": "import grid_jupyter.server.node_process",
         "tornado": "import tornado.web, tornado.websocket",
         "jupyter": "import jupyter_server.serverapp",
     }

@@ -14,7 +14,7 @@ from grid_jupyter.wire.home import data_home
 
 def node(options: argparse.Namespace) -> int:
     """Run a Node. Raises BadRequest for options that do not fit together."""
-    from grid_jupyter.server.node_door import run_node
+    from grid_jupyter.server.node_process import run_node
 
     os.environ.pop("GRID_JUPYTER_INVITE", None)  # what a Node starts needs none of it
     network_url, invite = _membership(options.network, options.invite)
@@ -49,7 +49,7 @@ def node(options: argparse.Namespace) -> int:
 
 def network(options: argparse.Namespace) -> int:
     """Run a Network. Raises BadRequest for options that do not fit together."""
-    from grid_jupyter.server.network_door import run_network
+    from grid_jupyter.server.network_process import run_network
 
     return run_network(
         NetworkOptions(

@@ -30,7 +30,8 @@ from grid_jupyter.errors import (
 )
 from grid_jupyter.link.client import WebSocketLink
 from grid_jupyter.link.http import Address
-from grid_jupyter.link.listening import Listener, tls_context
+from grid_jupyter.link.listening import Listener
+from grid_jupyter.link.tls import tls_context
 from grid_jupyter.ops.raw import DTYPES
 from grid_jupyter.ops.shapes import layout_of
 from grid_jupyter.tensors.chain import Kept, clear_held, held_by
@@ -132,7 +133,7 @@ class WebsocketServerWorker(VirtualWorker):
         self.host = host
         self.port = port
         self._given = token
-        self._tls = tls_context(cert_path, key_path)
+        self._tls = tls_context(cert_path, key_path, options=("cert_path", "key_path"))
         self._listener: Listener | None = None
 
     @property

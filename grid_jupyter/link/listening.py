@@ -13,7 +13,6 @@ import secrets
 import socket
 import ssl
 import threading
-from pathlib import Path
 from typing import Any, Protocol
 
 import tornado.httpserver
@@ -215,20 +214,6 @@ def _bound(host: str, port: int) -> socket.socket:
     return made
 
 
-def tls_context(certfile: str | Path | None, keyfile: str | Path | None) -> ssl.SSLContext | None:
-    """TLS with that certificate, or None without one. Raises BadRequest for files that do not fit."""
-    if certfile is None:
-        if keyfile is not None:
-            raise BadRequest("key_path needs cert_path")
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(certfile, keyfile)
-    except (OSError, ssl.SSLError) as error:
-        raise BadRequest(f"the certificate {certfile} cannot be used: {error}") from None
-    return context
-
-
 class Listener:
     """Serves until `stop`. `token` is what every client must present."""
 
@@ -249,7 +234,6 @@ class Listener:
         self._tls = tls
         self._loop = asyncio.new_event_loop()
         self._stopping = asyncio.Event()
-        self._working = threading.Lock()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._serve, name=f"listener-{self.port}", daemon=True)
         self._thread.start()

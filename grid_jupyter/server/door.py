@@ -9,7 +9,6 @@ import logging
 import ssl
 from collections.abc import Sequence
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import msgspec
@@ -180,20 +179,6 @@ def http_server(app: Application, tls: ssl.SSLContext | None = None) -> HTTPServ
         body_timeout=BODY_TIMEOUT_S,
         idle_connection_timeout=IDLE_TIMEOUT_S,
     )
-
-
-def tls_context(certfile: Path | None, keyfile: Path | None) -> ssl.SSLContext | None:
-    """TLS with the owner's certificate, or None without one. Raises BadRequest for files that do not fit."""
-    if certfile is None:
-        if keyfile is not None:
-            raise BadRequest("--keyfile needs --certfile")
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(certfile, keyfile)
-    except (OSError, ssl.SSLError) as error:
-        raise BadRequest(f"the certificate {certfile} cannot be used: {error}") from None
-    return context
 
 
 def log_request(handler: RequestHandler) -> None:

@@ -1,45 +1,23 @@
-"""The Network's doors: the routes of 0.2.9's Network, the link for Nodes, the owner's service, and the process."""
+"""The Network's doors: the routes of 0.2.9's Network, and the link for Nodes."""
 
 from __future__ import annotations
 
 import asyncio
 import html
-import os
-import secrets
-import time
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
-from tornado.httpserver import HTTPServer
 from tornado.iostream import StreamBufferFullError
 from tornado.web import Application
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
-from grid_jupyter import __version__
 from grid_jupyter.errors import Forbidden, GridError, NodeUnavailableError
-from grid_jupyter.identity import roles
 from grid_jupyter.identity.accounts import Accounts
-from grid_jupyter.network.registry import Registered, Registry
+from grid_jupyter.network.registry import Registered
 from grid_jupyter.network.search import NodeLink, union
 from grid_jupyter.network.service import GridNetwork
 from grid_jupyter.server.accounts import NETWORK_ACCOUNT_RULES
-from grid_jupyter.server.door import Door, application, http_server, tls_context
-from grid_jupyter.server.owner_door import open_owner_door, owner_application
-from grid_jupyter.server.running import (
-    NetworkOptions,
-    Running,
-    StateDir,
-    address_of,
-    allow_many_connections,
-    listen,
-    say_owner_token,
-    say_ready,
-    told_to_end,
-    warn_if_exposed,
-)
-from grid_jupyter.store.accounts import AccountTable
-from grid_jupyter.store.database import Database, sqlite_url
-from grid_jupyter.store.settings import SettingTable
+from grid_jupyter.server.door import Door, application
 from grid_jupyter.wire.limits import MAX_NAME_CHARS, MAX_TAG_CHARS, MAX_TAGS
 from grid_jupyter.wire.network import MAX_LINK_BYTES, FromNetwork, decode, encode, from_node_decoder
 
@@ -345,111 +323,3 @@ NETWORK_RULES: list[tuple[str, type[Door]]] = [
 def network_application(network: GridNetwork, accounts: Accounts, *, allow_guests: bool) -> Application:
     """All public routes of a Network."""
     return application(NETWORK_RULES, accounts, network=network, allow_guests=allow_guests)
-
-
-# ------------------------------------------------------------------ the owner, and the process
-
-
-class NetworkOwner:
-    """What the Network does for its owner (owner_door.OwnerService)."""
-
-    def __init__(
-        self, network: GridNetwork, accounts: Accounts, *, node_id: str, address: str, options: NetworkOptions
-    ) -> None:
-        self._network = network
-        self._accounts = accounts
-        self._id = node_id
-        self._address = address
-        self._options = options
-        self._began = time.monotonic()
-
-    async def status(self) -> dict[str, Any]:
-        return {
-            "role": "network",
-            "name": self._network.name,
-            "id": self._id,
-            "address": self._address,
-            "status": "running",
-            "version": __version__,
-            "network": {"address": None, "state": "none", "detail": ""},
-            "isolation": "",
-            "sessions": 0,
-            "datasets": 0,
-            "storage_bytes": sum(
-                file.stat().st_size for file in self._options.state_dir.glob("grid.db*") if file.is_file()
-            ),
-            "guests": self._options.allow_guests,
-            "uptime_s": time.monotonic() - self._began,
-            "nodes": [node.name for node in await self._network.alive()],
-        }
-
-    async def ensure_account(self, username: str, role: str) -> None:
-        await self._accounts.ensure(username, role)
-
-    async def issue_token(self, username: str, expires_s: float | None) -> str:
-        return await self._accounts.issue_token(username, label="owner door", expires_s=expires_s)
-
-    async def revoke_tokens(self, username: str) -> int:
-        return await self._accounts.revoke_tokens(username)
-
-    async def invite(self, role: str, expires_s: float, username: str | None) -> tuple[str, float]:
-        if role == roles.NODE:
-            code, expires = await self._network.invite_node(username, expires_s)
-        else:
-            code, expires = await self._accounts.invite(role, expires_s, username)
-        return f"{self._address}/#{code}", expires
-
-
-def run_network(options: NetworkOptions) -> int:
-    """Run a Network until it is told to end; returns the process's exit code. Raises GridError."""
-    allow_many_connections()
-    with StateDir(options.state_dir, "network") as state:
-        asyncio.run(_serve(options, state))
-    return 0
-
-
-async def _serve(options: NetworkOptions, state: StateDir) -> None:
-    tls = tls_context(options.certfile, options.keyfile)
-    database = Database(sqlite_url(state.path / "grid.db"))
-    servers: list[HTTPServer] = []
-    try:
-        registry = Registry(database)
-        node_id = await SettingTable(database).keep("network-id", secrets.token_hex(8))
-        accounts = Accounts(AccountTable(database), node_id)
-        owner_code = await accounts.first_start()
-        network = GridNetwork(
-            options.name,
-            registry=registry,
-            accounts=accounts,
-            heartbeat_s=options.heartbeat_s,
-            replicas=options.replicas,
-        )
-        sockets = listen(options.host, options.port)
-        address = address_of(sockets, options.host, tls=tls is not None, public_address=options.public_address)
-        warn_if_exposed("Network", options.host, tls=tls is not None)
-        async with told_to_end(supervised=options.supervised) as end:
-            public = http_server(network_application(network, accounts, allow_guests=options.allow_guests), tls)
-            public.add_sockets(sockets)
-            owner = NetworkOwner(network, accounts, node_id=node_id, address=address, options=options)
-            socket_path = state.socket_path()
-            servers += [public, open_owner_door(owner_application(owner), socket_path)]
-            running = Running(
-                role="network",
-                name=options.name,
-                id=node_id,
-                address=address,
-                socket=str(socket_path),
-                pid=os.getpid(),
-            )
-            state.announce(running)
-            say_ready(running, supervised=options.supervised, json=options.json)
-            if owner_code is not None:
-                say_owner_token(owner_code, address, supervised=options.supervised, json=options.json)
-            await end.wait()
-            network.close()
-    finally:
-        for server in servers:
-            server.stop()
-        for server in servers:
-            await server.close_all_connections()
-        database.close()

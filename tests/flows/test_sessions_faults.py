@@ -381,7 +381,7 @@ def test_neither_node_nor_network_maps_torch_numpy_or_pandas(bob: GridProcess, n
 
 @pytest.mark.parametrize(
     "module",
-    ["server.node_door", "server.network_door", "cli.main", "node.service", "network.service", "worker.pool",
+    ["server.node_process", "server.network_process", "cli.main", "node.service", "network.service", "worker.pool",
      "identity.accounts", "store.database", "link.peer", "link.client"],
 )  # fmt: skip
 def test_no_control_process_imports_them(module: str):

@@ -140,7 +140,7 @@ def test_no_command_loads_torch():
     script = (
         "import sys\n"
         "from grid_jupyter.cli import demo, lab, local_grid, owner, reset, serve, up\n"
-        "from grid_jupyter.server import network_door, node_door\n"
+        "from grid_jupyter.server import network_process, node_process\n"
         "heavy = {'torch', 'numpy', 'pandas'} & set(sys.modules)\n"
         "assert 'torch' not in heavy, heavy"
     )

@@ -1,0 +1,141 @@
+"""The process of a Node: its doors are opened, the owner is served, and all of it ends when it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import Any
+
+from tornado.httpserver import HTTPServer
+
+from grid_jupyter import __version__
+from grid_jupyter.link.tls import tls_context
+from grid_jupyter.node.service import GridNode
+from grid_jupyter.server.door import http_server
+from grid_jupyter.server.node_door import node_application
+from grid_jupyter.server.owner_door import open_owner_door, owner_application
+from grid_jupyter.server.running import (
+    NodeOptions,
+    Running,
+    StateDir,
+    address_of,
+    allow_many_connections,
+    listen,
+    say_owner_token,
+    say_ready,
+    told_to_end,
+    warn_if_exposed,
+)
+from grid_jupyter.wire.worker import WorkerLimits
+
+
+class NodeOwner:
+    """What the Node does for its owner (owner_door.OwnerService)."""
+
+    def __init__(self, node: GridNode, address: str) -> None:
+        self._node = node
+        self._address = address
+        self._began = time.monotonic()
+
+    async def status(self) -> dict[str, Any]:
+        node = self._node
+        membership = node.membership
+        joined = {"address": None, "state": "none", "detail": ""}
+        if membership is not None:
+            joined = {"address": membership.network_url, "state": membership.state, "detail": membership.detail}
+        return {
+            "role": "node",
+            "name": node.name,
+            "id": node.node_id,
+            "address": self._address,
+            "status": "running",
+            "version": __version__,
+            "network": joined,
+            "isolation": node.pool.isolation,
+            "sessions": len(node.sessions.working()),
+            "datasets": len(await node.datasets.all()),
+            "storage_bytes": await node.datasets.used_bytes(),
+            "guests": node.guests,
+            "uptime_s": time.monotonic() - self._began,
+        }
+
+    async def ensure_account(self, username: str, role: str) -> None:
+        await self._node.accounts.ensure(username, role)
+
+    async def issue_token(self, username: str, expires_s: float | None) -> str:
+        return await self._node.accounts.issue_token(username, label="owner door", expires_s=expires_s)
+
+    async def revoke_tokens(self, username: str) -> int:
+        return await self._node.accounts.revoke_tokens(username)
+
+    async def invite(self, role: str, expires_s: float, username: str | None) -> tuple[str, float]:
+        code, expires = await self._node.accounts.invite(role, expires_s, username)
+        return f"{self._address}/#{code}", expires
+
+
+def run_node(options: NodeOptions) -> int:
+    """Run a Node until it is told to end; returns the process's exit code. Raises GridError."""
+    allow_many_connections()
+    with StateDir(options.state_dir, "node") as state:
+        asyncio.run(_serve(options, state))
+    return 0
+
+
+async def _serve(options: NodeOptions, state: StateDir) -> None:
+    tls = tls_context(options.certfile, options.keyfile, options=("--certfile", "--keyfile"))
+    node = await GridNode.open(
+        state.path,
+        name=options.name,
+        limits=WorkerLimits(
+            memory_bytes=options.session_memory_bytes,
+            operation_s=options.operation_s,
+            threads=max(1, (os.cpu_count() or 1) // 2),
+        ),
+        guests=options.allow_guests,
+        public_tags=options.public_tags,
+        max_sessions=options.max_sessions,
+        idle_s=options.session_idle_s,
+        grace_s=options.session_grace_s,
+        max_upload_bytes=options.max_upload_bytes,
+        spare_workers=options.spare_workers,
+        warm=options.warm,
+    )
+    servers: list[HTTPServer] = []
+    try:
+        owner_code = await node.start()
+        sockets = listen(options.host, options.port)
+        address = address_of(sockets, options.host, tls=tls is not None, public_address=options.public_address)
+        node.reachable_at(address, options.peers)
+        warn_if_exposed("Node", options.host, tls=tls is not None)
+        async with told_to_end(supervised=options.supervised) as end:
+            public = http_server(node_application(node, lambda: address), tls)
+            public.add_sockets(sockets)
+            socket_path = state.socket_path()
+            servers += [public, open_owner_door(owner_application(NodeOwner(node, address)), socket_path)]
+            if options.network_url is not None:
+                node.join(
+                    options.network_url,
+                    address=lambda: address,
+                    invite=options.invite,
+                    heartbeat_s=options.heartbeat_s,
+                )
+            running = Running(
+                role="node",
+                name=options.name,
+                id=node.node_id,
+                address=address,
+                socket=str(socket_path),
+                pid=os.getpid(),
+            )
+            state.announce(running)
+            say_ready(running, supervised=options.supervised, json=options.json)
+            if owner_code is not None:
+                say_owner_token(owner_code, address, supervised=options.supervised, json=options.json)
+            await end.wait()
+    finally:
+        for server in servers:
+            server.stop()
+        await node.stop()
+        for server in servers:
+            await server.close_all_connections()
