@@ -58,7 +58,6 @@ class LocalGrid:
         self.network_address = ""
         self.node_addresses: dict[str, str] = {}
         self._network_port = network_port or _some_port()
-        self._elsewhere = elsewhere
         self._verbose = ["--verbose"] if verbose else []
         self._credentials = Credentials(home / "credentials.json")
         self._before = _read_addresses(home)

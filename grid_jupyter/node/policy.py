@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from grid_jupyter.errors import ComputeNotPermittedError, GetNotPermittedError, NotAuthenticatedError
+from grid_jupyter.errors import GetNotPermittedError, NotAuthenticatedError
 
 GUEST = ""
 
@@ -36,12 +36,6 @@ def check_session(caller: str, guests_allowed: bool) -> None:
 def may_compute(caller: str, rules: Rules) -> bool:
     """Gate 2: may this caller, who has a session, compute on the data set, and see that it is there."""
     return rules.compute_users is None or (caller != GUEST and (caller == rules.owner or caller in rules.compute_users))
-
-
-def check_compute(caller: str, rules: Rules) -> None:
-    """Gate 2. Raises ComputeNotPermittedError."""
-    if not may_compute(caller, rules):
-        raise ComputeNotPermittedError(f"you may not compute on data set {rules.dataset}; ask its owner")
 
 
 def may_read(caller: str, rules: Rules) -> bool:

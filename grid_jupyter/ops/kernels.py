@@ -130,8 +130,3 @@ def kernel(name: str) -> Kernel:
             if any(part in str(argument.real_type) for part in _NAMED)
         ),
     )
-
-
-def full_name(op: Any) -> str:
-    """`aten.add.Tensor` for torch's OpOverload."""
-    return str(op)

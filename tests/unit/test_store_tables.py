@@ -12,11 +12,11 @@ import pytest
 
 from grid_jupyter.errors import Conflict, IdNotUniqueError, NotFound, ObjectNotFoundError, SendNotPermittedError
 from grid_jupyter.identity import roles
+from grid_jupyter.network.registry import Registry
 from grid_jupyter.store.accounts import AccountTable
 from grid_jupyter.store.database import Database, sqlite_url
 from grid_jupyter.store.datasets import DatasetTable, NewDataset, StoredBlob, StoredColumn, StoredTensor
 from grid_jupyter.store.models import ModelTable, StoredModel
-from grid_jupyter.store.nodes import GridNodeTable, StoredNode
 from grid_jupyter.store.records import FLAG_COLUMNS
 
 run = asyncio.run
@@ -214,38 +214,35 @@ def test_the_id_of_a_served_model_is_taken(database: Database) -> None:
 
 
 @pytest.fixture
-def member(database: Database) -> StoredNode:
+def members(database: Database) -> Registry:
+    return Registry(database)
+
+
+@pytest.fixture
+def account_id(database: Database) -> int:
     accounts = AccountTable(database)
     run(accounts.seed_roles({"Node": frozenset()}))
-    account = run(accounts.add_account("Alice", None, "Node", 1.0))
-    return StoredNode("id-of-alice", "Alice", "http://127.0.0.1:3001", account.id, 1.0, 1.0)
+    return run(accounts.add_account("Alice", None, "Node", 1.0)).id
 
 
-def test_a_member_is_remembered_with_its_last_address(database: Database, member: StoredNode) -> None:
-    nodes = GridNodeTable(database)
-    run(nodes.add(member))
-    assert run(nodes.list()) == (run(nodes.by_name("Alice")),) == (member,)
-    moved = run(nodes.move("Alice", "http://10.0.0.1:3001", 7.0))
-    assert moved == dataclasses.replace(member, address="http://10.0.0.1:3001", last_seen=7.0)
-    run(nodes.seen({"Alice": 9.0, "gone": 9.0}))
-    assert run(nodes.by_name("Alice")).last_seen == 9.0
-    assert run(nodes.remove("Alice")).name == "Alice"
-    assert run(nodes.list()) == ()
+def test_a_member_is_remembered_with_its_last_address(members: Registry, account_id: int) -> None:
+    added = run(members.add("Alice", "http://127.0.0.1:3001", account_id, 1.0, node_id="id-of-alice"))
+    assert run(members.all()) == (run(members.find(name="Alice")),) == (added,)
+    run(members.seen("Alice", 7.0, address="http://10.0.0.1:3001"))
+    run(members.seen("Alice", 9.0))
+    run(members.seen("gone", 9.0))
+    moved = dataclasses.replace(added, address="http://10.0.0.1:3001", last_seen=9.0)
+    assert run(members.find(account_id=account_id)) == moved
+    assert run(members.remove(moved)) == "Alice"
+    assert run(members.all()) == ()
+    assert run(members.find(name="Alice")) is None
 
 
-def test_a_members_name_and_id_are_taken(database: Database, member: StoredNode) -> None:
-    nodes = GridNodeTable(database)
-    run(nodes.add(member))
-    for second in (dataclasses.replace(member, id="other"), dataclasses.replace(member, name="Other")):
-        with pytest.raises(IdNotUniqueError, match="This ID has already been registered"):
-            run(nodes.add(second))
-
-
-def test_a_member_that_is_not_there_is_not_found(database: Database) -> None:
-    nodes = GridNodeTable(database)
-    for attempt in (nodes.by_name("Eve"), nodes.remove("Eve"), nodes.move("Eve", "", 0.0)):
-        with pytest.raises(NotFound, match="was not found in connected nodes"):
-            run(attempt)
+@pytest.mark.parametrize(("name", "node_id"), [("Alice", "other"), ("Other", "id-of-alice")])
+def test_a_members_name_and_id_are_taken(members: Registry, account_id: int, name: str, node_id: str) -> None:
+    run(members.add("Alice", "http://127.0.0.1:3001", account_id, 1.0, node_id="id-of-alice"))
+    with pytest.raises(Conflict, match="This ID has already been registered"):
+        run(members.add(name, "http://127.0.0.1:3002", account_id, 1.0, node_id=node_id))
 
 
 # ------------------------------------------------------------------ accounts, where identity does not reach
