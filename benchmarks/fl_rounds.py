@@ -7,7 +7,7 @@ import copy
 import torch
 
 from benchmarks.grid import Grid, Server
-from benchmarks.results import Result
+from benchmarks.results import Result, rate
 from benchmarks.scale import Scale
 from benchmarks.timing import in_turns
 from grid_jupyter.client.demo import (
@@ -99,14 +99,13 @@ def _compare(
     plain_cpu = took["plain"].cpu_each("here") / rounds * 1e3
     one_process = "the plain loop in one process"
     return [
-        Result(
-            what=f"rounds over {len(nodes)} Nodes ({epochs} local epochs, batches of {BATCH})",
-            value=rounds / took["federated"].median,
-            best=rounds / took["federated"].best,
-            unit="round/s",
-            baseline=rounds / took["plain"].median,
-            baseline_best=rounds / took["plain"].best,
-            against=one_process,
+        rate(
+            f"rounds over {len(nodes)} Nodes ({epochs} local epochs, batches of {BATCH})",
+            rounds,
+            took["federated"],
+            "round/s",
+            took["plain"],
+            one_process,
         ),
         Result(
             what="CPU of one round: all processes",

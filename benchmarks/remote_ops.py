@@ -13,10 +13,10 @@ import torch
 from websockets.sync.client import ClientConnection, connect
 
 from benchmarks.grid import Grid, Server
-from benchmarks.results import Result
+from benchmarks.results import Result, milliseconds, rate
 from benchmarks.scale import Scale
 from benchmarks.sessions import Order, adds
-from benchmarks.timing import Timings, in_turns
+from benchmarks.timing import in_turns
 from grid_jupyter.client.node import NodeClient
 from grid_jupyter.tensors.remote import send
 from grid_jupyter.tensors.session import Session
@@ -71,7 +71,7 @@ def _additions(scale: Scale, node: Server, session: Session) -> list[Result]:
     here = took["local"].cpu_each("here") / count
     return [
         dataclasses.replace(
-            _rate(what, count, took["remote"], "op/s", took["local"], "local torch"), best_at_least=_BEST_RATE
+            rate(what, count, took["remote"], "op/s", took["local"], "local torch"), best_at_least=_BEST_RATE
         ),
         *(
             Result(
@@ -84,18 +84,6 @@ def _additions(scale: Scale, node: Server, session: Session) -> list[Result]:
             for process, name in (("here", "client"), ("node", "Node"), ("workers", "Worker"))
         ),
     ]  # fmt: skip
-
-
-def _rate(what: str, count: int, took: Timings, unit: str, base: Timings, against: str) -> Result:
-    return Result(
-        what=what,
-        value=count / took.median,
-        best=count / took.best,
-        unit=unit,
-        baseline=count / base.median,
-        baseline_best=count / base.best,
-        against=against,
-    )
 
 
 # ------------------------------------------------------------------ round trips
@@ -126,27 +114,23 @@ def _round_trips(scale: Scale, node: Server, session: Session) -> list[Result]:
             {"replies": replies, "reads": reads, "echoes": echoes, "stream": lambda: adds(x, streamed).tolist()},
             scale(25, 2),
         )
-    one = {name: dataclasses.replace(t, walls=[wall / count * 1e3 for wall in t.walls]) for name, t in took.items()}
+    each = "additions with a read after each"
     return [
-        _rate("additions with a read after each", count, took["replies"], "op/s", took["echoes"], _ECHO),
-        Result(
-            what="a read of 5 elements, there and back",
-            value=one["reads"].median,
-            best=one["reads"].best,
-            unit="ms",
-            baseline=one["echoes"].median,
-            baseline_best=one["echoes"].best,
-            against=_ECHO,
+        rate(each, count, took["replies"], "op/s", took["echoes"], _ECHO),
+        dataclasses.replace(
+            milliseconds("a read of 5 elements, there and back", took["reads"], took["echoes"], _ECHO, each=count),
             ratio_at_most=_READ_BY_ECHO,
         ),
-        Result(
-            what=f"{streamed:,} additions and one read, beside a read after each",
-            value=streamed / took["stream"].median,
-            best=streamed / took["stream"].best,
-            unit="op/s",
-            baseline=count / took["replies"].median,
-            baseline_best=count / took["replies"].best,
-            against="additions with a read after each",
+        dataclasses.replace(
+            rate(
+                f"{streamed:,} additions and one read, beside a read after each",
+                streamed,
+                took["stream"],
+                "op/s",
+                took["replies"],
+                each,
+                base_of=count,
+            ),
             ratio_at_least=_STREAM_BY_REPLIES,
         ),
     ]

@@ -14,6 +14,8 @@ from typing import Any
 
 import psutil
 
+from benchmarks.timing import Timings
+
 _CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -71,6 +73,35 @@ class Result:
         for name, _, target, upper in self._targets()[:1]:
             shown |= {"target": target, "target_of": f"{name} {'≤' if upper else '≥'}", "ok": self.ok}
         return shown
+
+
+def rate(
+    what: str, of: float, took: Timings, unit: str, base: Timings, against: str, *, base_of: float | None = None
+) -> Result:
+    """How much of something is done in a second: `of` it in each run, `base_of` in the baseline's, or as much."""
+    other = of if base_of is None else base_of
+    return Result(
+        what=what,
+        value=of / took.median,
+        best=of / took.best,
+        unit=unit,
+        baseline=other / base.median,
+        baseline_best=other / base.best,
+        against=against,
+    )
+
+
+def milliseconds(what: str, took: Timings, base: Timings, against: str, *, each: int = 1) -> Result:
+    """How long one of something takes, where each run does `each` of it, and so does the baseline's."""
+    return Result(
+        what=what,
+        value=took.median / each * 1e3,
+        best=took.best / each * 1e3,
+        unit="ms",
+        baseline=base.median / each * 1e3,
+        baseline_best=base.best / each * 1e3,
+        against=against,
+    )
 
 
 class Neighbours:

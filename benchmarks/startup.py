@@ -18,7 +18,7 @@ import psutil
 import torch
 
 from benchmarks.grid import HOME, Grid, Server
-from benchmarks.results import Result
+from benchmarks.results import Result, milliseconds
 from benchmarks.scale import Scale
 from benchmarks.sessions import adds
 from benchmarks.timing import Timings, in_turns
@@ -50,7 +50,7 @@ def run(scale: Scale) -> list[Result]:
         ("import of a Node's control process", "node", "tornado", "import tornado"),
         ("import of the Jupyter extension", "extension", "jupyter", "import jupyter_server"),
     )
-    imports = [_seconds(what, took[one], took[other], against) for what, one, other, against in compared]
+    imports = [milliseconds(what, took[one], took[other], against) for what, one, other, against in compared]
     return [*imports, *_jupyter(scale), *_servers(scale, took["torch"])]
 
 
@@ -76,18 +76,6 @@ def _python(statement: str) -> Callable[[], object]:
     return lambda: subprocess.run([sys.executable, "-c", statement], check=True)
 
 
-def _seconds(what: str, took: Timings, base: Timings, against: str) -> Result:
-    return Result(
-        what=what,
-        value=took.median * 1e3,
-        best=took.best * 1e3,
-        unit="ms",
-        baseline=base.median * 1e3,
-        baseline_best=base.best * 1e3,
-        against=against,
-    )
-
-
 # ------------------------------------------------------------------ Jupyter
 
 
@@ -97,7 +85,7 @@ def _jupyter(scale: Scale) -> list[Result]:
         with_it.walls.append(_jupyter_ready_s(extension=True))
         without.walls.append(_jupyter_ready_s(extension=False))
     return [
-        _seconds("Jupyter server ready, with the extension", with_it, without, "the same without it"),
+        milliseconds("Jupyter server ready, with the extension", with_it, without, "the same without it"),
         Result(
             what="what the extension adds to that (of the best)",
             value=(with_it.best - without.best) * 1e3,
@@ -179,7 +167,7 @@ def _servers(scale: Scale, loading: Timings) -> list[Result]:
                     grid.end(started[name])
         base = ready.pop("baseline")
         results = [
-            _seconds(f"{name}: ready", took, base, "a bare tornado server ready") for name, took in ready.items()
+            milliseconds(f"{name}: ready", took, base, "a bare tornado server ready") for name, took in ready.items()
         ]
         node, bare = started["Node, started again"], started["baseline"].rss()
         weights = [
@@ -226,13 +214,14 @@ def _workers(scale: Scale, grid: Grid, node: Server, loading: Timings) -> list[R
             warm.walls.append(time.perf_counter() - began)
         grid.end(ready)
     return [
-        _seconds("connecting to a Node", connected, later, _WORKING),
-        _seconds("first operation and read on a Node: it loads torch", fork_server, loading, "import torch"),
+        milliseconds("connecting to a Node", connected, later, _WORKING),
+        milliseconds("first operation and read on a Node: it loads torch", fork_server, loading, "import torch"),
         dataclasses.replace(
-            _seconds("first operation and read on a Node started with --warm", warm, later, _WORKING), at_most=_FIRST_MS
+            milliseconds("first operation and read on a Node started with --warm", warm, later, _WORKING),
+            at_most=_FIRST_MS,
         ),
         dataclasses.replace(
-            _seconds("first operation and read in a later session", first, later, _WORKING), at_most=_FIRST_MS
+            milliseconds("first operation and read in a later session", first, later, _WORKING), at_most=_FIRST_MS
         ),
         _weight(
             "a Worker's own",

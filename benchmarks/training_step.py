@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import torch
 
 import grid_jupyter as sy
 from benchmarks.grid import Grid, Server
-from benchmarks.results import Result
+from benchmarks.results import Result, milliseconds
 from benchmarks.scale import Scale
 from benchmarks.timing import Timings, in_turns
 from grid_jupyter.client.node import NodeClient
@@ -142,16 +143,8 @@ def _loop(step: Step, steps: int, every: int) -> Callable[[], object]:
 
 
 def _time(what: str, took: Timings, local: Timings, steps: int, target: float | None) -> Result:
-    return Result(
-        what=what,
-        value=took.median / steps * 1e3,
-        best=took.best / steps * 1e3,
-        unit="ms",
-        baseline=local.median / steps * 1e3,
-        baseline_best=local.best / steps * 1e3,
-        against="local torch",
-        at_most=None if target is None else target * local.median / steps * 1e3,
-    )
+    found = milliseconds(what, took, local, "local torch", each=steps)
+    return found if target is None else dataclasses.replace(found, at_most=target * found.baseline)
 
 
 def _cpu(what: str, took: Timings, local: Timings, steps: int) -> Result:

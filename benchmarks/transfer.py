@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.client
 import itertools
 import os
@@ -16,7 +17,7 @@ import torch
 
 from benchmarks.baseline import TCP_REQUEST
 from benchmarks.grid import Grid, Server
-from benchmarks.results import Result
+from benchmarks.results import Result, rate
 from benchmarks.scale import Scale
 from benchmarks.timing import Timings, in_turns
 from grid_jupyter.client.node import NodeClient
@@ -96,16 +97,8 @@ _VERBS = {"up": "PUT", "down": "GET"}
 
 
 def _speed(what: str, size: int, took: Timings, base: Timings, against: str, share: float | None = None) -> Result:
-    return Result(
-        at_least=None if share is None else share * size / MIB / base.median,
-        what=what,
-        value=size / MIB / took.median,
-        best=size / MIB / took.best,
-        unit="MiB/s",
-        baseline=size / MIB / base.median,
-        baseline_best=size / MIB / base.best,
-        against=against,
-    )
+    found = rate(what, size / MIB, took, "MiB/s", base, against)
+    return found if share is None else dataclasses.replace(found, at_least=share * found.baseline)
 
 
 def _tcp(server: Server, direction: bytes, length: int) -> socket.socket:
