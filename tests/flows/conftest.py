@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from node_world import GridProcess
 from raw_session import RawSession
 
-from grid_jupyter import NodeClient, TorchHook
+from grid_jupyter import NodeClient, TorchHook, VirtualWorker
 
 SECRETS = torch.tensor([[1, 3.5, 47.3], [0, 3.7, 48.1], [0, 3.9, 50.0], [1, 4.1, 52.3], [0, 4.1, 49.7]])
 """The birth records of seed 002."""
@@ -90,6 +91,19 @@ def connect() -> Iterator[Callable[..., NodeClient]]:
     """Makes clients: `connect(bob)` is a guest's, `connect(bob, "Ana")` Ana's; all are closed at the end."""
     with ExitStack() as stack:
         yield lambda node, user=None: stack.enter_context(node.client(user))
+
+
+@pytest.fixture(scope="module")
+def client(bob: GridProcess, hook: TorchHook) -> Iterator[NodeClient]:
+    """One session of a guest on Bob's Node, for all tests of a module."""
+    with bob.client() as made:
+        yield made
+
+
+@pytest.fixture(scope="module", params=["Node", "VirtualWorker"])
+def place(request: pytest.FixtureRequest, client: NodeClient, hook: TorchHook) -> Any:
+    """The two places where a remote tensor can be: both run the same commands."""
+    return client if request.param == "Node" else VirtualWorker(hook, id="bob")
 
 
 @pytest.fixture

@@ -21,6 +21,20 @@ from grid_jupyter.errors import RemoteOperationError
 Connect = Callable[..., NodeClient]
 
 
+def in_a_notebook(cells: list[str], *, may_fail: bool = False) -> str:
+    """Run cells as a notebook does, in a process of their own; returns what they show."""
+    program = f"""
+        from IPython.core.interactiveshell import InteractiveShell
+        shell = InteractiveShell.instance()
+        for cell in {cells!r}:
+            ran = shell.run_cell(cell, store_history=True)
+            {may_fail} or ran.raise_error()
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_ten_thousand_pointers_made_and_dropped_leave_nothing(bob: GridProcess, connect: Connect):
     client = connect(bob)
     x = client.receive(torch.ones(5))
@@ -76,15 +90,8 @@ def test_outputs_of_cells_are_let_go_by_clear(bob: GridProcess):
         "del x; node.clear()",
         "print(node.count(), len(node.values()), sorted(Out))",
     ]
-    program = f"""
-        from IPython.core.interactiveshell import InteractiveShell
-        shell = InteractiveShell.instance()
-        for cell in {cells!r}:
-            shell.run_cell(cell, store_history=True).raise_error()
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.strip().splitlines()
+    shown = in_a_notebook(cells)
+    lines = shown.strip().splitlines()
     assert {"x", "_3", "_4", "_"} <= set(lines[-2].split()), lines
     assert lines[-1] == "0 0 []"
 
@@ -127,15 +134,8 @@ def test_an_error_names_the_cell_and_its_line(bob: GridProcess):
         "z = (y * 2).sum()",
         "try:\n    z.get()\nexcept sy.GridError as error:\n    print(error)",
     ]
-    program = f"""
-        from IPython.core.interactiveshell import InteractiveShell
-        shell = InteractiveShell.instance()
-        for cell in {cells!r}:
-            shell.run_cell(cell, store_history=True).raise_error()
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().splitlines()[-1] == "  issued at In[2], line 3: y = x[index]  # here"
+    shown = in_a_notebook(cells)
+    assert shown.strip().splitlines()[-1] == "  issued at In[2], line 3: y = x[index]  # here"
 
 
 def test_a_notebook_shows_an_error_by_its_own_lines(bob: GridProcess):
@@ -144,15 +144,9 @@ def test_a_notebook_shows_an_error_by_its_own_lines(bob: GridProcess):
         "def offer(x):\n    return node.publish(x)",
         "offer(torch.ones(3))",
     ]
-    program = f"""
-        from IPython.core.interactiveshell import InteractiveShell
-        shell = InteractiveShell.instance()
-        for cell in {cells!r}:
-            shell.run_cell(cell, store_history=True)
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=120)
-    assert "line 1:\n    offer(torch.ones(3))\n" in done.stdout
-    assert "line 2:\n    return node.publish(x)\n\nNotAuthenticatedError: " in done.stdout, "nothing in between"
+    shown = in_a_notebook(cells, may_fail=True)
+    assert "line 1:\n    offer(torch.ones(3))\n" in shown
+    assert "line 2:\n    return node.publish(x)\n\nNotAuthenticatedError: " in shown, "nothing in between"
 
 
 def test_the_line_of_a_failure_in_private_data_is_told_to_readers_only(bob: GridProcess, connect: Connect):

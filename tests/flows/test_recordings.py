@@ -6,7 +6,7 @@ import copy
 import gc
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
@@ -30,17 +30,6 @@ from grid_jupyter.wire import commands
 
 Connect = Callable[..., NodeClient]
 CLASSES = 5
-
-
-@pytest.fixture(scope="module")
-def client(bob: GridProcess, hook: TorchHook) -> Iterator[NodeClient]:
-    with bob.client() as made:
-        yield made
-
-
-@pytest.fixture(scope="module", params=["Node", "VirtualWorker"])
-def place(request: pytest.FixtureRequest, client: NodeClient, hook: TorchHook) -> Any:
-    return client if request.param == "Node" else VirtualWorker(hook, id="bob")
 
 
 @pytest.fixture

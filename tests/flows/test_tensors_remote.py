@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,25 +13,13 @@ from node_world import GridProcess
 from torch import nn
 from torch.nn import functional
 
-from grid_jupyter import NodeClient, TorchHook, VirtualWorker, get_module, send, send_module
+from grid_jupyter import NodeClient, get_module, send, send_module
 from grid_jupyter.errors import ObjectNotFoundError, OperationNotAllowedError, RemoteOperationError, SessionLostError
 from grid_jupyter.tensors.remote import RemoteTensor
 from grid_jupyter.wire.dtypes import ITEM_BYTES
 from grid_jupyter.wire.messages import SessionStatus, Status
 
 Connect = Callable[..., NodeClient]
-
-
-@pytest.fixture(scope="module")
-def client(bob: GridProcess, hook: TorchHook) -> Iterator[NodeClient]:
-    with bob.client() as made:
-        yield made
-
-
-@pytest.fixture(scope="module", params=["Node", "VirtualWorker"])
-def place(request: pytest.FixtureRequest, client: NodeClient, hook: TorchHook) -> Any:
-    """The two places where a remote tensor can be: both run the same commands."""
-    return client if request.param == "Node" else VirtualWorker(hook, id="bob")
 
 
 def same(remote: Any, local: Any) -> None:
