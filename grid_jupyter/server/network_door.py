@@ -274,7 +274,7 @@ class NodeInfo(NetworkDoor):
                 "id": report.node.name,
                 "status": report.status,
                 "address": report.node.address,
-                "nodes": [],  # Nodes of this software do not connect to one another
+                "nodes": [],  # no Node keeps connections to others, it makes one for each value that moves
                 "datasets": report.datasets.datasets if report.datasets else [],
                 "models": [model.id for model in report.models.models] if report.models else [],
                 "cpu": beat.cpu if beat else None,
