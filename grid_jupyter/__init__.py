@@ -16,6 +16,7 @@ _PUBLIC: dict[str, str] = {
     "DataCentricFLClient": "grid_jupyter.client.node",
     "FederatedDataLoader": "grid_jupyter.client.federated",
     "FederatedDataset": "grid_jupyter.client.federated",
+    "JobPolicy": "grid_jupyter.wire.messages",
     "ModelCentricFLClient": "grid_jupyter.client.model_centric",
     "MultiPointerTensor": "grid_jupyter.tensors.multi",
     "NodeClient": "grid_jupyter.client.node",

@@ -18,9 +18,9 @@ from grid_jupyter.link.http import Address, call, transfer
 from grid_jupyter.ops.raw import NAMES, to_bytes
 from grid_jupyter.tensors.private import PrivateTensor, user_names
 from grid_jupyter.tensors.remote import RemoteTensor
-from grid_jupyter.wire.messages import ColumnInfo, DatasetInfo, Edit, Publish, Unpublished
+from grid_jupyter.wire.messages import ColumnInfo, DatasetInfo, Edit, JobPolicy, Publish, Unpublished
 from grid_jupyter.wire.safetensors import build_header
-from grid_jupyter.wire.words import check_users, check_words
+from grid_jupyter.wire.words import check_jobs, check_users, check_words
 
 _KEEP: Any = object()
 
@@ -43,15 +43,18 @@ class Publishing:
         allowed_users: str | tuple[str, ...] | list[str] = (),
         compute_users: str | tuple[str, ...] | list[str] | None = _KEEP,
         public_tags: bool | None = None,
+        jobs: JobPolicy | str | None = None,
         replaces: Any = None,
         user: str | None = None,
     ) -> Any:
         """Publish a tensor, a pandas DataFrame, or a file (CSV, Parquet, NPZ, safetensors). Returns a pointer.
 
         `allowed_users` may read values, besides the publisher: nobody else by default. `compute_users` may
-        compute: by default everybody whom the Node lets in. `replaces`, a pointer to a data set of yours, makes
-        this its next version, which keeps name, tags, description and compute_users if none are given. `user`
-        presents that user's stored credential. Publishing the same once more is harmless: it is the same data set.
+        compute: by default everybody whom the Node lets in. `jobs` says whose jobs run without a decision of yours:
+        a JobPolicy, "ask" (every job asks, the default) or "denied". `replaces`, a pointer to a data set of yours,
+        makes this its next version, which keeps name, tags, description, compute_users and jobs if none are given.
+        `user` presents that user's stored credential. Publishing the same once more is harmless: it is the same
+        data set.
 
         Durable when it returns. Raises SendNotPermittedError, InvalidDataError, LimitExceededError,
         StorageFullError; then nothing is published.
@@ -66,7 +69,7 @@ class Publishing:
         if isinstance(data, (torch.Tensor, PrivateTensor)):
             words = (*getattr(data, "tags", ()), *words)
             description = description or getattr(data, "description", "")
-        readers, computers = user_names(allowed_users), _computers(compute_users)
+        readers, computers, said = user_names(allowed_users), _computers(compute_users), _policy(jobs)
         check_words(name, words, description)  # before what may be a long upload
         check_users((*readers, *(computers if isinstance(computers, tuple) else ())))
         if isinstance(data, (torch.Tensor, PrivateTensor)):
@@ -85,6 +88,7 @@ class Publishing:
             columns=columns,
             dataset=None if replaces is None else _dataset_id(replaces),
             compute_users=computers,
+            jobs=said,
         )
         made: DatasetInfo = call(self.address, "POST", "/data-centric/datasets", request, token=token, kind=DatasetInfo)
         holder: Any = self
@@ -131,6 +135,7 @@ class Publishing:
         allowed_users: Any = None,
         compute_users: Any = _KEEP,
         public_tags: bool | None = None,
+        jobs: JobPolicy | str | None = None,
         user: str | None = None,
     ) -> DatasetInfo:
         """Change what is given of a data set of yours; it holds from the next read on. Raises Forbidden."""
@@ -140,6 +145,7 @@ class Publishing:
             allowed_users=None if allowed_users is None else user_names(allowed_users),
             public_tags=public_tags,
             compute_users=_computers(compute_users),
+            jobs=_policy(jobs),
         )
         where = f"/data-centric/datasets/{_dataset_id(dataset)}"
         return call(self.address, "PATCH", where, request, token=self._token_of(user), kind=DatasetInfo)
@@ -181,6 +187,18 @@ def _computers(users: Any) -> tuple[str, ...] | msgspec.UnsetType | None:
     if users is _KEEP:
         return msgspec.UNSET
     return None if users is None else user_names(users)
+
+
+def _policy(jobs: JobPolicy | str | None) -> JobPolicy | msgspec.UnsetType:
+    if jobs is None:
+        return msgspec.UNSET
+    if isinstance(jobs, str):
+        if jobs not in ("ask", "denied"):
+            raise BadRequest('jobs is a JobPolicy, "ask" or "denied"; JobPolicy(automatic=[…]) names users')
+        return JobPolicy(jobs=jobs == "ask")
+    made = msgspec.structs.replace(jobs, automatic=user_names(jobs.automatic))
+    check_jobs(made)
+    return made
 
 
 def _dataset_id(dataset: Any) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
@@ -24,9 +24,18 @@ from grid_jupyter.node.uploads import Uploads, check_may_publish
 from grid_jupyter.store.blobs import BlobStore
 from grid_jupyter.store.datasets import KEEP, DatasetTable, NewDataset, StoredColumn, StoredDataset, StoredTensor
 from grid_jupyter.wire.limits import MAX_COLUMNS, MAX_NAME_CHARS
-from grid_jupyter.wire.messages import ColumnInfo, DatasetInfo, Edit, Publish, TensorInfo, Unpublished
+from grid_jupyter.wire.messages import (
+    ASK_ALWAYS,
+    ColumnInfo,
+    DatasetInfo,
+    Edit,
+    JobPolicy,
+    Publish,
+    TensorInfo,
+    Unpublished,
+)
 from grid_jupyter.wire.safetensors import BlobTensor
-from grid_jupyter.wire.words import check_users, check_words
+from grid_jupyter.wire.words import check_jobs, check_users, check_words
 
 KINDS = ("tensor", "table", "arrays")
 
@@ -49,10 +58,13 @@ class Datasets:
         self._public_tags = public_tags
         self._known: dict[tuple[int, int], StoredDataset] = {}
         self._ended: Callable[[int], int] = lambda dataset: 0
+        self._gone: Callable[[int], Awaitable[None]] | None = None
 
-    def on_unpublish(self, end_sessions: Callable[[int], int]) -> None:
-        """What ends the sessions that have a data set open, and says how many."""
-        self._ended = end_sessions
+    def on_unpublish(
+        self, end_sessions: Callable[[int], int], end_requests: Callable[[int], Awaitable[None]] | None = None
+    ) -> None:
+        """What ends the sessions that have a data set open, and says how many; what ends requests that rest on it."""
+        self._ended, self._gone = end_sessions, end_requests
 
     # -------------------------------------------------------------- publishing
 
@@ -76,6 +88,8 @@ class Datasets:
         check_words(request.name, request.tags, request.description)
         compute_users = request.compute_users
         check_users((*request.allowed_users, *(compute_users if isinstance(compute_users, tuple) else ())))
+        if not isinstance(request.jobs, msgspec.UnsetType):
+            check_jobs(request.jobs)
         key = (account.username, request.upload)
         arrived = self.uploads.arrived(key)
         if arrived is None:  # perhaps a retry of one that was published already
@@ -89,6 +103,9 @@ class Datasets:
         public_tags = self._public_tags if before is None else before.public_tags
         if isinstance(compute_users, msgspec.UnsetType):
             compute_users = None if before is None else before.compute_users
+        jobs = request.jobs
+        if isinstance(jobs, msgspec.UnsetType):
+            jobs = ASK_ALWAYS if before is None else before.jobs
         new = NewDataset(
             name=request.name or (before.name if before is not None else ""),
             owner=account.username,
@@ -98,6 +115,7 @@ class Datasets:
             allowed_users=tuple(dict.fromkeys(request.allowed_users)),
             compute_users=compute_users,
             public_tags=public_tags if request.public_tags is None else request.public_tags,
+            jobs=jobs,
             tensors=tuple(StoredTensor(t.name, t.dtype, t.shape, t.begin, t.end) for t in tensors),
             columns=tuple(StoredColumn(c.name, c.dtype) for c in request.columns),
             blob=blob.name,
@@ -122,7 +140,7 @@ class Datasets:
         def essence(one: NewDataset) -> tuple[object, ...]:
             return (
                 one.owner, one.sha256, one.kind, one.name, one.tags, one.description, one.columns, one.public_tags,
-                one.allowed_users, one.compute_users,
+                one.allowed_users, one.compute_users, one.jobs,
             )  # fmt: skip
 
         return next(
@@ -135,6 +153,8 @@ class Datasets:
         check_words("", request.tags or (), request.description or "")
         compute = request.compute_users
         check_users((*(request.allowed_users or ()), *(compute if isinstance(compute, tuple) else ())))
+        if not isinstance(request.jobs, msgspec.UnsetType):
+            check_jobs(request.jobs)
         stored = await self._table.edit(
             dataset,
             tags=request.tags,
@@ -142,6 +162,7 @@ class Datasets:
             allowed_users=request.allowed_users,
             compute_users=compute if compute is None or isinstance(compute, tuple) else KEEP,
             public_tags=request.public_tags,
+            jobs=None if isinstance(request.jobs, msgspec.UnsetType) else request.jobs,
         )
         self._forget(dataset)
         return self.describe(stored, account.username)
@@ -149,6 +170,7 @@ class Datasets:
     async def unpublish(self, account: Account, dataset: int) -> Unpublished:
         """End a data set: rows, bytes, and the sessions that have it open. Raises Forbidden, ObjectNotFoundError."""
         await self._owned(account, dataset)
+        await self._end_requests(dataset)
         gone = await self._table.unpublish(dataset)
         self._forget(dataset)
         ended = self._ended(dataset)  # a Worker that maps the file would keep its bytes
@@ -156,9 +178,14 @@ class Datasets:
             await asyncio.to_thread(self._blobs.delete, blob.name)
         self._forget(dataset)
         ended += self._ended(dataset)  # those that were just opening it
+        await self._end_requests(dataset)
         return Unpublished(
             dataset=dataset, versions=len(gone), nbytes=sum(blob.nbytes for blob in gone), sessions_ended=ended
         )
+
+    async def _end_requests(self, dataset: int) -> None:
+        if self._gone is not None:
+            await self._gone(dataset)
 
     async def _owned(self, account: Account, dataset: int) -> StoredDataset:
         stored = await self._table.get(dataset)
@@ -227,12 +254,18 @@ class Datasets:
             ),
             columns=tuple(ColumnInfo(name=c.name, dtype=c.dtype) for c in stored.columns),
             allowed_users=stored.allowed_users if reads else None,
+            jobs=stored.jobs if caller == stored.owner else _seen_by(caller, stored.jobs),
         )
 
 
 def rules_of(stored: StoredDataset) -> Rules:
     """What the owner said, as the gates take it."""
-    return Rules(stored.id, stored.owner, stored.allowed_users, stored.compute_users)
+    return Rules(stored.id, stored.owner, stored.allowed_users, stored.compute_users, jobs=stored.jobs)
+
+
+def _seen_by(caller: str, jobs: JobPolicy) -> JobPolicy:
+    """What the owner says about jobs, without the names of others."""
+    return msgspec.structs.replace(jobs, automatic=(caller,) if caller in jobs.automatic else ())
 
 
 def is_vocabulary(tensor: str) -> bool:

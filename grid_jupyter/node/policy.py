@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from grid_jupyter.errors import GetNotPermittedError, NotAuthenticatedError
+from grid_jupyter.wire.messages import ASK_ALWAYS, JobPolicy
 
 GUEST = ""
 
@@ -22,6 +23,7 @@ class Rules:
     allowed_users: tuple[str, ...]  # may read, besides the owner
     compute_users: tuple[str, ...] | None  # may compute, besides the owner; None: everybody
     origin: str = ""  # the Node that a value came from, where the data set is not this Node's
+    jobs: JobPolicy = ASK_ALWAYS
 
 
 def check_session(caller: str, guests_allowed: bool) -> None:

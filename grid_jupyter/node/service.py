@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import secrets
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 
+from grid_jupyter.errors import StorageFullError
 from grid_jupyter.identity.accounts import Accounts
 from grid_jupyter.link.peer import Membership
+from grid_jupyter.node.audit import Audit
 from grid_jupyter.node.datasets import Datasets
 from grid_jupyter.node.models import Models
+from grid_jupyter.node.requests import Requests
 from grid_jupyter.node.sessions import Sessions
 from grid_jupyter.store.accounts import AccountTable
+from grid_jupyter.store.audit import AuditTable
 from grid_jupyter.store.blobs import BlobStore
 from grid_jupyter.store.database import Database, sqlite_url
 from grid_jupyter.store.datasets import DatasetTable
 from grid_jupyter.store.models import ModelTable
+from grid_jupyter.store.requests import RequestTable
 from grid_jupyter.store.settings import SettingTable
 from grid_jupyter.wire import network, worker
 from grid_jupyter.worker.pool import WorkerPool
+
+log = logging.getLogger("grid_jupyter")
+SWEEP_S = 30.0
+"""How often requests and approvals are looked at whose time may be over."""
 
 
 class GridNode:
@@ -52,6 +63,8 @@ class GridNode:
         self.pool = WorkerPool(limits, spare_workers)
         self.warm = warm
         self.models = Models(ModelTable(database), blobs)
+        self.audit = Audit(AuditTable(database))
+        self.requests = Requests(RequestTable(database), self.audit, blobs)
         self.datasets = Datasets(
             DatasetTable(database), blobs, max_upload_bytes=max_upload_bytes, public_tags=public_tags
         )
@@ -66,7 +79,8 @@ class GridNode:
             idle_s=idle_s,
             grace_s=grace_s,
         )
-        self.datasets.on_unpublish(self.sessions.end_with)
+        self.datasets.on_unpublish(self.sessions.end_with, self.requests.end_with)
+        self._sweeper: asyncio.Task[None] | None = None
         self.membership: Membership | None = None
 
     @classmethod
@@ -106,12 +120,23 @@ class GridNode:
 
     async def start(self) -> str | None:
         """Make it ready to serve. Returns the owner's one-time invite at the first start, else None."""
-        await self.datasets.sweep(await self.models.blobs())
+        await self.requests.sweep()
+        await self.datasets.sweep(await self.models.blobs() | await self.requests.held_blobs())
         await self.pool.probe()
         if self.warm:
             self.pool.prepare()
         self.sessions.start()
+        self._sweeper = asyncio.create_task(self._sweep(), name="requests and audit")
         return await self.accounts.first_start()
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            self.audit.sweep()
+            try:
+                await self.requests.sweep()
+            except StorageFullError:
+                log.warning("requests that are over stay for now: the disk is full")
 
     def reachable_at(self, address: str, peers: tuple[str, ...] = ()) -> None:
         """Where other Nodes reach this one, and which ones besides those of its Network it may hand values to."""
@@ -146,9 +171,13 @@ class GridNode:
         """Leave the Network for now, end all sessions and Workers, close the database."""
         if self.membership is not None:
             await self.membership.stop()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.wait([self._sweeper])
         await self.sessions.stop()
         self.datasets.uploads.close()
         await self.pool.stop()
+        await self.audit.close()
         self.database.close()
 
     # -------------------------------------------------------------- what the Network asks

@@ -9,12 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
+import msgspec
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from grid_jupyter.errors import Conflict, ObjectNotFoundError, SendNotPermittedError
 from grid_jupyter.store.database import Database, is_id
 from grid_jupyter.store.records import Dataset, DatasetVersion
+from grid_jupyter.wire.messages import ASK_ALWAYS, JobPolicy
 
 _LOWEST_ID = 10**10
 _HIGHEST_ID = 10**11 - 1
@@ -60,6 +62,7 @@ class NewDataset:
     allowed_users: tuple[str, ...]  # may read values
     compute_users: tuple[str, ...] | None = None  # may compute; None: everybody whom the Node lets
     public_tags: bool = False
+    jobs: JobPolicy = ASK_ALWAYS
     tensors: tuple[StoredTensor, ...]
     columns: tuple[StoredColumn, ...] = ()
     blob: str
@@ -99,7 +102,7 @@ class DatasetTable:
 
         Asked again with the same upload id, it answers as before and stores nothing: then the row keeps the first
         blob, and one that was made since is for `BlobStore.sweep` (or the caller, who sees it by `get`).
-        A new version takes its name, compute_users and public_tags for all versions.
+        A new version takes its name, compute_users, public_tags and jobs for all versions.
 
         Raises SendNotPermittedError unless the owner of the new version is the data set's, Conflict for an upload id
         that another owner used.
@@ -184,9 +187,11 @@ class DatasetTable:
         allowed_users: Sequence[str] | None = None,
         compute_users: Sequence[str] | Keep | None = KEEP,
         public_tags: bool | None = None,
+        jobs: JobPolicy | None = None,
     ) -> StoredDataset:
-        """Change what is given. Tags and description are the current version's; who may read or compute, and whether
-        tags are public, goes for all versions, so that nobody reads in an old one what the new one denies."""
+        """Change what is given. Tags and description are the current version's; who may read or compute, whether
+        tags are public, and what is said about jobs goes for all versions, so that nobody reads in an old one what
+        the new one denies."""
 
         def change(session: Session) -> StoredDataset:
             row = _find_version(session, dataset_id, None)
@@ -201,6 +206,8 @@ class DatasetTable:
                 row.dataset.compute_users = None if compute_users is None else list(compute_users)
             if public_tags is not None:
                 row.dataset.public_tags = public_tags
+            if jobs is not None:
+                row.dataset.jobs = msgspec.to_builtins(jobs)
             return _stored(row)
 
         return await self._run(change)
@@ -233,6 +240,7 @@ class DatasetTable:
             row.current_version += 1
         row.name, row.kind, row.public_tags = dataset.name, dataset.kind, dataset.public_tags
         row.compute_users = None if dataset.compute_users is None else list(dataset.compute_users)
+        row.jobs = msgspec.to_builtins(dataset.jobs)
         session.flush()
         return row
 
@@ -284,6 +292,7 @@ def _stored(row: DatasetVersion) -> StoredDataset:
         allowed_users=tuple(row.allowed_users),
         compute_users=None if compute_users is None else tuple(compute_users),
         public_tags=row.dataset.public_tags,
+        jobs=ASK_ALWAYS if row.dataset.jobs is None else msgspec.convert(row.dataset.jobs, JobPolicy),
         tensors=tuple(
             StoredTensor(tensor["name"], tensor["dtype"], tuple(tensor["shape"]), tensor["begin"], tensor["end"])
             for tensor in row.tensors

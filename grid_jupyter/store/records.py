@@ -156,6 +156,8 @@ class Dataset(Base):
     # None: everybody whom the Node lets compute. none_as_null, so that None is NULL and not the JSON word.
     compute_users: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
     current_version: Mapped[int]
+    # what the owner says about jobs and single values, as wire's JobPolicy; None: the default
+    jobs: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
 
 class DatasetVersion(Base):
@@ -177,6 +179,8 @@ class DatasetVersion(Base):
     columns: Mapped[list[dict[str, Any]]] = mapped_column(JSON)  # {name, dtype}
     created: Mapped[float]
     upload_id: Mapped[str] = mapped_column(String(128), unique=True)
+    mock_blob: Mapped[str | None] = mapped_column(String(64))  # rows of the same form that are nobody's
+    mock_tensors: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
 
     dataset: Mapped[Dataset] = relationship(lazy="joined", innerjoin=True)
 
@@ -194,6 +198,61 @@ class HostedModel(Base):
     mpc: Mapped[bool]
     owner: Mapped[str] = mapped_column(String(128))
     created: Mapped[float]
+
+
+# ------------------------------------------------------------------ sign-off
+
+
+class ReleaseRequest(Base):
+    """Somebody asks for a value, or for a job. It is never deleted: what was decided stays known."""
+
+    __tablename__ = "release_request"
+    __table_args__ = ({"sqlite_autoincrement": True},)
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    key: Mapped[str] = mapped_column(String(128), index=True)  # what it is asked for: a job, a held value
+    kind: Mapped[str] = mapped_column(String(16))
+    asker: Mapped[str] = mapped_column(String(128), index=True)
+    reason: Mapped[str] = mapped_column(Text)
+    binding: Mapped[str] = mapped_column(String(64))  # SHA-256 of all that a decision is about
+    datasets: Mapped[list[dict[str, Any]]] = mapped_column(JSON)  # {dataset, version, owner}
+    shown: Mapped[dict[str, Any]] = mapped_column(JSON)  # what the owners are shown
+    state: Mapped[str] = mapped_column(String(16), index=True)
+    review: Mapped[bool] = mapped_column(default=False)  # approved to run; its result waits for a second look
+    created: Mapped[float]
+    expires: Mapped[float]  # waiting: given up then; approved: good until then
+    dialogue: Mapped[list[dict[str, Any]]] = mapped_column(JSON)  # {at, by, what, text}, in order
+    blob: Mapped[str | None] = mapped_column(String(64), unique=True)  # of a value that is held until it is decided
+    held: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # {dtype, shape, nbytes, sha256}
+
+    decisions: Mapped[list[Decision]] = relationship(lazy="selectin", order_by="Decision.owner")
+
+
+class Decision(Base):
+    """What one owner, or somebody in their place, said to a request."""
+
+    __tablename__ = "decision"
+
+    request_id: Mapped[int] = mapped_column(ForeignKey("release_request.id", ondelete="CASCADE"), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(128), primary_key=True)
+    state: Mapped[str] = mapped_column(String(16))
+    by: Mapped[str] = mapped_column(String(128))
+    at: Mapped[float]
+    expires: Mapped[float]
+    review: Mapped[bool] = mapped_column(default=False)
+
+
+class AuditRow(Base):
+    """One thing that a gate decided. `hash` is over the row and the hash of the one before."""
+
+    __tablename__ = "audit"
+
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    at: Mapped[float]
+    event: Mapped[str] = mapped_column(String(64))
+    actor: Mapped[str] = mapped_column(String(128))
+    details: Mapped[str] = mapped_column(Text)  # canonical JSON
+    hash: Mapped[str] = mapped_column(String(64))
 
 
 # ------------------------------------------------------------------ a Network's members

@@ -18,7 +18,9 @@ MAX_TAG_CHARS = 256
 MAX_DESCRIPTION_CHARS = 20_000
 """Characters of a data set's description."""
 MAX_REASON_CHARS = 1_000
-"""Characters of the reason that a reader gives."""
+"""Characters of a reason, a question or an answer."""
+MAX_SHOWN_BYTES = 1 << 20
+"""Bytes of what a request shows the owners who decide on it, as JSON."""
 MAX_NAME_CHARS = 128
 """Characters of a user's, Node's or column's name."""
 MAX_USERS = 1_000

@@ -36,6 +36,27 @@ class ColumnInfo(Message, frozen=True):
     dtype: str  # pandas' name: int64, Int64, boolean, category, datetime64[ns], string …
 
 
+class JobPolicy(Message, frozen=True):
+    """What the owner of a data set says about jobs, and about single values. Without it, every job and value asks.
+
+    `automatic` names users whose jobs need no decision, if these rest on `min_rows` rows and take `min_steps` steps
+    at least, and leave it to the Worker to derive the step; other jobs ask. Nobody is shown of the names more than
+    their own.
+    """
+
+    automatic: tuple[str, ...] = ()
+    jobs: bool = True  # False: no jobs of others
+    values: bool = True  # False: no requests for single values
+    min_rows: int = 1
+    min_steps: int = 1
+    epoch_metrics: bool = False  # metrics of each epoch may be seen while a job runs
+    full_isolation: bool = False  # no jobs of others where the Node's isolation is reduced
+
+
+ASK_ALWAYS = JobPolicy()
+"""Where an owner says nothing: every job and every value asks."""
+
+
 class DatasetInfo(Message, frozen=True):
     """A data set as a stranger with access to the Node may see it: metadata, no values."""
 
@@ -49,6 +70,7 @@ class DatasetInfo(Message, frozen=True):
     tensors: tuple[TensorInfo, ...]
     columns: tuple[ColumnInfo, ...] = ()
     allowed_users: tuple[str, ...] | None = None  # may read values; None: not for this caller to know
+    jobs: JobPolicy = ASK_ALWAYS
 
 
 class Limits(Message, frozen=True):
@@ -269,7 +291,7 @@ class Publish(Message, frozen=True):
     """POST /data-centric/datasets: make an uploaded safetensors file a data set. Reply: DatasetInfo.
 
     `upload` is the id under which the bytes were PUT, and makes a retry harmless. A next version keeps what is
-    not given of name, tags, description, compute_users and public_tags; its readers are named anew.
+    not given of name, tags, description, compute_users, public_tags and jobs; its readers are named anew.
     """
 
     upload: str
@@ -282,6 +304,7 @@ class Publish(Message, frozen=True):
     public_tags: bool | None = None  # None: as the Node's setting says
     columns: tuple[ColumnInfo, ...] = ()
     dataset: int | None = None  # publish the next version of this one
+    jobs: JobPolicy | msgspec.UnsetType = msgspec.UNSET
 
 
 class Edit(Message, frozen=True):
@@ -292,6 +315,7 @@ class Edit(Message, frozen=True):
     allowed_users: tuple[str, ...] | None = None
     compute_users: tuple[str, ...] | msgspec.UnsetType | None = msgspec.UNSET
     public_tags: bool | None = None
+    jobs: JobPolicy | msgspec.UnsetType = msgspec.UNSET
 
 
 class Unpublished(Message, frozen=True):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from grid_jupyter.errors import InvalidDataError, LimitExceededError
 from grid_jupyter.wire.limits import MAX_DESCRIPTION_CHARS, MAX_NAME_CHARS, MAX_TAG_CHARS, MAX_TAGS, MAX_USERS
+from grid_jupyter.wire.messages import JobPolicy
 
 
 def check_words(name: str, tags: Sequence[str], description: str) -> None:
@@ -30,6 +31,13 @@ def check_users(users: Sequence[str]) -> None:
     if not all(0 < len(user) <= MAX_NAME_CHARS for user in users):
         raise InvalidDataError(f"a user's name has 1 to {MAX_NAME_CHARS} characters")
     _check_unicode(users)
+
+
+def check_jobs(policy: JobPolicy) -> None:
+    """Raises LimitExceededError, InvalidDataError."""
+    check_users(policy.automatic)
+    if not (0 < policy.min_rows < 2**53 and 0 < policy.min_steps < 2**53):
+        raise InvalidDataError("min_rows and min_steps are numbers from 1 on")
 
 
 def _check_unicode(texts: Sequence[str]) -> None:

@@ -410,6 +410,24 @@ def test_a_data_set_of_others_cannot_be_seen_changed_or_ended_by_its_number(open
     opened.ask("DELETE", where, token=alice)
 
 
+def test_what_an_owner_says_about_jobs_is_kept_and_shown_without_the_names_of_others(opened: Served):
+    alice, ana = opened.tokens["Alice"], opened.tokens["Ana"]
+    said = {"automatic": ["Ana", "Paul"], "min_rows": 100, "epoch_metrics": True}
+    made = opened.publish(alice, jobs=said).json
+    assert (made["jobs"]["automatic"], made["jobs"]["min_rows"]) == (["Ana", "Paul"], 100)
+    (seen,) = opened.ask("GET", "/data-centric/datasets", token=ana).json
+    assert (seen["jobs"]["automatic"], seen["jobs"]["epoch_metrics"]) == (["Ana"], True)
+    assert opened.ask("GET", "/data-centric/datasets").json[0]["jobs"]["automatic"] == []
+    where = f"/data-centric/datasets/{made['id']}"
+    second = opened.publish(alice, upload="b" * 32, dataset=made["id"]).json
+    assert second["jobs"] == made["jobs"]  # a next version keeps it
+    assert opened.ask("PATCH", where, {"jobs": {"jobs": False}}, token=ana).status == 403
+    assert opened.ask("PATCH", where, {"description": "new"}, token=alice).json["jobs"] == made["jobs"]
+    assert opened.ask("PATCH", where, {"jobs": {"jobs": False}}, token=alice).json["jobs"]["jobs"] is False
+    assert opened.ask("PATCH", where, {"jobs": {"min_rows": 0}}, token=alice).status == 400
+    opened.ask("DELETE", where, token=alice)
+
+
 def test_only_its_owner_publishes_versions_of_a_data_set(opened: Served):
     made = opened.publish(opened.tokens["Alice"]).json
     stolen = opened.publish(opened.tokens["Paul"], upload="a" * 32, dataset=made["id"])
@@ -457,6 +475,12 @@ def test_tags_and_descriptions_are_kept_as_text_whatever_they_hold(opened: Serve
         ({"allowed_users": [f"u{n}" for n in range(1001)]}, 413, "1000"),
         ({"allowed_users": "Alice", "upload": "e" * 32}, 400, "Invalid JSON"),
         ({"compute_users": ["", "Ana"]}, 400, "1 to 128"),
+        ({"jobs": {"automatic": [""]}}, 400, "1 to 128"),
+        ({"jobs": {"automatic": [f"u{n}" for n in range(1001)]}}, 413, "1000"),
+        ({"jobs": {"min_rows": 0}}, 400, "min_rows"),
+        ({"jobs": {"min_steps": -1}}, 400, "min_steps"),
+        ({"jobs": {"anyone": True}, "upload": "e" * 32}, 400, "anyone"),
+        ({"jobs": None, "upload": "e" * 32}, 400, "Invalid JSON"),
         ({"kind": "pickle"}, 400, "one of"),
         ({"kind": "table", "columns": [{"name": "a", "dtype": "int64"}]}, 400, "col/"),
         ({"kind": "tensor", "columns": [{"name": "a", "dtype": "int64"}]}, 400, "table"),

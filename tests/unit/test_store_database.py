@@ -202,23 +202,52 @@ def test_a_database_of_a_newer_version_is_refused_and_left_as_it_is(file: Path) 
         assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("9999",)]
 
 
-def test_a_baseline_can_be_taken_back(file: Path, database: Database) -> None:
+def test_every_revision_can_be_taken_back(file: Path, database: Database) -> None:
     from alembic.migration import MigrationContext
     from alembic.operations import Operations
     from alembic.script import ScriptDirectory
 
     import grid_jupyter.store.migrations as migrations
 
-    script = ScriptDirectory(str(Path(str(migrations.__file__)).parent)).get_revision(HEAD)
-    assert script is not None
+    scripts = list(ScriptDirectory(str(Path(str(migrations.__file__)).parent)).walk_revisions())  # the newest first
 
     def take_back(session: Session) -> list[str]:
         with Operations.context(MigrationContext.configure(session.connection())):
-            script.module.downgrade()
+            for script in scripts:
+                script.module.downgrade()
         found = session.execute(text("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'"))
         return list(found.scalars())
 
     assert database.call(take_back) == ["alembic_version"]
+
+
+def test_data_sets_of_the_first_schema_are_kept_by_the_next_ones(file: Path) -> None:
+    from alembic.migration import MigrationContext
+    from alembic.operations import Operations
+    from alembic.script import ScriptDirectory
+    from sqlalchemy import create_engine
+
+    import grid_jupyter.store.migrations as migrations
+    from grid_jupyter.store.datasets import DatasetTable
+
+    file.parent.mkdir()
+    script = ScriptDirectory(str(Path(str(migrations.__file__)).parent)).get_revision("0001")
+    assert script is not None
+    with create_engine(sqlite_url(file)).begin() as connection:
+        with Operations.context(MigrationContext.configure(connection)):
+            script.module.upgrade()
+        for statement in (
+            "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)",
+            "INSERT INTO alembic_version VALUES ('0001')",
+            "INSERT INTO dataset VALUES (12345678901, 'ages', 'Bob', 'tensor', 1.0, 0, NULL, 1)",
+            "INSERT INTO dataset_version "
+            "VALUES (1, 12345678901, 1, 'b', 4, 's', '[\"#a\"]', '', '[]', '[]', '[]', 1.0, 'u')",
+        ):
+            connection.exec_driver_sql(statement)
+    database = Database(sqlite_url(file))
+    (found,) = asyncio.run(DatasetTable(database).list())
+    assert (found.name, found.tags, found.jobs.jobs, found.jobs.automatic) == ("ages", ("#a",), True, ())
+    database.close()
 
 
 def test_settings_are_remembered_and_the_first_one_kept(database: Database) -> None:

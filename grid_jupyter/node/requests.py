@@ -1,0 +1,441 @@
+"""Requests for jobs and values: who asked for what, what the owners said, how long that holds.
+
+One table for both kinds. A request is decided by the owners of the data sets that it rests on, all of them, or by
+somebody who may triage requests; never by who asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import msgspec
+
+from grid_jupyter.errors import (
+    BadRequest,
+    Conflict,
+    Forbidden,
+    GetNotPermittedError,
+    GridError,
+    LimitExceededError,
+    ObjectNotFoundError,
+)
+from grid_jupyter.identity.accounts import Account
+from grid_jupyter.node.audit import Audit
+from grid_jupyter.node.verdicts import (
+    APPROVED,
+    DENIED,
+    EXPIRED,
+    GRANTED,
+    OPEN,
+    QUESTION,
+    REVOKED,
+    USED,
+    WAITING,
+    Asked,
+    Verdict,
+    demand,
+    overall,
+    shows_epochs,
+)
+from grid_jupyter.store.audit import Event, append
+from grid_jupyter.store.blobs import BlobStore
+from grid_jupyter.store.requests import NewRequest, RequestRows, RequestTable, StoredDecision, StoredRequest
+from grid_jupyter.wire.limits import MAX_REASON_CHARS, MAX_SHOWN_BYTES
+
+T = TypeVar("T")
+
+TRIAGE = "can_triage_requests"
+"""The right to decide in place of any owner."""
+WAITING_S = 30 * 86_400.0
+"""How long a request waits for its owners."""
+APPROVED_S = 7 * 86_400.0
+"""How long an approval is good, unless told otherwise."""
+LONGEST_S = 366 * 86_400.0
+"""The longest that an approval can be good."""
+MAX_OPEN = 100
+"""Requests of one user that wait at once."""
+
+Decided = Callable[[str, str, Verdict], None]
+"""Called with kind, key and verdict of what was decided, revoked, or is over."""
+
+
+class Requests:
+    """All requests of a Node. Decisions are durable, and in the audit log, when a method returns."""
+
+    def __init__(
+        self, table: RequestTable, audit: Audit, blobs: BlobStore, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._table = table
+        self._audit = audit
+        self._blobs = blobs
+        self._clock = clock
+        self._told: list[Decided] = []
+
+    def on_decided(self, tell: Decided) -> None:
+        """Whom to call, in the event loop, when something is decided, revoked or over."""
+        self._told.append(tell)
+
+    # -------------------------------------------------------------- asking
+
+    async def decide(self, asked: Asked, *, blob: str | None = None, held: dict[str, Any] | None = None) -> Verdict:
+        """Whether something may be had: by the policies of all its sources, else by a request, which is made here.
+
+        Asked again with the same key and binding, it answers how the request stands. Another binding under the same
+        key is another question: the old one, and its approval, no longer count. `blob` is a value that is held.
+
+        Raises LimitExceededError for a user who has too many requests open, or one that is too large to be shown.
+        """
+        wanted = demand(asked)
+        epochs = shows_epochs(asked)
+        about = {"kind": asked.kind, "key": asked.key, "datasets": [rules.dataset for rules in asked.sources]}
+        if wanted.denied:
+            self._audit.note("denied-by-policy", asked.asker, **about)
+            return Verdict(DENIED, reason=wanted.denied)
+        if not wanted.owners:
+            self._audit.note("granted-by-policy", asked.asker, **about)
+            return Verdict(GRANTED, epoch_metrics=epochs)
+        new = _new(asked, wanted.owners, self._clock() + WAITING_S, blob, held)
+
+        def work(rows: RequestRows, events: list[Event]) -> StoredRequest:
+            now = self._clock()
+            found = rows.newest(asked.key)
+            if found is not None and found.asker != asked.asker:
+                raise Conflict("this was asked for by somebody else; ask under a key of your own")
+            if found is not None and (found.binding != new.binding or not set(new.owners) <= set(found.owners)):
+                if found.state in (*OPEN, APPROVED):
+                    rows.set_state(found.id, REVOKED)
+                    rows.say(found.id, now, "", REVOKED, "something of it was changed, so it is asked anew")
+                    events.append(self._audit.event("request-superseded", asked.asker, request=found.id))
+                found = None
+            if found is None:
+                if rows.count(asked.asker, OPEN) >= MAX_OPEN:
+                    raise LimitExceededError(
+                        f"{MAX_OPEN} requests of yours wait already; withdraw some (node.my_requests()) or wait"
+                    )
+                found = rows.add(new, WAITING, now)
+                events.append(self._audit.event("requested", asked.asker, request=found.id, **about))
+                return found
+            return self._on_time(rows, events, found, now)
+
+        stored = await self._change(work)
+        return verdict_of(stored, epoch_metrics=epochs)
+
+    async def use(self, request: int, asker: str) -> StoredRequest:
+        """Take up an approval, once: durable, and in the audit log, before anything leaves by it.
+
+        Raises GetNotPermittedError, which says how the request stands, and ObjectNotFoundError for another's.
+        """
+
+        def work(rows: RequestRows, events: list[Event]) -> StoredRequest:
+            found = self._on_time(rows, events, _asked_by(asker, rows.get(request)), self._clock())
+            if found.state != APPROVED:
+                raise _not_granted(found)
+            rows.set_state(request, USED)
+            events.append(self._audit.event("released-by-approval", asker, request=request, key=found.key))
+            return found
+
+        return await self._change(work)
+
+    async def standing(self, request: int, asker: str) -> StoredRequest:
+        """One's own request as it stands. Raises ObjectNotFoundError."""
+        return await self._change(
+            lambda rows, events: self._on_time(rows, events, _asked_by(asker, rows.get(request)), self._clock())
+        )
+
+    async def answer(self, account: Account, request: int, text: str) -> StoredRequest:
+        """Answer the question that an owner asked back. Raises Conflict where none was asked."""
+        _check_text(text, "an answer")
+
+        def work(rows: RequestRows, events: list[Event]) -> StoredRequest:
+            now = self._clock()
+            found = self._on_time(rows, events, _asked_by(account.username, rows.get(request)), now)
+            if found.state != QUESTION:
+                raise Conflict(f"nothing was asked: request {request} is {found.state}")
+            asking = [one.owner for one in found.decisions if one.state == QUESTION]
+            rows.decide(request, asking, StoredDecision("", WAITING, "", now, found.expires, False))
+            rows.say(request, now, account.username, "answer", text)
+            rows.set_state(request, WAITING)
+            events.append(self._audit.event("answered", account.username, request=request))
+            return rows.get(request)
+
+        return await self._change(work)
+
+    async def withdraw(self, account: Account, request: int) -> StoredRequest:
+        """Ask for it no longer. Raises Conflict for one that is over already."""
+
+        def work(rows: RequestRows, events: list[Event]) -> StoredRequest:
+            found = self._on_time(rows, events, _asked_by(account.username, rows.get(request)), self._clock())
+            if found.state not in (*OPEN, APPROVED):
+                raise Conflict(f"request {request} is {found.state}, so there is nothing to withdraw")
+            rows.set_state(request, REVOKED)
+            rows.say(request, self._clock(), account.username, "withdrawn", "")
+            events.append(self._audit.event("withdrawn", account.username, request=request))
+            return rows.get(request)
+
+        return await self._change(work)
+
+    # -------------------------------------------------------------- deciding
+
+    async def approve(
+        self, account: Account, request: int, *, expires_s: float | None = None, review: bool = False
+    ) -> StoredRequest:
+        """Let it go on, for what this account may decide. With `review`, a job may run and its result waits for
+        another request. The approval is good for `expires_s` (7 days).
+
+        Raises Forbidden, ObjectNotFoundError, Conflict for a request that is no longer open, BadRequest.
+        """
+        good_s = APPROVED_S if expires_s is None else expires_s
+        if not 1.0 <= good_s <= LONGEST_S:
+            raise BadRequest("an approval is good for 1 second to 366 days")
+
+        def work(rows: RequestRows, events: list[Event]) -> StoredRequest:
+            now = self._clock()
+            found, owners = self._decidable(rows, events, account, request, now)
+            if review and found.kind != "job":
+                raise BadRequest("only the result of a job can be looked at before it is released")
+            rows.decide(request, owners, StoredDecision("", APPROVED, account.username, now, now + good_s, review))
+            rows.say(request, now, account.username, APPROVED, "")
+            return self._settle(rows, events, account, request, "approved")
+
+        return await self._change(work)
+
+    async def deny(self, account: Account, request: int, reason: str) -> StoredRequest:
+        """Refuse it, with a reason that the asker reads. Raises as `approve`."""
+        _check_text(reason, "a reason")
+
+        def work(rows: RequestRows, events: list[Event]) -> StoredRequest:
+            now = self._clock()
+            found, owners = self._decidable(rows, events, account, request, now)
+            rows.decide(request, owners, StoredDecision("", DENIED, account.username, now, found.expires, False))
+            rows.say(request, now, account.username, DENIED, reason)
+            return self._settle(rows, events, account, request, "denied")
+
+        return await self._change(work)
+
+    async def ask(self, account: Account, request: int, question: str) -> StoredRequest:
+        """Ask the asker something; it waits for the answer. Raises as `approve`."""
+        _check_text(question, "a question")
+
+        def work(rows: RequestRows, events: list[Event]) -> StoredRequest:
+            now = self._clock()
+            found, owners = self._decidable(rows, events, account, request, now)
+            rows.decide(request, owners, StoredDecision("", QUESTION, account.username, now, found.expires, False))
+            rows.say(request, now, account.username, QUESTION, question)
+            return self._settle(rows, events, account, request, "asked-back")
+
+        return await self._change(work)
+
+    async def revoke(self, account: Account, request: int) -> StoredRequest:
+        """Take an approval back, as long as nothing left by it. Raises Conflict, Forbidden, ObjectNotFoundError."""
+
+        def work(rows: RequestRows, events: list[Event]) -> StoredRequest:
+            now = self._clock()
+            found = self._on_time(rows, events, rows.get(request), now)
+            owners = _deciding(account, found)
+            given = [one.owner for one in found.decisions if one.owner in owners and one.state == APPROVED]
+            if found.state not in (*OPEN, APPROVED) or not given:
+                raise Conflict(f"request {request} is {found.state}, so there is no approval of yours to take back")
+            rows.decide(request, given, StoredDecision("", REVOKED, account.username, now, now, False))
+            rows.say(request, now, account.username, REVOKED, "")
+            return self._settle(rows, events, account, request, "revoked")
+
+        return await self._change(work)
+
+    # -------------------------------------------------------------- looking
+
+    async def to_decide(self, account: Account, states: tuple[str, ...] = OPEN) -> tuple[StoredRequest, ...]:
+        """Requests that this account may decide on, or decided on, in these states: newest first."""
+        await self.sweep()
+        owner = None if TRIAGE in account.flags else account.username
+        return await self._table.change(lambda rows: rows.listed(owner=owner, states=states, limit=1000))
+
+    async def mine(self, account: Account) -> tuple[StoredRequest, ...]:
+        """What this account asked for, newest first."""
+        await self.sweep()
+        return await self._table.change(lambda rows: rows.listed(asker=account.username, limit=1000))
+
+    async def visible(self, account: Account, request: int) -> StoredRequest:
+        """One request, for who asked and for who decides. Raises ObjectNotFoundError."""
+        found = await self._table.change(lambda rows: rows.get(request))
+        if found.asker != account.username:
+            _deciding(account, found)
+        return found
+
+    # -------------------------------------------------------------- what comes to its end by itself
+
+    async def sweep(self) -> None:
+        """End requests and approvals whose time is over; the values held for them go."""
+        now = self._clock()
+        due = await self._table.change(lambda rows: [one.id for one in rows.due((*OPEN, APPROVED), now)])
+        for request in due:
+            await self._change(partial(self._end_if_over, request, now))
+
+    async def end_with(self, dataset: int) -> None:
+        """A data set is gone, and with it what was asked for on it."""
+
+        def work(rows: RequestRows) -> list[int]:
+            return [one.id for one in rows.listed(dataset=dataset, states=(*OPEN, APPROVED))]
+
+        def end(request: int, rows: RequestRows, events: list[Event]) -> StoredRequest:
+            rows.set_state(request, REVOKED)
+            rows.say(request, self._clock(), "", REVOKED, f"data set {dataset} was unpublished")
+            events.append(self._audit.event("revoked", "", request=request, dataset=dataset))
+            return rows.get(request)
+
+        for request in await self._table.change(work):
+            await self._change(partial(end, request))
+
+    async def held_blobs(self) -> frozenset[str]:
+        """Blobs of values that are held."""
+        return await self._table.change(lambda rows: rows.held_blobs())
+
+    # -------------------------------------------------------------- one change
+
+    async def _change(self, work: Callable[[RequestRows, list[Event]], StoredRequest]) -> StoredRequest:
+        """One transaction: what it changes and its rows of the audit log, behind all that was noted before. Then the
+        value that is held goes, if nobody can have it any more, and whoever waits is told."""
+        before = self._audit.take()
+        dropped: list[str] = []
+
+        def all_of_it(rows: RequestRows) -> tuple[StoredRequest | GridError, list[StoredRequest]]:
+            events: list[Event] = []
+            try:
+                found: StoredRequest | GridError = work(rows, events)
+            except GridError as refused:
+                if not events:  # nothing was changed; where something was, that stays
+                    raise
+                found = refused
+            touched = [rows.get(request) for request in dict.fromkeys(event.details["request"] for event in events)]
+            for one in touched:
+                if one.blob is not None and one.state in (DENIED, EXPIRED, REVOKED):
+                    dropped.extend(blob for blob in [rows.let_go(one.id)] if blob)
+            append(rows.session, [*before, *events])
+            return found, touched
+
+        try:
+            found, touched = await self._table.change(all_of_it)
+        except GridError:
+            self._audit.give_back(before)
+            raise
+        for blob in dropped:
+            await asyncio.to_thread(self._blobs.delete, blob)
+        for one in touched:
+            for tell in self._told:
+                tell(one.kind, one.key, verdict_of(one))
+        if isinstance(found, GridError):
+            raise found
+        return found
+
+    def _end_if_over(self, request: int, now: float, rows: RequestRows, events: list[Event]) -> StoredRequest:
+        return self._on_time(rows, events, rows.get(request), now)
+
+    def _on_time(self, rows: RequestRows, events: list[Event], found: StoredRequest, now: float) -> StoredRequest:
+        """The request, ended if its time is over."""
+        if found.state not in (*OPEN, APPROVED) or found.expires > now:
+            return found
+        rows.set_state(found.id, EXPIRED)
+        events.append(self._audit.event("expired", "", request=found.id, was=found.state))
+        return rows.get(found.id)
+
+    def _decidable(
+        self, rows: RequestRows, events: list[Event], account: Account, request: int, now: float
+    ) -> tuple[StoredRequest, tuple[str, ...]]:
+        """A request that waits, and the owners for whom this account decides."""
+        found = rows.get(request)
+        owners = _deciding(account, found)
+        found = self._on_time(rows, events, found, now)
+        if found.state not in OPEN:
+            raise Conflict(f"request {request} is {found.state}: there is nothing to decide any more")
+        return found, owners
+
+    def _settle(
+        self, rows: RequestRows, events: list[Event], account: Account, request: int, event: str
+    ) -> StoredRequest:
+        """Let the request as a whole follow its decisions."""
+        found = rows.get(request)
+        state = overall(found.owners, {one.owner: one.state for one in found.decisions})
+        rows.set_state(request, state)
+        if state == APPROVED:
+            soonest = min(one.expires for one in found.decisions)
+            rows.set_state(request, state, expires=soonest, review=any(one.review for one in found.decisions))
+        events.append(self._audit.event(event, account.username, request=request, state=state, binding=found.binding))
+        return rows.get(request)
+
+
+def verdict_of(found: StoredRequest, *, epoch_metrics: bool = False) -> Verdict:
+    """How a request stands."""
+    state = GRANTED if found.state == APPROVED else found.state
+    said = [remark["text"] for remark in found.dialogue if remark["what"] == found.state]
+    return Verdict(state, found.id, said[-1] if said else "", found.review, epoch_metrics)
+
+
+def _new(
+    asked: Asked, owners: tuple[str, ...], expires: float, blob: str | None, held: dict[str, Any] | None
+) -> NewRequest:
+    if len(asked.reason) > MAX_REASON_CHARS:
+        raise LimitExceededError(f"a reason has at most {MAX_REASON_CHARS} characters")
+    shown = dict(asked.shown)
+    if len(msgspec.json.encode(shown)) > MAX_SHOWN_BYTES:
+        raise LimitExceededError(f"what a request shows its owners has at most {MAX_SHOWN_BYTES >> 10} KiB")
+    versions = asked.versions or (0,) * len(asked.sources)
+    return NewRequest(
+        key=asked.key,
+        kind=asked.kind,
+        asker=asked.asker,
+        reason=asked.reason,
+        binding=asked.binding,
+        datasets=tuple(
+            {"dataset": rules.dataset, "version": version, "owner": rules.owner}
+            for rules, version in zip(asked.sources, versions, strict=True)
+        ),
+        shown=shown,
+        owners=owners,
+        expires=expires,
+        blob=blob,
+        held=held,
+    )
+
+
+def _deciding(account: Account, found: StoredRequest) -> tuple[str, ...]:
+    """The owners for whom an account decides on a request. Raises ObjectNotFoundError as for one that is not there,
+    Forbidden for who asked."""
+    owners = found.owners if TRIAGE in account.flags else tuple(o for o in found.owners if o == account.username)
+    if found.asker == account.username:
+        raise Forbidden("nobody decides on a request of their own; another owner of the data, or of the Node, does")
+    if not owners:
+        raise ObjectNotFoundError("there is no such request here, or it is not yours to decide on")
+    return owners
+
+
+def _asked_by(asker: str, found: StoredRequest) -> StoredRequest:
+    if found.asker != asker or not asker:
+        raise ObjectNotFoundError("there is no such request here, or it is not yours; node.my_requests() lists yours")
+    return found
+
+
+def _not_granted(found: StoredRequest) -> GetNotPermittedError:
+    said = verdict_of(found).reason
+    remedy = {
+        WAITING: "its owners have not decided; request.wait(timeout) waits",
+        QUESTION: "an owner asks something; request.answer(text) answers",
+        DENIED: "ask for something else, or talk to the owner",
+        EXPIRED: "ask again with .request(reason)",
+        REVOKED: "ask again with .request(reason)",
+        USED: "an approval is good once; what it released is yours, ask again with .request(reason) for more",
+    }[found.state]
+    return GetNotPermittedError(f"request {found.id} is {found.state}{f' ({said})' if said else ''}: {remedy}")
+
+
+def _check_text(text: str, what: str) -> None:
+    if not text.strip():
+        raise BadRequest(f"{what} cannot be empty")
+    if len(text) > MAX_REASON_CHARS:
+        raise LimitExceededError(f"{what} has at most {MAX_REASON_CHARS} characters")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadRequest(f"{what} is not valid Unicode") from None
