@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grid_jupyter.errors import PlanInvalidError
-from grid_jupyter.plans.document import UPDATED, Argument, Document, Node, Ref, Spec, last_uses
+from grid_jupyter.plans.document import UPDATED, Argument, Document, Ref, Spec, last_uses
 from grid_jupyter.plans.expressions import evaluate, size_of
 from grid_jupyter.plans.operations import OPERATIONS, Parameter
 from grid_jupyter.plans.shapes import FLOATS, Value, need
@@ -50,7 +50,9 @@ def check(document: Document, batch: int | None = None, limits: Limits | None = 
     work = 0
     for number, (node, dead) in enumerate(zip(document.nodes, last_uses(document), strict=True)):
         try:
-            arguments, results = _results(node, values, size)
+            arguments, results = infer(node.operation, node.arguments, values, size)
+            declared = tuple(_value(spec, size) for spec in node.results)
+            need(results == declared, f"the plan says that this gives {_text(declared)}; it gives {_text(results)}")
         except PlanInvalidError as error:
             raise PlanInvalidError(f"node {number} ({node.operation}), batch {size}: {error}") from None
         values.extend(results)
@@ -72,30 +74,38 @@ def _value(spec: Spec, batch: int) -> Value:
     return Value(spec.dtype, tuple(size_of(length, batch) for length in spec.shape))
 
 
-def _results(node: Node, values: Sequence[Value], batch: int) -> tuple[tuple[Any, ...], tuple[Value, ...]]:
-    operation = OPERATIONS[node.operation]
-    pairs = zip(node.arguments, operation.parameters, strict=True)
-    arguments = tuple(_concrete(argument, parameter, values, batch) for argument, parameter in pairs)
-    results = operation.rule(*arguments)
-    declared = tuple(_value(spec, batch) for spec in node.results)
-    need(results == declared, f"the plan says that this gives {_text(declared)}; it gives {_text(results)}")
+def infer(
+    name: str, arguments: Sequence[Argument], values: Sequence[Value], batch: int
+) -> tuple[tuple[Any, ...], tuple[Value, ...]]:
+    """Arguments of an operation with their numbers computed, and its results. Raises PlanInvalidError."""
+    operation = OPERATIONS[name]
+    pairs = zip(arguments, operation.parameters, strict=True)
+    numbers = [concrete(argument, parameter, batch) for argument, parameter in pairs]
+    known = tuple(_known(argument, values) for argument in numbers)
+    results = operation.rule(*known)
     need(all(size >= 0 for result in results for size in result.shape), "a result has a negative length")
-    return arguments, results
+    return known, results
+
+
+def _known(argument: Any, values: Sequence[Value]) -> Any:
+    if isinstance(argument, Ref):
+        return values[argument]
+    if isinstance(argument, tuple) and argument and isinstance(argument[0], Ref):
+        return [values[one] for one in argument]
+    return argument
 
 
 def _text(values: Sequence[Value]) -> str:
     return ", ".join(f"{value.dtype}{list(value.shape)}" for value in values[:4])
 
 
-def _concrete(argument: Argument, parameter: Parameter, values: Sequence[Value], batch: int) -> Any:
-    """An argument as rules take it: values for references, numbers for expressions."""
+def concrete(argument: Argument, parameter: Parameter, batch: int) -> Any:
+    """An argument for one batch size: numbers computed, lists of them too, values as they are."""
     kind = parameter.kind
-    if argument is None or kind in ("integer", "integers", "flag", "flags", "dtype"):
+    if argument is None or kind in ("integer", "integers", "flag", "flags", "dtype", "tensor", "tensors"):
         return argument
     if isinstance(argument, Ref):
-        return values[argument]
-    if kind == "tensors":
-        return [values[one] for one in argument]  # type: ignore[union-attr, index]
+        return argument
     if kind == "sizes":
         return [_size(one, batch) for one in argument]  # type: ignore[union-attr]
     if kind == "size":

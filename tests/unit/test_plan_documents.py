@@ -178,7 +178,7 @@ BOMBS = {
              *(["mm", ["%13", "%13"], [["float32", [8192, 8192]]]] for _ in range(5))],
     "says that this gives": [["full", [[7], 0.0, "float32"], [["float32", [8]]]]],
     "divides by zero": [["full", [[["//", 5, ["-", "B", 1]]], 0.0, "float32"], [["float32", [1]]]]],
-    "no length": [["full", [[["-", 0, "B"]], 0.0, "float32"], [["float32", [["-", 0, "B"]]]]]],
+    "negative length": [["full", [[["-", 0, "B"]], 0.0, "float32"], [["float32", [["-", 0, "B"]]]]]],
     "out of range": [["full", [[["*", MAX_NUMBER, ["*", MAX_NUMBER, "B"]]], 0.0, "float32"], [["float32", [1]]]]],
     "a product of": [["mm", ["%0", "%0"], [["float32", [3, 1]]]]],
     "is for floating dtypes": [["cast", ["%0", "int64"], [["int64", [3, 1]]]], ["exp", ["%13"], [["int64", [3, 1]]]]],
