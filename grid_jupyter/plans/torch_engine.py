@@ -66,7 +66,7 @@ class TorchProgram:
 
     def native(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
         """As Program.native."""
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+        return torch.from_numpy(np.array(array, order="C")).to(self._device)
 
     def run(self, values: Sequence[torch.Tensor]) -> list[Any]:
         """As Program.run. An output that is not wanted is None."""

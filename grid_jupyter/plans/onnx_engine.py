@@ -1,0 +1,119 @@
+"""Runs plans by ONNX Runtime: the document is checked, written as ONNX here, and only that is handed to the runtime.
+
+ONNX from anywhere else is never loaded. What the runtime says of a failed run may show values, so that it is neither
+logged nor told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as raised
+
+from grid_jupyter.errors import DependencyError, PlanInvalidError
+from grid_jupyter.plans.check import Limits, check
+from grid_jupyter.plans.document import Document
+from grid_jupyter.plans.engine import batch_of, check_range
+from grid_jupyter.plans.onnx_graph import input_name, numpy_type, output_name
+from grid_jupyter.plans.onnx_model import Array
+from grid_jupyter.plans.onnx_writer import to_onnx
+
+_PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
+_SILENT = 4
+_FAILURES = (
+    raised.EPFail, raised.Fail, raised.InvalidArgument, raised.InvalidGraph, raised.InvalidProtobuf,
+    raised.NotImplemented, raised.RuntimeException,
+)  # fmt: skip
+"""What the runtime raises. They have no class in common but Exception."""
+MAX_BATCH_SIZES = 64
+"""Batch sizes that one program remembers as checked."""
+
+
+class OnnxEngine:
+    """Runs plans by ONNX Runtime on "cpu" or "cuda".
+
+    `threads`: of one run; 0 leaves it to the runtime, which takes one for each core.
+    """
+
+    name = "onnx"
+
+    def __init__(self, device: str = "cpu", threads: int = 0) -> None:
+        if device not in _PROVIDERS:
+            raise ValueError(f"the ONNX engine runs on {' or '.join(_PROVIDERS)}, not on {device}")
+        if _PROVIDERS[device][0] not in onnxruntime.get_available_providers():
+            raise DependencyError(
+                f"this ONNX Runtime does not run on {device}: install onnxruntime-gpu instead of onnxruntime"
+            )
+        self.device, self.threads = device, threads
+
+    def load(
+        self, document: Document, limits: Limits | None = None, wanted: Callable[[str], bool] = lambda role: True
+    ) -> OnnxProgram:
+        """As Engine.load."""
+        check_range(document, limits)
+        return OnnxProgram(document, self._session(to_onnx(document, wanted)), limits, wanted)
+
+    def _session(self, model: bytes) -> onnxruntime.InferenceSession:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _SILENT
+        options.use_deterministic_compute = True
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads use no CPU
+        try:
+            return onnxruntime.InferenceSession(model, options, providers=_PROVIDERS[self.device])
+        except _FAILURES as error:
+            raise PlanInvalidError(f"ONNX Runtime does not run this plan, the torch engine may: {error}") from None
+
+
+class OnnxProgram:
+    """A plan as a session of ONNX Runtime, for all batch sizes."""
+
+    def __init__(
+        self, document: Document, session: onnxruntime.InferenceSession, limits: Limits | None,
+        wanted: Callable[[str], bool],
+    ) -> None:  # fmt: skip
+        self.document = document
+        self.inputs = tuple(one for one in document.inputs if one.data is None)
+        self._session, self._limits = session, limits
+        self._names = [input_name(one) for one in self.inputs]
+        self._outputs = [output_name(one) if wanted(one.role) else None for one in document.outputs]
+        self._asked = [name for name in self._outputs if name is not None]
+        self._expected: dict[int, list[tuple[np.dtype[Any], tuple[int, ...]]]] = {}
+
+    def native(self, array: Array) -> Array:
+        """As Program.native."""
+        return np.asarray(array, order="C")
+
+    def run(self, values: Sequence[Array]) -> list[Any]:
+        """As Program.run. An output that is not wanted is None."""
+        expected = self._for_batch(batch_of(self.inputs, [value.shape for value in values]))
+        for one, value, (dtype, shape) in zip(self.inputs, values, expected, strict=True):
+            if value.dtype != dtype or value.shape != shape:
+                given = f"{value.dtype.name}{list(value.shape)}"
+                raise PlanInvalidError(f"{one.role} {one.name} is {given}; the plan takes {dtype.name}{list(shape)}")
+        try:
+            results = self._session.run(self._asked, dict(zip(self._names, values, strict=True)))
+        except _FAILURES:
+            raise PlanInvalidError(
+                "the run failed in ONNX Runtime: an index among the data may point outside of what it is for, or the "
+                "memory may be used up"
+            ) from None
+        made = iter(results)
+        return [None if name is None else next(made) for name in self._outputs]
+
+    def _for_batch(self, batch: int | None) -> list[tuple[np.dtype[Any], tuple[int, ...]]]:
+        size = self.document.batch[0] if batch is None else batch
+        if size not in self._expected:
+            values = check(self.document, size, self._limits).values
+            if len(self._expected) == MAX_BATCH_SIZES:
+                self._expected.pop(next(iter(self._expected)))
+            self._expected[size] = [
+                (np.dtype(numpy_type(value.dtype)), value.shape)
+                for value, one in zip(values, self.document.inputs, strict=False)
+                if one.data is None
+            ]
+        return self._expected[size]
