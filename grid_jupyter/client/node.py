@@ -68,8 +68,11 @@ class NodeClient(Publishing):
         user: str | None = None,
         ca_file: str | Path | None = None,
         credentials: Credentials | None = None,
+        reads_ahead: bool = True,
     ) -> None:
-        """Raises NodeUnavailableError, NotAuthenticatedError, VersionMismatchError."""
+        """`reads_ahead` lets what a loop reads in each round be asked for as soon as it is made there.
+
+        Raises NodeUnavailableError, NotAuthenticatedError, VersionMismatchError."""
         if isinstance(hook, str) and not address:
             hook, address = None, hook
         if not address:
@@ -82,6 +85,7 @@ class NodeClient(Publishing):
         self._link: WebSocketLink | None = None
         self._opened: dict[tuple[int, int, str], int] = {}
         self._took_private = False
+        self._reads_ahead = reads_ahead
         self._closed = False
         link = self._connect()
         self.id: str = link.welcome.node
@@ -143,7 +147,7 @@ class NodeClient(Publishing):
             raise GridError(f"another Node answers at {self.address.url} now; make a new client if that is right")
         self._link = link
         self._opened = {}
-        self._session = Session(self, link)
+        self._session = Session(self, link, link if self._reads_ahead else None)
         return link
 
     def _ask(self, message: Request) -> Reply:
@@ -244,6 +248,7 @@ class NodeClient(Publishing):
         self._token = token
         link = self._live()
         link.become(reply.caller, token)
+        self.session.forget_ahead()
         if store:
             self.credentials.store(self.address.url, reply.caller.user, token)
         return reply.caller

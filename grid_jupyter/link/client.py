@@ -45,7 +45,21 @@ _OPEN_S = 15.0
 RESUME_S = 10.0
 """How long a connection that was lost is tried again, before the session is given up."""
 
+_MOST_LATER = 8
+"""Requests that nobody waits for yet, of which the answers are kept."""
+
 T = TypeVar("T")
+
+
+class _Later:
+    """What becomes of a request that nobody waits for yet."""
+
+    __slots__ = ("payload", "position", "reply")
+
+    def __init__(self) -> None:
+        self.position = 0  # of its frame
+        self.reply: Reply | None = None
+        self.payload = memoryview(b"")
 
 
 class WebSocketLink:
@@ -81,6 +95,8 @@ class WebSocketLink:
         self._resumes = resumes
         self._token = token
         self._outbox = Outbox()
+        self._later: dict[int, _Later] = {}  # by request: what was asked, and nobody waits for yet
+        self._taking = False  # still so at the next time: an interrupt came, and an answer may be lost with it
         self._welcome: Welcome | None = None
         self._socket = self._connect()
         reply, _ = self.request(Hello(protocol=PROTOCOL, software=f"grid-jupyter {__version__}"))
@@ -143,9 +159,11 @@ class WebSocketLink:
         """Answer pings, and learn that the connection was closed, unless somebody uses it (link/attendant.py)."""
         if self._lock.acquire(blocking=False):
             try:
+                self._begin_taking()
                 self._socket.look()
                 while (data := self._socket.received()) is not None:
                     self._decode(data)
+                self._taking = False
                 if not self._socket.is_open:
                     self._socket.close()
             except (GridError, Closed):
@@ -172,20 +190,55 @@ class WebSocketLink:
             position = self._outbox.enter(request_frame(self._number, message))
             reply, payload = self._answer(self._number)
             self._outbox.taken(position)
+        return self._told(reply), payload
+
+    def ask_later(self, message: Request) -> int:
+        """Ask, and do not wait; the number by which `answer` gives the answer."""
+        with self._lock:
+            while len(self._later) >= _MOST_LATER:
+                del self._later[next(iter(self._later))]
+            self._number += 1
+            number = self._number
+            self._later[number] = _Later()
+            self._later[number].position = self._outbox.enter(request_frame(number, message))
+            self._hand_over(push=True)
+            return number
+
+    def answer(self, number: int) -> tuple[Reply, memoryview] | None:
+        """Wait for the answer to what was asked earlier; None if it is lost, by an interrupt perhaps."""
+        with self._lock:
+            if self._taking:
+                self._later.clear()
+            later = self._later.get(number)
+            if later is None:
+                return None
+            reply, payload = self._answer(number)
+            del self._later[number]
+            self._outbox.taken(later.position)
+        return self._told(reply), payload
+
+    def _told(self, reply: Reply) -> Reply:
+        """Raises what the Node reported, if it did."""
         if isinstance(reply, Failed):
             error = from_wire(reply.code, reply.error, reply.value)
             if isinstance(error, SessionLostError):
                 self.lost = reply.error  # the connection closes in a moment; the next use makes another
             raise error
-        return reply, payload
+        return reply
 
     def _answer(self, expected: int) -> tuple[Reply, memoryview]:
+        self._begin_taking()
         while True:
             self._hand_over(push=True)
             try:
                 while True:
+                    later = self._later.get(expected)
+                    if later is not None and later.reply is not None:
+                        self._taking = False
+                        return later.reply, later.payload
                     number, reply, payload = self._decode(self._socket.receive(self._timeout_s))
-                    if number == expected:  # else nobody waits for it any more
+                    if number == expected:  # else nobody waits for it any more, or not yet
+                        self._taking = False
                         return reply, payload
             except TimeoutError:
                 self.lost = f"{self.address.url} did not answer within {self._timeout_s:g} s"
@@ -207,11 +260,20 @@ class WebSocketLink:
             except Closed:
                 self._resume()
 
+    def _begin_taking(self) -> None:
+        """From here until `_taking` is false again an interrupt may lose an answer that came."""
+        if self._taking:
+            self._later.clear()
+        self._taking = True
+
     def _decode(self, data: memoryview) -> tuple[int, Reply, memoryview]:
         cut = frames.unpack(data)
         number, reply = frames.decode(cut.header, reply_decoder)
         if number == 0 and isinstance(reply, Failed):
             self.lost = reply.error
+        later = self._later.get(number)
+        if later is not None:
+            later.reply, later.payload = reply, cut.payload
         return number, reply, cut.payload
 
     def _resume(self) -> None:

@@ -58,14 +58,14 @@ class Gate:
     def is_open(self, reader: str, reply: worker.Fetched) -> bool:
         """Whether a value passes without anybody's rules being looked up: by the Worker's own account it derives from
         no data set, and nothing failed before it. Everything else is for `check`."""
-        if reply.sources or reply.earlier is not None or self._fault is not None:
+        if reply.sources or reply.earlier or self._faults:
             return False
         policy.check_release(reader, ())
         return True
 
-    async def check(self, reader: str, reply: worker.Reply) -> list[Rules]:
+    async def check(self, reader: str, reply: worker.Reply, *, ahead: bool = False) -> list[Rules]:
         """The rules of what a value derives from, if this reader may have it. That something failed may tell of
-        the data as well, so it passes the same gate.
+        the data as well, so it passes the same gate; `ahead` of the reader's question, it is kept until that comes.
 
         Raises GetNotPermittedError, or what failed.
         """
@@ -77,7 +77,8 @@ class Gate:
             raise LimitExceededError("too much failed unread in this session; start another one")
         for sources, fault in list(self._faults.items()):
             if policy.may_read_all(reader, await self.rules(sources)):
-                self._faults.pop(sources, None)
+                if not ahead:
+                    self._faults.pop(sources, None)
                 raise from_wire(fault.code, fault.error, fault.value)
         rules = await self.rules(reply.fault.sources if isinstance(reply, worker.Broken) else reply.sources)
         policy.check_release(reader, rules)

@@ -82,7 +82,7 @@ class Releases:
     ) -> None:
         reply, payload, descriptors = answer
         try:
-            rules = await self._gate.check(reader, reply)
+            rules = await self._gate.check(reader, reply, ahead=message.ahead)
             fetched = _fetched(reply)
             readers = policy.readers(rules) if rules else None
             ticket = self._bulk.keep(descriptors.pop(), fetched.nbytes) if descriptors else ""

@@ -21,7 +21,8 @@ from grid_jupyter.ops.shapes import DYNAMIC, Layout, infer, layout_of
 from grid_jupyter.tensors.autograd import spread
 from grid_jupyter.tensors.parts import in_parts
 from grid_jupyter.tensors.rewrites import REWRITES, UNSTEADY
-from grid_jupyter.tensors.session import TEMPLATES, Session
+from grid_jupyter.tensors.session import Session
+from grid_jupyter.tensors.stream import TEMPLATES
 from grid_jupyter.wire import commands
 
 aten = torch.ops.aten

@@ -146,6 +146,8 @@ class RemoteTensor(Autograd, OnDevice, Reading, Verbs, _Tensor):  # type: ignore
         session.sites.note(identity, _frame(1))
         buffer = session.buffer
         buffer.append(command)
+        if identity >= session.due:
+            session.made(identity, command, result)
         if len(buffer) >= session.limit:
             session.flush()
         return result

@@ -19,23 +19,23 @@ from grid_jupyter.errors import GridError, NotRecordableError, ResponseSignature
 from grid_jupyter.link.attendant import attendant
 from grid_jupyter.ops.raw import DTYPES, NAMES, from_bytes, to_bytes
 from grid_jupyter.ops.shapes import Layout, layout
+from grid_jupyter.tensors.ahead import NEVER, Ahead, Later
 from grid_jupyter.tensors.sites import Sites
+from grid_jupyter.tensors.stream import TEMPLATES
 from grid_jupyter.wire import commands, frames
 from grid_jupyter.wire.limits import MAX_INLINE_BYTES
 from grid_jupyter.wire.messages import Expect, Expected, Move, Moved, Read, Reply, Request, Shapes, Sizes, Value
 
 log = logging.getLogger("grid_jupyter")
-_FIRST_FRAME, _LARGEST_FRAME = 16, 256
-"""Commands in a frame: few after a read, so that the Worker begins at once, and more while nobody waits."""
+_FIRST_FRAME, _BUSY_FRAME, _LARGEST_FRAME = 16, 64, 256
+"""Commands in a frame: few after a read, so that the Worker begins at once, more after one that was sent ahead, since
+it has work then, and more while nobody waits."""
 _REST_TICKS = 10
 """How often nothing was sent, at a look of the attendant's, until a session counts as resting."""
 _MAX_FRAME = 512 << 10  # several inline tensors in one buffer are sent early
 
 NUMBERS = random.Random()  # noqa: S311 - names, not secrets
 """Draws the numbers of pointers and values; TorchHook(seed=…) makes them repeat."""
-
-TEMPLATES: list[tuple[str, Any, Any]] = []
-"""Operation and argument structure of every template of this process, by number."""
 
 _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 _sessions_lock = threading.Lock()
@@ -116,7 +116,8 @@ class Session:
     sends its next command at once, which wakes the attendant.
     """
 
-    def __init__(self, place: Any, link: Link) -> None:
+    def __init__(self, place: Any, link: Link, later: Later | None = None) -> None:
+        """With `later`, which is the same link, reads of loops are sent ahead (ahead.py)."""
         self.place = place  # what pointers name as their location
         self.link = link
         self.buffer: list[Any] = []
@@ -133,6 +134,8 @@ class Session:
         self._seen = 0  # the attendant's: the last frame that it saw, and how long ago that was
         self._ticks = 0
         self.sites = Sites()
+        self.due = NEVER  # the id whose value is to be read ahead
+        self.ahead = None if later is None else Ahead(self, later)
         self.leaves: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # that have gradients, by id
         self.traced: dict[int, set[int]] = {}  # by thread that tracing.py follows: leaves that backward() reached
         with _sessions_lock:
@@ -160,7 +163,10 @@ class Session:
             if count:
                 batch = self.buffer[:count]
                 self._pending_bytes = 0
-                self._moving = (batch, frames.encode(batch), self._frames + 1)
+                header = frames.encode(batch)
+                if self.ahead is not None:  # before they leave, so that an interrupt cannot come between
+                    self.ahead.note(batch, len(header))
+                self._moving = (batch, header, self._frames + 1)
                 self._move(*self._moving, more=more)
                 self.limit = _FIRST_FRAME if more else min(max(2 * self.limit, _FIRST_FRAME), _LARGEST_FRAME)
                 attendant.wake()
@@ -254,7 +260,17 @@ class Session:
         credential = self.link.credential(user) if user else ""
         with self.lock:
             self.flush(more=True)
-            reply, payload = self._ask(Read(value=identity, credential=credential, remove=remove, reason=reason))
+            ahead = None if remove or user or reason else self.ahead
+            early = None if ahead is None else ahead.take(identity)
+            if early is None:
+                if remove:
+                    self.forget_ahead()
+                early = self._ask(Read(value=identity, credential=credential, remove=remove, reason=reason))
+            else:
+                self.limit = _BUSY_FRAME
+            reply, payload = early
+            if ahead is not None:
+                ahead.was_read(identity, len(payload))
         if not isinstance(reply, Value):
             raise ResponseSignatureError("the Node answered a read with something else; its version may differ")
         data = self.link.download(reply.bulk) if reply.bulk else bytearray(payload)
@@ -296,6 +312,7 @@ class Session:
             raise ResponseSignatureError("the Node answered with something else than a ticket; its version may differ")
         with self.lock:
             self.flush()
+            self.forget_ahead()
             reply, _ = self._ask(
                 Move(
                     value=identity,
@@ -309,6 +326,18 @@ class Session:
         if not isinstance(reply, Moved):
             raise ResponseSignatureError("the Node answered a move with something else; its version may differ")
         return Ref(moved, target), reply.readers
+
+    def made(self, identity: int, command: list[Any], result: Any) -> None:
+        """The value with the id `due`, or a later one, was made by this command, which is in the buffer."""
+        if self.ahead is not None:
+            with self.lock:
+                if self.ahead.made(identity, command, result):
+                    self.limit = _BUSY_FRAME
+
+    def forget_ahead(self) -> None:
+        """Answers to reads that were sent ahead do not count any more: something changed beside the stream."""
+        if self.ahead is not None:
+            self.ahead.forget()
 
     def sizes(self, identities: Iterable[int]) -> list[tuple[Layout, int]]:
         """Layouts that depend on values: a read, which passes the release gate."""
@@ -332,3 +361,4 @@ class Session:
             self.buffer = Lost(reason)
             self.dropped = []
             self._moving = None
+            self.forget_ahead()

@@ -7,7 +7,6 @@ calling thread.
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -18,7 +17,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from grid_jupyter.errors import NotRecordableError
 from grid_jupyter.ops.kernels import kernel, overload
-from grid_jupyter.tensors.session import TEMPLATES, Session, sessions
+from grid_jupyter.tensors.session import Session, sessions
+from grid_jupyter.tensors.stream import TEMPLATES, references
 from grid_jupyter.wire import commands, frames
 
 Noted = tuple[list[Any], bool]
@@ -210,34 +210,12 @@ def _results(command: list[Any]) -> tuple[int, ...]:
 
 
 def _operands(command: list[Any]) -> tuple[int, ...]:
-    return _references(command[0]) if command[0] >= 0 else commands.IN_RECORDINGS[command[0]][1]
-
-
-@functools.lru_cache(50_000)
-def _references(template: int) -> tuple[int, ...]:
-    """Where in a command of that template the ids of its arguments stand."""
-    found: list[int] = []
-    at = 2
-
-    def walk(item: Any) -> None:
-        nonlocal at
-        if item == "r":
-            found.append(at)
-        if item in ("r", "d", "z"):
-            at += 2 if item == "z" else 1
-        elif item[0] == "L":
-            for part in item[1]:
-                walk(part)
-
-    _, args, kwargs = TEMPLATES[template]
-    for item in (*args, *(item for _, item in kwargs)):
-        walk(item)
-    return tuple(found)
+    return references(command[0]) if command[0] >= 0 else commands.IN_RECORDINGS[command[0]][1]
 
 
 def _follow_views(command: list[Any], roots: dict[int, int], inputs: list[int], captured: list[int]) -> None:
     name = TEMPLATES[command[0]][0]
-    places = _references(command[0])
+    places = references(command[0])
     if not places:
         return
     source = command[places[0]]

@@ -128,13 +128,15 @@ class Read(Message, frozen=True, tag="read"):
 
     `credential` presents a further account of the caller's, for this one call. With `remove`, the
     value leaves the session once it was released. `reason` is what the caller tells the owners: it decides
-    nothing, and is written to the Node's log.
+    nothing, and is written to the Node's log. `ahead` says that nobody has asked for the value yet: it is decided
+    on as always, but what failed earlier is kept for a read that somebody waits for.
     """
 
     value: int
     credential: str = ""
     remove: bool = False
     reason: Annotated[str, msgspec.Meta(max_length=MAX_REASON_CHARS)] = ""
+    ahead: bool = False
 
 
 class Sizes(Message, frozen=True, tag="sizes"):
