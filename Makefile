@@ -47,8 +47,8 @@ tutorials: install ## run the tutorials and store what they show
 bench: install ## run all benchmarks and write docs/benchmarks.md again
 	$(BIN)/python -m benchmarks --all --write docs/benchmarks.md
 
-fuzz: install ## try every operation with hostile arguments, for hours (FUZZ="--calls 20000 --jobs 2")
-	$(BIN)/python -m tests.fuzz $(or $(FUZZ),--calls 20000)
+fuzz: install ## try every operation with hostile arguments, for an hour or two (FUZZ="--calls 20000 --jobs 2")
+	$(BIN)/python -m tests.fuzz $(or $(FUZZ),--calls 20000 --operation-time 1 --state build/fuzz.json --table)
 
 dist: install ## build the source distribution and the wheel into dist/
 	$(BIN)/python -m pip install --quiet build

@@ -66,6 +66,7 @@ class Kernel(NamedTuple):
     seeded: bool  # takes from the random generator
     sized: bool  # values tell how large the results are
     tensors: frozenset[int]  # positions of the arguments that are tensors, or lists of them
+    lists: frozenset[int]  # positions of the arguments that are lists, of whatever
     named: frozenset[int]  # positions of the arguments that are dtypes and the like, which torch takes as numbers too
 
 
@@ -124,6 +125,7 @@ def kernel(name: str) -> Kernel:
         torch.Tag.nondeterministic_seeded in op.tags,
         torch.Tag.dynamic_output_shape in op.tags or name in _SIZED_BY_VALUES,
         frozenset(position for position, argument in enumerate(schema.arguments) if "Tensor" in str(argument.type)),
+        frozenset(position for position, argument in enumerate(schema.arguments) if "List[" in str(argument.type)),
         frozenset(
             position
             for position, argument in enumerate(schema.arguments)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 aten = torch.ops.aten
+_MAX_DEGREE = 1 << 16
+_MAX_STRIDE = 1024
 
 
 def need(condition: bool, what: str) -> None:
@@ -122,6 +124,21 @@ def _resampled(kernel: Any) -> Callable[..., Any]:
     return guarded
 
 
+def _convolution(x: torch.Tensor, weight: torch.Tensor, bias: Any, stride: list[int], *options: Any) -> Any:
+    need(max(stride, default=0) <= _MAX_STRIDE, f"strides up to {_MAX_STRIDE}")  # oneDNN leaves its memory with some
+    return aten.convolution.default(x, weight, bias, stride, *options)
+
+
+def _recurrence(kernel: Any) -> Callable[..., Any]:
+    """The kernel counts up to the degree, however large that is."""
+
+    def guarded(x: torch.Tensor, n: torch.Tensor) -> Any:
+        need(not bool((n > _MAX_DEGREE).any()), f"degrees up to {_MAX_DEGREE}")
+        return kernel(x, n)
+
+    return guarded
+
+
 _RESAMPLING = (
     aten.upsample_nearest1d.default, aten.upsample_nearest2d.default, aten.upsample_nearest3d.default,
     aten._upsample_nearest_exact1d.default, aten._upsample_nearest_exact2d.default,
@@ -138,9 +155,12 @@ NUMERIC_GUARDS: dict[str, Callable[..., Any]] = {
     "aten.lu_unpack.default": _lu_unpack,
     "aten.linalg_ldl_solve.default": _ldl_solve,
     "aten._adaptive_avg_pool3d.default": _adaptive_avg_pool3d,
+    "aten.convolution.default": _convolution,
     "aten._chunk_cat.default": _chunk_cat,
     "aten.grid_sampler_3d.default": _grid_sampler_3d,
     "aten.multilabel_margin_loss_forward.default": _multilabel_margin,
+    "aten.special_laguerre_polynomial_l.default": _recurrence(aten.special_laguerre_polynomial_l.default),
+    "aten.special_legendre_polynomial_p.default": _recurrence(aten.special_legendre_polynomial_p.default),
     **{str(kernel): _resampled(kernel) for kernel in _RESAMPLING},
 }
 """Full name of an operation → the callable that checks its arguments and then runs it."""

@@ -105,6 +105,8 @@ class Template:
         if isinstance(item, list) and len(item) == 2 and depth < 2:
             kind, content = item
             if kind == "L" and isinstance(content, list):
+                if position not in self.kernel.lists:  # torch would print all that is in it into its refusal
+                    raise OperationNotAllowedError(f"{self.kernel.name} takes no list there")
                 parts = [self._item(part, position, depth + 1) for part in content]
                 return lambda values, command: [part(values, command) for part in parts]
             if kind == "t" and content in DTYPES:
@@ -120,11 +122,13 @@ class Template:
         raise InvalidMessageError(f"{self.kernel.name}: an argument is not in the protocol's form")
 
     def _number(self, slot: int) -> Getter:
+        name = self.kernel.name  # not the template itself, which would then be in a circle
+
         def number(values: dict[int, Any], command: list[Any]) -> Any:
             value = command[slot]
             if type(value) in _NUMBERS or (type(value) is list and all(type(part) in _NUMBERS for part in value)):
                 return value
-            raise InvalidMessageError(f"{self.kernel.name} takes numbers where something else was given")
+            raise InvalidMessageError(f"{name} takes numbers where something else was given")
 
         return number
 

@@ -1,28 +1,31 @@
-"""The command line: `python -m tests.fuzz --calls 20000 [--only OPERATION] [--jobs N] [--seed S]`."""
+"""The command line: `python -m tests.fuzz --calls 20000 [--state FILE] [--only OPERATION] [--jobs N] [--seed S]`."""
 
 from __future__ import annotations
 
 import argparse
 import fnmatch
 import os
+import signal
 import sys
 import time
+from pathlib import Path
 
 from grid_jupyter.ops.allowed import ALLOWED
 
 from . import corpus
-from .calls import describe
-from .memory import Arena
+from .arguments import Calls
+from .calls import Call, describe
+from .memory import Arena, Contents
 from .processes import Settings, Tally, confine, fuzz
-from .trial import Trial
+from .trial import Bench, Trial
 
-_MALLOC = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0", "OMP_NUM_THREADS": "1"}
+# small blocks that are handed out again without being marked would hide what was not written; and no words of torch's
+_MALLOC = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0", "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 
 
 def main() -> int:
     """Fuzz, print what was found, and return 1 if anything was."""
     if os.environ.get("GLIBC_TUNABLES") != _MALLOC["GLIBC_TUNABLES"]:
-        # small blocks that are handed out again without being marked would hide what was not written
         os.execve(sys.executable, [sys.executable, "-m", "tests.fuzz", *sys.argv[1:]], {**os.environ, **_MALLOC})  # noqa: S606
     options = _options()
     names = sorted(ALLOWED)
@@ -42,8 +45,12 @@ def main() -> int:
         flush=True,
     )
     started = time.monotonic()
-    tally = Tally(names)
-    fuzz(names, recorded, settings, options.jobs, tally)
+    tally = Tally(names, options.state)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        fuzz(names, recorded, settings, options.jobs, tally)
+    except KeyboardInterrupt:
+        print("stopped")
     return report(tally, time.monotonic() - started, options)
 
 
@@ -53,7 +60,10 @@ def _pattern(given: str) -> str:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--calls", type=int, default=40, help="calls of each operation")
+    parser.add_argument("--calls", type=int, default=40, help="calls that each operation is to survive")
+    parser.add_argument(
+        "--state", type=Path, metavar="FILE", help="what was survived: a run goes on where others ended"
+    )
     parser.add_argument("--only", action="append", metavar="OPERATION", help="a full name or pattern; may be repeated")
     parser.add_argument("--jobs", type=int, default=2, help="processes at once")
     parser.add_argument("--seed", type=int, default=1, help="the same seed makes the same calls")
@@ -68,10 +78,11 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _one(name: str, index: int, settings: Settings, recorded: dict[str, list[object]]) -> int:
+def _one(name: str, index: int, settings: Settings, recorded: dict[str, list[Call]]) -> int:
     confine(settings)
-    trial = Trial(name, settings.seed, recorded.get(name, ()), Arena(), settings.memory_bytes)  # type: ignore[arg-type]
-    print(describe(trial.call(index)), flush=True)
+    calls = Calls(name, settings.seed, recorded.get(name, ()))
+    trial = Trial(calls, Bench(Arena(), Contents(settings.seed), settings.memory_bytes))
+    print(describe(calls.make(index)), flush=True)
     outcome = trial.run(index, lambda phase: print(("", "forward", "backward", "again")[phase], flush=True))
     print("a result" if outcome.ran else "no result")
     for finding in outcome.findings:
@@ -81,17 +92,20 @@ def _one(name: str, index: int, settings: Settings, recorded: dict[str, list[obj
 
 def report(tally: Tally, seconds: float, options: argparse.Namespace) -> int:
     """Print the tally; 1 if there is a finding that is not only slow."""
-    counts = {name: tally.count(name) for name in tally.names}
+    entries = tally.survived.entries
     if options.table:
-        for name, (calls, results, slow) in counts.items():
-            print(f"{name:60} {calls:8} {results:8} {slow:4}")
+        print(f"{'operation':60} {'survived':>8} {'results':>8} {'too long':>8} {'crashes':>7}")
+        for name, entry in entries.items():
+            print(f"{name:60} {entry.survived:8} {entry.results:8} {entry.cut:8} {entry.crashes:7}")
     bad = [found for found in tally.found if found.kind != "slow"]
     for found in bad:
         if found.kind != "crash":
             print(f"{found.kind}: {found.text}\n    {found.name} --call {found.index}: {found.call}"[:1000])
-    never = [name for name, (_, results, _) in counts.items() if not results]
-    total, ran = sum(c[0] for c in counts.values()), sum(c[1] for c in counts.values())
-    print(f"{total} calls, {ran} of them with a result, {sum(c[2] for c in counts.values())} slow, in {seconds:.0f} s")
+    never = [name for name, entry in entries.items() if not entry.results]
+    print(f"{tally.calls} calls, {tally.results} of them with a result, {tally.cut} too long, in {seconds:.0f} s")
+    fewest = min(entry.survived for entry in entries.values())
+    everything = sum(entry.survived for entry in entries.values())
+    print(f"survived by now: {everything} calls, at least {fewest} of each operation")
     if never:
         print(f"no call had a result: {', '.join(never)}")
     if tally.given_up:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from grid_jupyter.ops.allowed import STRINGS
 from grid_jupyter.ops.kernels import overload
 from grid_jupyter.ops.raw import DTYPES
 
 from .calls import Call, Complex, Constant, Items, Named, Number, Tensor, copied, tensors
+from .dice import Dice
 
 _DTYPES = tuple(DTYPES)
 _FLOATS = ("float32", "float32", "float32", "float64", "float16", "bfloat16")
@@ -24,6 +24,7 @@ _REALS = (0.0, 0.5, 1.0, 2.0, -1.0, 0.1, 1e-5, 3.7, 1e30, -1e30, 1e-300, float("
 _INDEX_LIKE = ("ind", "target", "offset", "length", "batch_sizes", "sorter", "mask", "repeats", "lenght", "pivots")
 _DIM_LIKE = ("dim", "axis")
 _SIZE_LIKE = ("size", "output_size", "shape", "sizes", "hidden", "num_classes", "repeats")
+_TEXTS = tuple(sorted(STRINGS))
 _FORMATS = ("contiguous_format", "preserve_format", "channels_last", "channels_last_3d")
 _FILLS = (
     "normal", "normal", "normal", "normal", "mixed", "mixed", "zero", "one", "minus one", "nan", "inf", "-inf", "huge",
@@ -31,30 +32,46 @@ _FILLS = (
 )  # fmt: skip
 
 
-def call_of(name: str, seed: int, index: int, recorded: Sequence[Call]) -> Call:
-    """The call number `index` of an operation: always the same one for the same seed."""
-    r = random.Random(f"{seed}:{name}:{index}")  # noqa: S311 - repeatable on purpose
-    if recorded and index < len(recorded):
-        return copied(recorded[index])
-    maker = _Maker(name, r)
-    if recorded and r.random() < 0.7:
-        call = copied(r.choice(list(recorded)))
-        for _ in range(r.choice((1, 1, 1, 2, 2, 3, 5))):
-            maker.bend(call)
-        return call
-    return maker.call()
+class _Argument(NamedTuple):
+    """What the schema says of one argument, and what its name tells; asking torch takes longer than a call does."""
+
+    name: str
+    kind: str
+    optional: bool
+    kwarg_only: bool
+    like_index: bool
+    like_dim: bool
+    like_size: bool
 
 
-class _Maker:
-    def __init__(self, name: str, r: random.Random) -> None:
-        self._r = r
+class Calls:
+    """The calls of one operation, by number: always the same ones for the same seed."""
+
+    def __init__(self, name: str, seed: int, recorded: Sequence[Call]) -> None:
         self._name = name
-        self._arguments = overload(name)._schema.arguments
+        self._recorded = recorded
+        self._r = self.dice = Dice(f"{seed}:{name}")
+        self._arguments = [_argument(argument) for argument in overload(name)._schema.arguments]
+        self._shape: tuple[int, ...] = ()
+        self._dtype = "float32"
+
+    def make(self, index: int) -> Call:
+        """The call of that number."""
+        r = self._r
+        r.throw(index)
+        if index < len(self._recorded):
+            return copied(self._recorded[index])  # type: ignore[no-any-return]
         rank = r.choice((0, 1, 1, 2, 2, 2, 3, 3, 4, 4, 5))
-        self._shape = tuple(r.choice((1, 2, 2, 3, 3, 4, 5, 8)) for _ in range(rank))
+        self._shape = tuple([r.choice((1, 2, 2, 3, 3, 4, 5, 8)) for _ in range(rank)])
         if r.random() < 0.08:
-            self._shape = tuple(r.choice((0, 1, 3, 33, 64)) for _ in range(rank))
+            self._shape = tuple([r.choice((0, 1, 3, 33, 64)) for _ in range(rank)])
         self._dtype = r.choice(_FLOATS) if r.random() < 0.7 else r.choice(_DTYPES)
+        if self._recorded and r.random() < 0.7:
+            call: Call = copied(r.choice(self._recorded))
+            for _ in range(r.choice((1, 1, 1, 2, 2, 3, 5))):
+                self.bend(call)
+            return call
+        return self.call()
 
     # -------------------------------------------------------------- from the schema
 
@@ -63,7 +80,7 @@ class _Maker:
         made = Call(self._name, [], [])
         skipped = False
         for argument in self._arguments:
-            if argument.has_default_value() and self._r.random() < 0.35:
+            if argument.optional and self._r.random() < 0.35:
                 skipped = True
                 continue
             item = self.item(argument)
@@ -76,9 +93,9 @@ class _Maker:
         self._share(made)
         return made
 
-    def item(self, argument: Any) -> Any:
+    def item(self, argument: _Argument) -> Any:
         """One item for an argument of the schema; seldom of another type."""
-        r, kind = self._r, str(argument.real_type)
+        r, kind = self._r, argument.kind
         if r.random() < 0.02:
             return self.anything()
         if kind.startswith("Optional["):
@@ -86,22 +103,22 @@ class _Maker:
                 return Constant(None)
             kind = kind[len("Optional[") : -1]
         if kind == "Tensor":
-            return self.tensor(argument.name)
+            return self.tensor(argument.like_index)
         if kind.startswith(("List[Tensor", "List[Optional[Tensor")):
-            like = [self.tensor(argument.name) for _ in range(self._length())]
+            like = [self.tensor(argument.like_index) for _ in range(self._length())]
             if like and r.random() < 0.6:
                 like = [copied(like[0]) for _ in like]
             if "Optional" in kind:
                 return Items([Constant(None) if r.random() < 0.3 else part for part in like])
             return Items(like)
         if kind == "List[int]":
-            return Number(self.integers(argument.name))
+            return Number(self.integers(argument))
         if kind.startswith("List[bool"):
             return Items([Constant(r.random() < 0.5) for _ in range(self._length())])
         if kind.startswith("List["):
             return Number([r.choice(_REALS) for _ in range(self._length())])
         if kind == "int":
-            return Number(self.integer(argument.name))
+            return Number(self.integer(argument.like_dim))
         if kind == "float":
             return Number(r.choice(_REALS) if r.random() < 0.6 else r.choice(_REALS[:8]))
         if kind == "number":
@@ -109,7 +126,7 @@ class _Maker:
         if kind == "bool":
             return Constant(r.random() < 0.5)
         if kind == "str":
-            return Constant(r.choice(sorted(STRINGS)))
+            return Constant(r.choice(_TEXTS))
         if kind == "ScalarType":
             return Named("t", r.choice(_DTYPES)) if r.random() < 0.97 else Number(r.randrange(-2, 50))
         if kind == "MemoryFormat":
@@ -118,19 +135,19 @@ class _Maker:
             return Constant(None) if r.random() < 0.8 else self.anything()
         return self.anything()
 
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, like_index: bool = False) -> Tensor:
         """An operand that often goes with the others."""
         r = self._r
         shape = self._shape
         which = r.random()
         if which < 0.15:
-            shape = tuple(1 if r.random() < 0.5 else n for n in shape)[r.randrange(len(shape) + 1) :]
+            shape = tuple([1 if r.random() < 0.5 else n for n in shape])[r.randrange(len(shape) + 1) :]
         elif which < 0.3:
             shape = shape[: r.randrange(len(shape) + 1)]
         elif which < 0.5:
-            shape = tuple(r.choice((0, 1, 2, 3, 4, 5, 9)) for _ in range(r.choice((0, 1, 1, 2, 2, 3, 4, 5))))
+            shape = tuple([r.choice((0, 1, 2, 3, 4, 5, 9)) for _ in range(r.choice((0, 1, 1, 2, 2, 3, 4, 5)))])
         dtype = self._dtype
-        if any(part in name for part in _INDEX_LIKE) and r.random() < 0.85:
+        if like_index and r.random() < 0.85:
             dtype = r.choice(_WHOLE)
         elif r.random() < 0.12:
             dtype = r.choice(_DTYPES)
@@ -139,19 +156,19 @@ class _Maker:
             self._lay_out(made)
         return made
 
-    def integer(self, name: str = "") -> int:
+    def integer(self, like_dim: bool = False) -> int:
         """Mostly one that fits."""
         r = self._r
-        if any(part in name for part in _DIM_LIKE) and self._shape and r.random() < 0.8:
+        if like_dim and self._shape and r.random() < 0.8:
             return r.randrange(-len(self._shape), len(self._shape))
         return r.choice(_SMALL) if r.random() < 0.88 else r.choice(_HOSTILE)
 
-    def integers(self, name: str = "") -> list[int]:
+    def integers(self, argument: _Argument) -> list[int]:
         """Mostly as many as there are dimensions."""
         r = self._r
-        if any(part in name for part in _SIZE_LIKE) and r.random() < 0.5:
+        if argument.like_size and r.random() < 0.5:
             return list(self._shape) if r.random() < 0.5 else [*self._shape[:1], -1]
-        if any(part in name for part in _DIM_LIKE) and r.random() < 0.7:
+        if argument.like_dim and r.random() < 0.7:
             rank = len(self._shape)
             return r.sample(range(-rank, rank), r.randrange(rank + 1)) if rank else []
         if r.random() < 0.01:
@@ -174,7 +191,7 @@ class _Maker:
             (
                 lambda: Constant(None),
                 lambda: Constant(r.random() < 0.5),
-                lambda: Constant(r.choice(sorted(STRINGS))),
+                lambda: Constant(r.choice(_TEXTS)),
                 lambda: Number(r.choice(_HOSTILE)),
                 lambda: Number(r.choice(_SMALL)),
                 lambda: Number(r.choice(_REALS)),
@@ -183,10 +200,10 @@ class _Maker:
                 lambda: Complex(1.0, float("nan")),
                 lambda: Named("t", r.choice(_DTYPES)),
                 lambda: Named("m", r.choice(_FORMATS)),
-                lambda: self.tensor("index"),
-                lambda: Items([self.tensor("self") for _ in range(self._length())]),
-                lambda: Items([Items([self.tensor("self")])]) if r.random() < 0.2 else Items([]),
-                lambda: Items([Constant(None), Number(r.choice(_SMALL)), self.tensor("self")]),
+                lambda: self.tensor(True),
+                lambda: Items([self.tensor() for _ in range(self._length())]),
+                lambda: Items([Items([self.tensor()])]) if r.random() < 0.2 else Items([]),
+                lambda: Items([Constant(None), Number(r.choice(_SMALL)), self.tensor()]),
             )
         )()
 
@@ -272,7 +289,7 @@ class _Maker:
             at = r.randrange(len(places))
             call.args[at] = self._bent(call.args[at], self._arguments[min(at, len(self._arguments) - 1)])
 
-    def _bent(self, old: Any, argument: Any) -> Any:
+    def _bent(self, old: Any, argument: _Argument | None) -> Any:
         r = self._r
         if isinstance(old, Number) and r.random() < 0.7:
             value = old.value
@@ -332,3 +349,13 @@ class _Maker:
             return
         if of.stride is None:
             of.shape = tuple(shape)
+
+
+def _argument(of: Any) -> _Argument:
+    return _Argument(
+        of.name,
+        str(of.real_type),
+        of.has_default_value(),
+        of.kwarg_only,
+        *(any(part in of.name for part in parts) for parts in (_INDEX_LIKE, _DIM_LIKE, _SIZE_LIKE)),
+    )

@@ -67,24 +67,33 @@ class Call(msgspec.Struct):
 
 
 def copied(item: Any) -> Any:
-    """An item, or a call, of its own."""
-    if isinstance(item, Call):
-        return Call(item.name, [copied(one) for one in item.args], [(name, copied(one)) for name, one in item.kwargs])
-    if isinstance(item, Items):
+    """An item, or a call, of its own; those without operands are replaced, never changed."""
+    kind = type(item)
+    if kind is Tensor:
+        return copy.copy(item)
+    if kind is Items:
         return Items([copied(part) for part in item.parts])
-    return copy.copy(item)  # what it holds is replaced, never changed
+    if kind is Call:
+        return Call(item.name, [copied(one) for one in item.args], [(name, copied(one)) for name, one in item.kwargs])
+    return item
 
 
 def tensors(call: Call) -> list[Tensor]:
     """The operands, in the order in which they fill slots."""
-    return [operand for item in [*call.args, *(item for _, item in call.kwargs)] for operand in operands_in(item)]
+    found: list[Tensor] = []
+    operands_of(call.args, found)
+    if call.kwargs:
+        operands_of([item for _, item in call.kwargs], found)
+    return found
 
 
-def operands_in(item: Any) -> list[Tensor]:
-    """The operands of one item."""
-    if isinstance(item, Tensor):
-        return [item]
-    return [operand for part in item.parts for operand in operands_in(part)] if isinstance(item, Items) else []
+def operands_of(items: list[Any], found: list[Tensor]) -> None:
+    """Add the operands among these items to those found."""
+    for item in items:
+        if type(item) is Tensor:
+            found.append(item)
+        elif type(item) is Items:
+            operands_of(item.parts, found)
 
 
 def encode(call: Call, ids: list[int]) -> tuple[list[Any], list[Any], list[Any]]:

@@ -18,7 +18,8 @@ from grid_jupyter.wire import commands, frames
 from grid_jupyter.worker.executor import Broken, Executor
 
 from .calls import Call, Constant, Items, Named, Number, Tensor, encode, tensors
-from .memory import content
+from .dice import Dice
+from .memory import Contents
 
 _BIG = 1 << 33
 _YES, _NO, _NONE = Constant(True), Constant(False), Constant(None)
@@ -214,16 +215,28 @@ CALLS: tuple[Call, ...] = (
     _call("div_.Scalar_mode", _i(1, values=(-(1 << 63),)), Number(-1), rounding_mode=Constant("trunc")),
     _call("clone.default", _t(2, 4), memory_format=Number(4)),
     _call("cumprod.default", _t(5), Number(0), dtype=Number(-2)),
+    _call(
+        "convolution.default",
+        _t(1, 1, 4, 3, 4),
+        _t(1, 2, 3, 4, 5),
+        _NONE,
+        _n(2, 2, 1 << 15),
+        _n(1, 1, 1),
+        _n(1, 1, 1),
+        _YES,
+        _n(1, 1, 1),
+        Number(1),
+    ),
 )
 
 
 def make(call: Call) -> str:
     """Make a call in this process; the code of its error, or an empty text."""
     executor = Executor(1 << 30)
-    generator = torch.Generator()
+    contents, dice = Contents(0), Dice(call.name)
     operands = tensors(call)
     for number, operand in enumerate(operands):
-        data = bytearray(content(operand, generator))
+        data = bytearray(contents.of(operand, dice))
         flat = torch.frombuffer(data, dtype=getattr(torch, operand.dtype)) if data else torch.zeros(0)
         executor.put(number + 1, flat.reshape(operand.shape))
     args, kwargs, slots = encode(call, [number + 1 for number in range(len(operands))])

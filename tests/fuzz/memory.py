@@ -9,14 +9,17 @@ from typing import Any
 import torch
 
 from grid_jupyter.ops.raw import DTYPES
+from grid_jupyter.wire.dtypes import ITEM_BYTES
 
 from .calls import Tensor
+from .dice import Dice
 
 _PAGE = mmap.PAGESIZE
 _SLOT = 2 * _PAGE
 _M_PERTURB, _M_MMAP_THRESHOLD = -6, -3
 _libc = ctypes.CDLL(None, use_errno=True)
 _MAX_ELEMENTS = 1 << 18
+_POOL = 4096  # elements drawn of one kind
 
 
 def perturb(byte: int) -> None:
@@ -27,6 +30,35 @@ def perturb(byte: int) -> None:
 def no_mapped_blocks() -> None:
     """Large blocks come from the heap too: the kernel's own pages would be zeros, which hide what was not written."""
     _libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+
+
+class Held:
+    """The storage of one operand, and what was in it."""
+
+    __slots__ = ("_all", "_before", "_begin", "_data", "_start", "base")
+
+    def __init__(self, base: torch.Tensor, data: bytes, whole: Any, start: int, begin: int, before: bytes) -> None:
+        self.base = base
+        self._data = data
+        self._all = whole  # the memory that the operand lies in, of which it has the bytes from `begin` on
+        self._start = start
+        self._begin = begin
+        self._before = before
+
+    def untouched(self) -> bool:
+        """Whether the operand and what lies beside it are as they were."""
+        return bool(self._all[self._start : self._start + len(self._before)] == self._before)
+
+    def changed(self) -> bool:
+        """Whether the operand itself is another."""
+        return bool(self._all[self._begin : self._begin + len(self._data)] != self._data)
+
+    def trespassed(self) -> bool:
+        """Whether somebody wrote beside the operand."""
+        now = self._all[self._start : self._start + len(self._before)]
+        first = self._begin - self._start
+        last = first + len(self._data)
+        return bool(now[:first] != self._before[:first] or now[last:] != self._before[last:])
 
 
 class Arena:
@@ -40,34 +72,32 @@ class Arena:
                 raise OSError(ctypes.get_errno(), "mprotect")
         self._view = memoryview(self._map)
         self._slots = slots
-        self._used: list[tuple[int, int, int]] = []
+        self._used = 0
         self._margin = b""
 
     def reset(self, byte: int) -> None:
-        """All slots are free again; their margins hold `byte` from here on."""
-        self._used.clear()
+        """All slots are free again; from here on their margins are filled with `byte`."""
+        self._used = 0
         self._margin = bytes([byte]) * _SLOT
 
-    def place(self, data: bytes, dtype: str, at_end: bool) -> torch.Tensor:
+    def place(self, data: bytes, dtype: torch.dtype, at_end: bool) -> Held:
         """A flat tensor of these bytes at one edge of a slot, or in ordinary memory where none is free."""
-        if not 0 < len(data) <= _SLOT or len(self._used) >= self._slots:
-            return (
-                torch.frombuffer(bytearray(data), dtype=DTYPES[dtype]) if data else torch.zeros(0, dtype=DTYPES[dtype])
-            )
-        start = _PAGE + len(self._used) * (_SLOT + _PAGE)
-        begin = start + (_SLOT - len(data) if at_end else 0)
-        end = begin + len(data)
-        self._view[start : start + _SLOT] = self._margin
-        self._view[begin:end] = data
-        self._used.append((start, begin, end))
-        return torch.frombuffer(self._view[begin:end], dtype=DTYPES[dtype])
-
-    def trespassed(self) -> bool:
-        """Whether somebody wrote beside an operand."""
-        return any(
-            self._map[start:begin] != self._margin[: begin - start]
-            or self._map[end : start + _SLOT] != self._margin[: start + _SLOT - end]
-            for start, begin, end in self._used
+        size = len(data)
+        if not 0 < size <= _SLOT or self._used >= self._slots:
+            own = bytearray(data)
+            base = torch.frombuffer(own, dtype=dtype) if own else torch.zeros(0, dtype=dtype)
+            return Held(base, data, own, 0, 0, data)
+        start = _PAGE + self._used * (_SLOT + _PAGE)
+        self._used += 1
+        if at_end:
+            begin = start + _SLOT - size
+            before = self._margin[size:] + data
+        else:
+            begin = start
+            before = data + self._margin[size:]
+        self._map[start : start + _SLOT] = before
+        return Held(
+            torch.frombuffer(self._view[begin : begin + size], dtype=dtype), data, self._map, start, begin, before
         )
 
 
@@ -83,39 +113,86 @@ def extent(of: Tensor) -> int:
     return of.offset + 1 + sum((n - 1) * step for n, step in zip(of.shape, of.stride, strict=True))
 
 
-def content(of: Tensor, generator: torch.Generator) -> bytes:
-    """The bytes of an operand's storage. Raises ValueError for one that is too large to try."""
-    count = extent(of)
-    if count > _MAX_ELEMENTS:
-        raise ValueError("too large to try")
-    made = _drawn(of, count, generator)
-    return bytes(made.contiguous().view(torch.uint8).numpy()) if count else b""
+class Contents:
+    """What operands are filled with: pieces of pools, which are drawn once for each dtype and kind of content."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = torch.Generator()
+        self._seed = seed
+        self._pools: dict[tuple[Any, ...], bytes] = {}
+        self._ranges: dict[tuple[Any, ...], bytes] = {}
+
+    def of(self, operand: Tensor, dice: Dice) -> bytes:
+        """The bytes of an operand's storage. Raises ValueError for one that is too large to try."""
+        count = extent(operand)
+        if not 0 < count <= _MAX_ELEMENTS:
+            if count > 0:
+                raise ValueError("too large to try")
+            return b""
+        size, fill = ITEM_BYTES[operand.dtype], operand.fill
+        first = 0
+        if operand.values:
+            pool = self._range(operand.dtype, operand.values)
+        elif fill == "range":
+            pool = self._range(operand.dtype, (), operand.low, operand.high)
+        elif fill == "mixed":
+            return self._mixed(operand.dtype, count, size, dice)
+        else:
+            pool = self._pool(operand.dtype, fill)
+        if fill != "rising" and not operand.values:
+            first = dice.randrange(_POOL) * size
+        found = pool[first : first + count * size]
+        missing = count * size - len(found)
+        return found if not missing else (found + pool * (missing // len(pool) + 1))[: count * size]
+
+    def _mixed(self, dtype: str, count: int, size: int, dice: Dice) -> bytes:
+        """Ordinary numbers, and one that is not."""
+        plain = bytearray(self.of(Tensor(dtype, (count,)), dice))
+        edges = self._pool(dtype, "edges")
+        where, which = dice.randrange(count) * size, dice.randrange(len(edges) // size) * size
+        plain[where : where + size] = edges[which : which + size]
+        return bytes(plain)
+
+    def _pool(self, dtype: str, fill: str) -> bytes:
+        found = self._pools.get((dtype, fill))
+        if found is None:
+            # drawn anew wherever it is needed first, so that a call is the same whatever came before it
+            self._generator.manual_seed(self._seed)
+            found = self._pools[dtype, fill] = _bytes(_drawn(DTYPES[dtype], fill, self._generator))
+        return found
+
+    def _range(self, dtype: str, values: tuple[Any, ...], low: float = 0, high: float = 0) -> bytes:
+        key = (dtype, repr(values), low, high)  # in a key True would be 1
+        found = self._ranges.get(key)
+        if found is None:
+            if len(self._ranges) > 1000:
+                self._ranges.clear()
+            kind = DTYPES[dtype]
+            if values:
+                made = torch.tensor(values, dtype=kind)
+            else:
+                self._generator.manual_seed(self._seed)
+                made = torch.rand(_POOL, generator=self._generator) * (high - low + (not kind.is_floating_point)) + low
+                made = _cast(made, kind)
+            found = self._ranges[key] = _bytes(made)
+        return found
 
 
-def _drawn(of: Tensor, count: int, g: torch.Generator) -> torch.Tensor:
-    dtype = DTYPES[of.dtype]
-    if of.values:
-        repeated = [of.values[i % len(of.values)] for i in range(count)]
-        return torch.tensor(repeated, dtype=dtype)
-    if of.fill == "range":
-        return _cast(
-            torch.rand(count, generator=g) * (of.high - of.low + (not dtype.is_floating_point)) + of.low, dtype
-        )
-    if of.fill in _EDGES or of.fill == "mixed":
-        edges = _edges(dtype)
-        if of.fill == "mixed":
-            made = _plain(dtype, count, g)
-            if count:
-                where = int(torch.randint(count, (), generator=g))
-                made[where] = edges[int(torch.randint(len(edges), (), generator=g))]
-            return made
-        return edges[_EDGES.index(of.fill) % len(edges)].expand(count).clone()
-    if of.fill == "extreme":
-        edges = _edges(dtype)
-        return edges[torch.randint(len(edges), (count,), generator=g)]
-    if of.fill == "rising":
-        return _cast(torch.arange(count).double(), dtype)
-    return _plain(dtype, count, g)
+def _bytes(of: torch.Tensor) -> bytes:
+    return bytes(of.contiguous().view(torch.uint8).numpy())
+
+
+def _drawn(dtype: torch.dtype, fill: str, g: torch.Generator) -> torch.Tensor:
+    edges = _edges(dtype)
+    if fill == "edges":
+        return edges
+    if fill in _EDGES:
+        return edges[_EDGES.index(fill) % len(edges)].expand(_POOL)
+    if fill == "extreme":
+        return edges[torch.randint(len(edges), (_POOL,), generator=g)]
+    if fill == "rising":
+        return _cast(torch.arange(_POOL).double(), dtype)
+    return _plain(dtype, _POOL, g)
 
 
 _EDGES = ("nan", "inf", "-inf", "huge", "-huge", "zero", "one", "minus one", "large", "-large")

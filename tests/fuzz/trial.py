@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 
 from grid_jupyter.errors import GridError
 from grid_jupyter.ops.kernels import kernel
-from grid_jupyter.ops.raw import NAMES, to_bytes
+from grid_jupyter.ops.raw import DTYPES, NAMES, to_bytes
 from grid_jupyter.wire import commands, frames
 from grid_jupyter.worker.executor import Broken, Executor
-from grid_jupyter.worker.templates import Box, storage_of
+from grid_jupyter.worker.templates import storage_of
 
-from .arguments import call_of
-from .calls import Call, Tensor, encode, operands_in, tensors
-from .memory import Arena, content, extent, perturb
+from .arguments import Calls
+from .calls import Call, Tensor, encode, operands_of, tensors
+from .dice import Dice
+from .memory import Arena, Contents, Held, extent, perturb
 
 _FIRST, _RESULT, _SEED, _GRADIENT, _SECOND = 1000, 2000, 3000, 4000, 5000
-_SHOWN = 1 << 20
+_SHOWN = 1 << 16
 _ALWAYS_AGAIN = 500  # of further calls a quarter is made twice
+_SESSION = 40  # calls in one session
+_RAMP = 4096
+MARK, _OTHER_MARK = 0xA5, 0x3C
 FORWARD, BACKWARD, AGAIN = 1, 2, 3
 
 
@@ -47,44 +50,49 @@ class _Unsent(Exception):
     """A command that cannot be sent."""
 
 
+class Bench(NamedTuple):
+    """What the trials of a process have in common."""
+
+    arena: Arena
+    contents: Contents
+    memory_bytes: int
+
+
 class Trial:
     """All calls of one operation, by number."""
 
-    def __init__(self, name: str, seed: int, recorded: Sequence[Call], arena: Arena, memory_bytes: int) -> None:
-        self._name = name
-        self._seed = seed
-        self._recorded = recorded
-        self._arena = arena
-        self._memory_bytes = memory_bytes
-
-    def call(self, index: int) -> Call:
-        """The call of that number."""
-        return call_of(self._name, self._seed, index, self._recorded)
+    def __init__(self, calls: Calls, bench: Bench) -> None:
+        self._calls = calls
+        self._bench = bench
+        self._executor = Executor(bench.memory_bytes)
+        self._left = _SESSION
 
     def run(self, index: int, phase: Callable[[int], None]) -> Outcome:
-        """Make the call, twice where it gives a result. `phase` is told what is about to be done."""
-        call = self.call(index)
-        generator = torch.Generator()
-        generator.manual_seed(index * 1_000_003 + self._seed)
+        """Make the call, for a part of those that give a result twice. `phase` is told what is about to be done."""
+        call, dice = self._calls.make(index), self._calls.dice
+        operands = tensors(call)
         try:
-            data = [content(operand, generator) for operand in tensors(call)]
+            data = [self._bench.contents.of(operand, dice) for operand in operands]
         except (ValueError, RuntimeError, TypeError):
             return Outcome(False, [])  # an operand that a client could not make either
-        plan = random.Random(f"plan:{self._seed}:{self._name}:{index}")  # noqa: S311
-        state = plan.getstate()
+        again = index < _ALWAYS_AGAIN or index % 4 == 0
+        state = dice.getstate() if again else None
         phase(FORWARD)
         try:
-            first = _Run(self._arena, self._memory_bytes, call, data, plan, 0xA5, phase)
+            first = self._run(call, operands, data, phase, MARK)
         except (Untryable, MemoryError):
             return Outcome(False, [])
-        if not first.shown or (index >= _ALWAYS_AGAIN and index % 4):
+        if not again or not first.shown:
             return Outcome(bool(first.shown), first.findings)
-        plan.setstate(state)
+        dice.setstate(state)
         phase(AGAIN)
+        perturb(_OTHER_MARK)
         try:
-            second = _Run(self._arena, self._memory_bytes, call, data, plan, 0x3C, phase)
-        except MemoryError:
+            second = self._run(call, operands, data, phase, _OTHER_MARK)
+        except (Untryable, MemoryError):
             return Outcome(True, first.findings)
+        finally:
+            perturb(MARK)
         findings = first.findings
         for label, shown in first.shown.items():
             if second.shown.get(label, shown) != shown:
@@ -92,96 +100,116 @@ class Trial:
                 findings.append(Finding("uninitialised memory", text))
         return Outcome(True, findings)
 
+    def close(self) -> None:
+        """Let go of the last session, whose verbs know it: collecting such circles would take longer than the calls."""
+        self._executor.verbs.clear()
+
+    def _run(
+        self, call: Call, operands: list[Tensor], data: list[bytes], phase: Callable[[int], None], mark: int
+    ) -> _Run:
+        """The call in a session that a few others were made in, as they are in a client's."""
+        self._left -= 1
+        if self._left < 0:
+            self.close()
+            self._executor, self._left = Executor(self._bench.memory_bytes), _SESSION
+        made = None
+        try:
+            made = _Run(self._executor, self._bench.arena, call, operands, self._calls.dice, phase)
+            made.go(data, mark)
+        finally:
+            if made is None or not made.goes_on:
+                self._left = 0
+            self._executor.earlier()
+            self._executor._clear()
+        return made
+
 
 class _Run:
-    """The call in a session of its own, whose fresh memory holds a mark."""
+    """One call, in fresh memory that holds a mark."""
 
     def __init__(
-        self, arena: Arena, memory_bytes: int, call: Call, data: list[bytes], plan: random.Random, mark: int,
+        self, executor: Executor, arena: Arena, call: Call, operands: list[Tensor], dice: Dice,
         phase: Callable[[int], None],
     ) -> None:  # fmt: skip
         self.findings: list[Finding] = []
         self.shown: dict[str, Any] = {}
-        self._executor = Executor(memory_bytes)
-        self._plan = plan
+        self.goes_on = False
+        self._executor = executor
+        self._arena = arena
+        self._call = call
+        self._kernel = kernel(call.name)
+        self._operands = operands
+        self._ids = range(_FIRST, _FIRST + len(operands))
+        self._plan = dice
         self._phase = phase
-        self._before: dict[int, bytes] = {}
-        self._bases: list[torch.Tensor] = []
-        self._versions: dict[int, int] = {}
-        perturb(0)
-        arena.reset(mark)
-        self._put(call, data, arena)
-        perturb(mark)
+        self._held: list[Held] = []
+        self._owners: list[int] = []
+        self._versions: list[int] = []
+        self._results: list[int] = []
+        self._sources = 0
+
+    def go(self, data: list[bytes], mark: int) -> None:
+        """Make the call and look at all that it touched. Raises Untryable for one that cannot be made."""
+        asked = self._put(data, mark)
         try:
-            self._forward(call)
+            self._forward(asked)
             if self._results:
                 self._backward()
+            self.goes_on = True
         except (GridError, MemoryError):
             pass  # ends the session in words: so it should
         except _Unsent as error:
             raise Untryable from error
         except BaseException as error:  # whatever it is, the Worker would end with it
             self._find("escaped", f"{type(error).__name__} left the executor: {str(error)[:200]}")
-        perturb(0)
-        self._look_at_operands(call, arena)
-        self._look_at_results(call)
+        self._look_at_operands()
+        self._look_at_results()
 
     def _find(self, kind: str, text: str) -> None:
         self.findings.append(Finding(kind, text))
 
     # -------------------------------------------------------------- what is done
 
-    def _put(self, call: Call, data: list[bytes], arena: Arena) -> None:
-        executor, plan = self._executor, self._plan
-        self._operands = tensors(call)
-        flat: list[torch.Tensor] = []
+    def _put(self, data: list[bytes], mark: int) -> list[list[Any]]:
+        """Place the operands. Returns commands that ask for the gradients of some."""
+        executor, plan, arena = self._executor, self._plan, self._arena
+        arena.reset(mark)
+        asked: list[list[Any]] = []
+        wanting = plan.random() < 0.5
         for number, operand in enumerate(self._operands):
-            identity = _FIRST + number
-            base, owner = arena.place(data[number], operand.dtype, plan.random() < 0.5), number
-            dtype, stride = base.dtype, operand.stride
-            if operand.alias >= 0 and operand.alias < number:
-                other = flat[operand.alias]
-                if _fits(operand, other):
-                    base, owner, dtype = other, self._owners[operand.alias], other.dtype
-            if number == 0:
-                self._owners: list[int] = []
+            dtype, owner = DTYPES[operand.dtype], number
+            held = arena.place(data[number], dtype, plan.random() < 0.5)
+            base = held.base
+            if 0 <= operand.alias < number and extent(operand) <= self._held[operand.alias].base.numel():
+                base, owner = self._held[operand.alias].base, self._owners[operand.alias]
             self._owners.append(owner)
-            flat.append(base)
+            self._held.append(held if owner == number else self._held[operand.alias])
             try:
-                view = base.view(dtype).as_strided(operand.shape, stride or _dense(operand.shape), operand.offset)
+                view = base.as_strided(operand.shape, operand.stride or _dense(operand.shape), operand.offset)
             except (RuntimeError, TypeError, ValueError) as error:
                 raise Untryable from error
+            identity = _FIRST + number
             if owner == number:
-                frozen = plan.random() < 0.08
                 sources = 0 if plan.random() < 0.2 else 1 << number % 40
-                executor.put(identity, view, sources, frozen)
+                executor.put(identity, view, sources, plan.random() < 0.08)
             else:
                 executor.values[identity] = view
                 executor.boxes[identity] = executor.boxes[_FIRST + owner]
-        self._bases = flat
-        self._before = {n: bytes(base.view(torch.uint8).numpy()) for n, base in enumerate(flat) if self._owners[n] == n}
-        wanting = plan.random() < 0.5
-        asked = []
-        for number, view in enumerate(self._views()):
-            if wanting and view.dtype.is_floating_point and plan.random() < 0.6 and not self._aliased(number):
-                asked.append([commands.REQUIRE_GRAD, _FIRST + number, True])
-        if asked:
-            executor.feed(frames.encode(asked))
-        # the executor gives a published tensor an object of its own before it asks for its gradient
-        self._versions = {number: view._version for number, view in enumerate(self._views())}
-        self._sources = 0
-        for number in range(len(self._operands)):
-            self._sources |= executor.boxes[_FIRST + number].sources
-
-    def _aliased(self, number: int) -> bool:
-        return self._owners.count(self._owners[number]) > 1
+            self._versions.append(view._version)
+            self._sources |= executor.boxes[identity].sources
+            if wanting and view.dtype.is_floating_point and plan.random() < 0.6:
+                asked.append([commands.REQUIRE_GRAD, identity, True])
+        if len(set(self._owners)) < len(self._owners):
+            asked = [command for command in asked if self._owners.count(self._owners[command[1] - _FIRST]) == 1]
+        return asked
 
     def _views(self) -> list[torch.Tensor]:
-        return [self._executor.values[_FIRST + n] for n in range(len(self._operands))]
+        values = self._executor.values
+        return [values[identity] for identity in self._ids]
 
-    def _forward(self, call: Call) -> None:
-        facts = kernel(call.name)
-        args, kwargs, slots = encode(call, [_FIRST + n for n in range(len(self._operands))])
+    def _forward(self, asked: list[list[Any]]) -> None:
+        call, facts, executor = self._call, self._kernel, self._executor
+        args, kwargs, slots = encode(call, list(self._ids))
         out: Any = _RESULT
         if facts.returns_list:
             out = [_RESULT + i for i in range(self._list_length(call))]
@@ -189,8 +217,8 @@ class _Run:
             out = [_RESULT + i for i in range(facts.results - len(facts.writes))]
         elif facts.results == 0:
             out = 0
-        self._results: list[int] = []
         batch = [
+            *asked,
             [commands.GRAD_MODE, self._plan.random() < 0.9],
             [commands.DEFINE, 1, call.name, args, kwargs],
             [1, out, *slots],
@@ -200,10 +228,11 @@ class _Run:
             frame = frames.encode(batch)
         except OverflowError as error:
             raise _Unsent from error  # a number that no frame can hold
-        self._executor.feed(frame)
+        executor.templates.clear()
+        executor.feed(frame)
         wanted = [out] if type(out) is int else out
-        self._results = [i for i in wanted if i and isinstance(self._executor.values.get(i), torch.Tensor)]
-        if out == 0 and not self._executor.earlier():
+        self._results = [i for i in wanted if i and isinstance(executor.values.get(i), torch.Tensor)]
+        if out == 0 and not executor.earlier():
             self.shown["done"] = True
         for number, identity in enumerate(self._results):
             self._show(f"result {number}", identity)
@@ -235,7 +264,7 @@ class _Run:
         value = executor.values[result]
         if value.numel() > _SHOWN or any(length < 0 for length in value.shape):
             return
-        seed = torch.linspace(-1, 2, max(value.numel(), 1)).to(value.dtype)[: value.numel()].reshape(value.shape)
+        seed = _ramp(value.dtype, value.numel()).clone().reshape(value.shape)
         hostile = plan.random()
         if hostile < 0.05:
             seed = torch.ones(3)
@@ -243,7 +272,7 @@ class _Run:
             seed = torch.full((), plan.choice((float("nan"), 1e38, 1.0))).to(value.dtype).expand(value.shape)
         elif hostile < 0.2 and value.dim() > 1:
             seed = seed.transpose(0, 1).contiguous().transpose(0, 1)
-        executor.put(_SEED, seed.clone() if hostile >= 0.2 else seed, 1 << 50)
+        executor.put(_SEED, seed, 1 << 50)
         self._sources |= 1 << 50
         twice = plan.random() < 0.25
         outs = [_GRADIENT + i for i in range(len(leaves))]
@@ -268,7 +297,7 @@ class _Run:
         if isinstance(found, Broken):
             return
         value = found.tensor
-        if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
+        if value.layout != torch.strided or not value.is_cpu or value.is_quantized:
             self._find("not a dense tensor", f"{label} is {value.layout} {value.dtype} on {value.device}")
             return
         if value.dtype not in NAMES:
@@ -284,48 +313,51 @@ class _Run:
 
     # -------------------------------------------------------------- what must hold
 
-    def _look_at_operands(self, call: Call, arena: Arena) -> None:
-        executor = self._executor
-        if arena.trespassed():
-            self._find("wrote outside", "memory beside an operand was changed")
-        written = kernel(call.name).mutates
-        declared = {self._owners[n] for n in _slots_of(call, written)}
-        for number, before in self._before.items():
-            now = bytes(self._bases[number].view(torch.uint8).numpy())
-            if now == before:
-                continue
-            box = executor.boxes[_FIRST + number]
-            if box.frozen:
-                self._find("changed published data", f"operand {number}")
-            if number not in declared:
-                self._find("undeclared write", f"operand {number} was changed")
-            if self._sources & ~(1 << 50) & ~box.sources:
-                self._find("lost lineage", f"operand {number} was written to and does not derive from all others")
-            group = [n for n, owner in enumerate(self._owners) if owner == number]
-            if not any(self._views()[n]._version > self._versions[n] for n in group):
-                self._find("hidden write", f"operand {number} was written to without a new version")
+    def _look_at_operands(self) -> None:
+        for number, held in enumerate(self._held):
+            if self._owners[number] == number and not held.untouched():
+                self._look_at(number, held)
 
-    def _look_at_results(self, call: Call) -> None:
+    def _look_at(self, number: int, held: Held) -> None:
+        """An operand that is another than before, or something beside it."""
+        if held.trespassed():
+            self._find("wrote outside", f"memory beside operand {number} was changed")
+        if not held.changed():
+            return
+        box = self._executor.boxes[_FIRST + number]
+        if box.frozen:
+            self._find("changed published data", f"operand {number}")
+        if number not in {self._owners[n] for n in _slots_of(self._call, self._kernel.mutates)}:
+            self._find("undeclared write", f"operand {number} was changed")
+        if self._sources & ~(1 << 50) & ~box.sources:
+            self._find("lost lineage", f"operand {number} was written to and does not derive from all others")
+        group = [n for n, owner in enumerate(self._owners) if owner == number]
+        views = self._views()
+        if not any(views[n]._version > self._versions[n] for n in group):
+            self._find("hidden write", f"operand {number} was written to without a new version")
+
+    def _look_at_results(self) -> None:
+        if not self._results:
+            return
         executor = self._executor
-        boxes: list[tuple[str, torch.Tensor, Box]] = []
-        for number, view in enumerate(self._views()):
-            boxes.append((f"operand {number}", view, executor.boxes[_FIRST + number]))
+        boxes = [(value, executor.boxes[i], *_span(value)) for i, value in zip(self._ids, self._views(), strict=True)]
         of_operands = self._sources & ~(1 << 50)
-        for identity in getattr(self, "_results", ()):
+        for identity in self._results:
             value, box = executor.values[identity], executor.boxes[identity]
             expected = of_operands if identity < _SEED else self._sources
             if expected & ~box.sources:
                 self._find("lost lineage", f"result {identity} does not derive from all operands")
             if value.layout != torch.strided:
                 continue
-            if value.untyped_storage().nbytes() > self._limit():
-                self._find("over the limit", f"result {identity} has {value.untyped_storage().nbytes()} bytes")
-            for label, other, its in boxes:
-                if its is not box and _overlap(value, other):
+            start, end = _span(value)
+            if end - start > self._limit():
+                self._find("over the limit", f"result {identity} has {end - start} bytes")
+            for other, its, first, last in boxes:
+                if its is not box and (storage_of(value) == storage_of(other) or (max(start, first) < min(end, last))):
                     self._find(
-                        "shared storage", f"result {identity} shows the memory of {label} and has another lineage"
+                        "shared storage", f"result {identity} shows the memory of another value and has another lineage"
                     )
-            boxes.append((f"result {identity}", value, box))
+            boxes.append((value, box, start, end))
 
     def _limit(self) -> int:
         return self._executor._memory_bytes or 1 << 40
@@ -340,8 +372,17 @@ def _dense(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(strides)
 
 
-def _fits(operand: Tensor, base: torch.Tensor) -> bool:
-    return extent(operand) <= base.numel()
+_ramps: dict[torch.dtype, torch.Tensor] = {}
+
+
+def _ramp(dtype: torch.dtype, count: int) -> torch.Tensor:
+    """Numbers from -1 to 2."""
+    if count > _RAMP:
+        return torch.linspace(-1, 2, count).to(dtype)
+    found = _ramps.get(dtype)
+    if found is None:
+        found = _ramps[dtype] = (torch.arange(_RAMP) * 7 % 31 / 10 - 1).to(dtype)
+    return found[:count]
 
 
 def _slots_of(call: Call, positions: frozenset[int]) -> list[int]:
@@ -351,17 +392,16 @@ def _slots_of(call: Call, positions: frozenset[int]) -> list[int]:
     number = 0
     placed = [*enumerate(call.args), *((names.index(name), item) for name, item in call.kwargs if name in names)]
     for position, item in placed:
-        for _ in operands_in(item):
-            if position in positions:
-                found.append(number)
-            number += 1
+        inside: list[Tensor] = []
+        operands_of([item], inside)
+        if position in positions:
+            found.extend(range(number, number + len(inside)))
+        number += len(inside)
     return found
 
 
-def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
-    if storage_of(a) == storage_of(b):
-        return True
-    one, other = a.untyped_storage(), b.untyped_storage()
-    start, end = max(one.data_ptr(), other.data_ptr()), 0
-    end = min(one.data_ptr() + one.nbytes(), other.data_ptr() + other.nbytes())
-    return one.nbytes() > 0 and other.nbytes() > 0 and start < end
+def _span(of: torch.Tensor) -> tuple[int, int]:
+    """The memory of its storage."""
+    storage = of.untyped_storage()
+    start = storage.data_ptr()
+    return start, start + storage.nbytes()

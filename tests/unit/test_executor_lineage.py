@@ -746,3 +746,11 @@ def test_poison_keeps_its_code_when_it_is_read(s: Session):
     assert isinstance(found, Broken)
     assert found.error.code == "object-not-found"
     assert not isinstance(found.error, GetNotPermittedError)
+
+
+def test_a_list_in_place_of_a_tensor_is_refused_before_torch_prints_what_is_in_it(s: Session):
+    failed = s.op("sqrt.default", [["L", ["r"]]], s.public([1.5]))
+    found = s.executor.read(failed)
+    assert isinstance(found, Broken)
+    assert found.error.code == "operation-not-allowed"
+    assert "1.5" not in str(found.error)

@@ -47,7 +47,7 @@ del guards.GUARDS[name]
 from tests.fuzz import corpus
 from tests.fuzz.processes import Settings, Tally, fuzz
 tally = Tally([name])
-fuzz([name], corpus.load(), Settings(1, calls, 0, 256 << 20, 5.0, 3), 1, tally)
+fuzz([name], corpus.load(), Settings(1, calls, 0, 256 << 20, 5.0, 40), 1, tally)
 print("found:", sorted({found.kind for found in tally.found}))
 """
 
@@ -76,3 +76,36 @@ def test_calls_that_kill_a_process_are_refused():
             assert code == "operation-not-allowed", name
         else:
             assert code in ("remote-operation", "operation-not-allowed"), name
+
+
+def test_runs_of_the_fuzzer_add_up_and_a_new_guard_starts_anew(tmp_path: Path):
+    state = tmp_path / "fuzz.json"
+    command = ("-m", "tests.fuzz", "--only", "add.Tensor", "--only", "median.dim", "--state", str(state))
+
+    first = _run(*command, "--calls", "30", "--jobs", "1")
+    more = _run(*command, "--calls", "50", "--jobs", "1")
+    assert "60 calls," in first.stdout, first.stdout + first.stderr
+    assert "40 calls," in more.stdout, more.stdout + more.stderr
+    kept = json.loads(state.read_text())["operations"]
+    assert kept["aten.add.Tensor"]["spans"] == kept["aten.median.dim"]["spans"] == {"1": [[0, 50]]}
+
+    kept["aten.median.dim"]["mark"] = "of another guard"
+    state.write_text(json.dumps({"operations": kept}))
+    assert "50 calls," in _run(*command, "--calls", "50", "--jobs", "1").stdout
+
+
+def test_what_was_survived_is_known_by_the_guard_that_stood_before_it():
+    from grid_jupyter.ops import guards
+    from grid_jupyter.ops.kernels import kernel
+    from tests.fuzz.survived import mark_of
+
+    names = sorted(guards.GUARDS)
+    before = {name: mark_of(name) for name in names}
+    assert len(set(before.values())) == len(names)
+    guarded = guards.GUARDS.pop("aten.median.dim")
+    kernel.cache_clear()
+    try:
+        assert [name for name in names if mark_of(name) != before[name]] == ["aten.median.dim"]
+    finally:
+        guards.GUARDS["aten.median.dim"] = guarded
+        kernel.cache_clear()
