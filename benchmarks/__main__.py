@@ -20,6 +20,7 @@ BENCHMARKS = {
     "training_step": "training steps of small networks: the unchanged loop and its recording, beside local torch",
     "transfer": "a large tensor to a session and back, and publishing a large data set",
     "startup": "imports, the start of Node, Network and Workers, what the extension adds to Jupyter, memory at rest",
+    "plan_engines": "training steps by plan in both engines, beside the ordinary training loop",
     "fold": "folding reports into their weighted mean, beside reading their bytes once",
     "fl_rounds": "rounds of federated averaging over four Nodes, beside the same loop in one process",
 }
