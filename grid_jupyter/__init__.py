@@ -49,6 +49,24 @@ _PUBLIC: dict[str, str] = {
     "tag": "grid_jupyter.tensors.sending",
     "send_module": "grid_jupyter.tensors.modules",
     "show_progress": "grid_jupyter.link.progress",
+    "Fit": "grid_jupyter.client.fits",
+    **dict.fromkeys(
+        (
+            "FedAdagrad",
+            "FedAdam",
+            "FedAvg",
+            "FedAvgM",
+            "FedBuff",
+            "FedProx",
+            "FedYogi",
+            "Krum",
+            "Median",
+            "SCAFFOLD",
+            "Serial",
+            "TrimmedMean",
+        ),
+        "grid_jupyter.aggregation.strategies",
+    ),
     **dict.fromkeys(
         (
             "CannotRequestObjectAttribute",

@@ -46,6 +46,8 @@ class Strategy:
     """Reports are kept until the round ends, and `combine` makes a model of them; others fold, and make a `step`."""
     asynchronous: ClassVar[bool] = False
     """There are no rounds to wait for: a report is folded whenever it comes."""
+    corrected: ClassVar[bool] = False
+    """A round brings each participant what it adds to its gradients (`rounds.correction`)."""
     sequential: ClassVar[bool] = False
     """Participants train one after the other, each from what the one before made."""
 
@@ -237,6 +239,7 @@ class SCAFFOLD(Strategy):
     """
 
     server_lr: float = 1.0
+    corrected: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

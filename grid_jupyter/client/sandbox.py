@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from grid_jupyter.client.node import NodeClient
+from grid_jupyter.client.training import Trains
 from grid_jupyter.client.virtual import TorchHook, VirtualWorker
 from grid_jupyter.errors import BadRequest
 
@@ -21,7 +22,7 @@ _DATASETS = {
 }
 
 
-class PrivateGridNetwork:
+class PrivateGridNetwork(Trains):
     """Workers that are known here, searched as a Network is: `PrivateGridNetwork(bob, alice).search("#iris")`."""
 
     def __init__(self, *workers: Any) -> None:
