@@ -10,7 +10,7 @@ from typing import Any
 
 from tornado.iostream import StreamClosedError
 from tornado.web import stream_request_body
-from tornado.websocket import WebSocketClosedError, WebSocketHandler
+from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketProtocol, WebSocketProtocol13
 
 from grid_jupyter.errors import BadRequest, GridError, InvalidDataError, LimitExceededError
 from grid_jupyter.identity.accounts import Account
@@ -19,6 +19,7 @@ from grid_jupyter.node.session import NodeSession
 from grid_jupyter.node.uploads import Coming, check_may_publish
 from grid_jupyter.server.detached import answer
 from grid_jupyter.server.door import Door
+from grid_jupyter.server.session_frames import SessionFrames
 from grid_jupyter.wire import messages
 from grid_jupyter.wire.limits import MAX_FRAME_BYTES
 
@@ -65,6 +66,11 @@ class SessionDoor(NodeDoor, WebSocketHandler):
         if self.request.headers.get("Upgrade", "").lower() != "websocket":
             raise BadRequest("a session is a WebSocket; clients connect with DataCentricFLClient")
         await super().get(*args, **kwargs)
+
+    def get_websocket_protocol(self) -> WebSocketProtocol | None:
+        """tornado's, with a loop of its own over the frames that come in."""
+        made = super().get_websocket_protocol()
+        return SessionFrames(self, False, made.params) if isinstance(made, WebSocketProtocol13) else made
 
     def check_origin(self, origin: str) -> bool:
         """No browser speaks this protocol, and no page may use its visitor's place in the network."""
