@@ -86,6 +86,30 @@ def _status(options: argparse.Namespace) -> int:
     return status(options)
 
 
+def _requests(options: argparse.Namespace) -> int:
+    from grid_jupyter.cli.sign_off import requests
+
+    return requests(options)
+
+
+def _approve(options: argparse.Namespace) -> int:
+    from grid_jupyter.cli.sign_off import approve
+
+    return approve(options)
+
+
+def _deny(options: argparse.Namespace) -> int:
+    from grid_jupyter.cli.sign_off import deny
+
+    return deny(options)
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from grid_jupyter.cli.sign_off import audit
+
+    return audit(options)
+
+
 def _reset(options: argparse.Namespace) -> int:
     from grid_jupyter.cli.reset import reset
 
@@ -110,6 +134,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_network(commands)
     _add_invite(commands)
     _add_token(commands)
+    _add_sign_off(commands)
     _add_status(commands)
     _add_reset(commands)
     return parser
@@ -370,6 +395,65 @@ def _add_reset(commands: _Commands[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.add_argument("--all", action="store_true", help="every Node of the data directory, not only the grid's four")
+
+
+def _add_sign_off(commands: _Commands[argparse.ArgumentParser]) -> None:
+    """`requests`, `approve`, `deny` and `audit`."""
+    parser = _command(
+        commands,
+        "requests",
+        _requests,
+        summary="show what people ask of the data on a Node that runs here",
+        text="Who asks, why, for what, and how it was computed.",
+        examples="  jupyter grid requests\n  jupyter grid requests --node Bob --in-state approved",
+    )
+    _add_node_target(parser)
+    parser.add_argument("--in-state", metavar="STATE", help="those in this state (those that wait for a decision)")
+    _add_json(parser, "print them as JSON")
+    parser = _command(
+        commands,
+        "approve",
+        _approve,
+        summary="let something go that was asked for",
+        text="It decides in place of all owners of the data.",
+        examples="  jupyter grid approve 7\n  jupyter grid approve 7 --expires 1h",
+    )
+    parser.add_argument("request", type=values.positive, metavar="ID", help="the request's number")
+    _add_node_target(parser)
+    parser.add_argument("--expires", type=values.duration, metavar="TIME", help="good for (7d)")
+    parser.add_argument("--review", action="store_true", help="of a job: run it, and ask again before its result goes")
+    _add_json(parser, "print the request as JSON")
+    parser = _command(
+        commands,
+        "deny",
+        _deny,
+        summary="refuse something that was asked for",
+        text="It decides in place of all owners of the data; who asked reads the reason.",
+        examples="  jupyter grid deny 7 --reason 'too few rows'",
+    )
+    parser.add_argument("request", type=values.positive, metavar="ID", help="the request's number")
+    _add_node_target(parser)
+    parser.add_argument("--reason", required=True, help="what the asker is told")
+    _add_json(parser, "print the request as JSON")
+    parser = _command(
+        commands,
+        "audit",
+        _audit,
+        summary="show what the gates of a Node decided, or check that nobody changed that",
+        text="The log is append-only; each row has the hash of the one before.",
+        examples="  jupyter grid audit\n  jupyter grid audit --verify",
+    )
+    _add_node_target(parser)
+    parser.add_argument("--rows", type=values.positive, default=50, metavar="N", help="how many (50, at most 1000)")
+    parser.add_argument("--verify", action="store_true", help="check the whole chain, and name the first broken row")
+    _add_json(parser, "print it as JSON")
+
+
+def _add_node_target(parser: argparse.ArgumentParser) -> None:
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--node", metavar="NAME", help="the Node that is meant; needed where several run")
+    which.add_argument("--state", type=Path, metavar="DIR", help="the one with this state directory is meant")
+    parser.set_defaults(network=False)
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ from grid_jupyter.server.running import Running, read_running
 
 def token(options: argparse.Namespace) -> int:
     """Issue a token, or revoke all of a user. Raises GridError."""
-    running = _target(options)
+    running = target(options)
     owner = OwnerClient(running.socket)
     if options.action == "revoke":
         revoked = asyncio.run(owner.revoke(options.username))
@@ -42,7 +42,7 @@ async def _issue(owner: OwnerClient, options: argparse.Namespace) -> str:
 
 def invite(options: argparse.Namespace) -> int:
     """Make a one-time invite. Raises GridError."""
-    running = _target(options)
+    running = target(options)
     role = options.role or ("Node" if running.role == "network" else "User")
     link, expires = asyncio.run(OwnerClient(running.socket).invite(role, options.expires, options.username))
     until = time.strftime("%Y-%m-%d %H:%M", time.localtime(expires))
@@ -64,7 +64,7 @@ def _answer(options: argparse.Namespace, answer: dict[str, Any], text: str) -> N
     print(json.dumps(answer) if options.json else text, flush=True)
 
 
-def _target(options: argparse.Namespace) -> Running:
+def target(options: argparse.Namespace) -> Running:
     """The process that --node, --network or --state means, or the only one that runs. Raises NotFound, BadRequest."""
     if options.state is not None:
         return read_running(options.state, "node" if (options.state / "node.lock").exists() else "network")

@@ -15,6 +15,7 @@ import torch
 from grid_jupyter.client.credentials import Credentials
 from grid_jupyter.client.pointers import pointer
 from grid_jupyter.client.publishing import Publishing
+from grid_jupyter.client.requests import SignOff
 from grid_jupyter.client.values import Values, forget_outputs, values_of
 from grid_jupyter.client.virtual import VirtualWorker, local_worker
 from grid_jupyter.errors import (
@@ -52,7 +53,7 @@ RECONNECT_S = 10.0
 """How long a client that was connected waits for its Node to come back."""
 
 
-class NodeClient(Publishing):
+class NodeClient(Publishing, SignOff):
     """A connection to one Node: `DataCentricFLClient(hook, "http://localhost:3000")`.
 
     Without a credential the caller is a guest. A stored credential is presented only where it is named:

@@ -73,6 +73,24 @@ def transfer(
     token: str = "",
 ) -> bytearray:
     """One call with bytes both ways. A body that is not bytes comes with its `length`. Raises as `call` does."""
+    return _exchange(address, method, path, body, length=length, headers=headers, token=token)[1]
+
+
+def fetch(address: Address, path: str, *, token: str) -> tuple[dict[str, str], bytearray]:
+    """The headers and the bytes of an answer to GET. Raises as `call` does."""
+    return _exchange(address, "GET", path, None, length=None, headers=None, token=token)
+
+
+def _exchange(
+    address: Address,
+    method: str,
+    path: str,
+    body: bytes | memoryview | Iterable[bytes | memoryview] | None,
+    *,
+    length: int | None,
+    headers: dict[str, str] | None,
+    token: str,
+) -> tuple[dict[str, str], bytearray]:
     sent = dict(headers or {})
     if token:
         sent["Authorization"] = f"Bearer {token}"
@@ -85,7 +103,8 @@ def transfer(
         except (BrokenPipeError, ConnectionResetError):
             pass  # refused before all was sent: the answer says why
         response = connection.getresponse()
-        return _read(address, response)
+        data = _read(address, response)
+        return dict(response.headers.items()), data
     except ssl.SSLCertVerificationError:
         raise untrusted(address) from None
     except (OSError, http.client.HTTPException) as error:

@@ -19,6 +19,7 @@ from grid_jupyter.errors import (
 from grid_jupyter.identity.accounts import Account
 from grid_jupyter.identity.roles import OWNER
 from grid_jupyter.node import policy
+from grid_jupyter.node.audit import Audit
 from grid_jupyter.node.policy import Rules
 from grid_jupyter.node.uploads import Uploads, check_may_publish
 from grid_jupyter.store.blobs import BlobStore
@@ -47,6 +48,7 @@ class Datasets:
         self,
         table: DatasetTable,
         blobs: BlobStore,
+        audit: Audit,
         *,
         max_upload_bytes: int,
         public_tags: bool,
@@ -55,6 +57,7 @@ class Datasets:
         self.uploads = Uploads(blobs, max_upload_bytes, clock)
         self._table = table
         self._blobs = blobs
+        self._audit = audit
         self._public_tags = public_tags
         self._known: dict[tuple[int, int], StoredDataset] = {}
         self._ended: Callable[[int], int] = lambda dataset: 0
@@ -130,6 +133,7 @@ class Datasets:
         found = await self._table.publish(new, request.upload, request.dataset)
         self.uploads.claim(key)
         stored = await self._table.get(*found)
+        self._audit.note("published", account.username, dataset=stored.id, version=stored.version, sha256=stored.sha256)
         if stored.blob != blob.name:  # the same upload id came twice, at the same time
             await asyncio.to_thread(self._blobs.delete, blob.name)
         return self.describe(stored, account.username)
@@ -165,6 +169,10 @@ class Datasets:
             jobs=None if isinstance(request.jobs, msgspec.UnsetType) else request.jobs,
         )
         self._forget(dataset)
+        changed = [name for name in request.__struct_fields__ if getattr(request, name) not in (None, msgspec.UNSET)]
+        said = {"allowed_users": stored.allowed_users, "compute_users": stored.compute_users}
+        rules = {**said, "public_tags": stored.public_tags, "jobs": msgspec.to_builtins(stored.jobs)}
+        self._audit.note("edited", account.username, dataset=dataset, changed=changed, **rules)
         return self.describe(stored, account.username)
 
     async def unpublish(self, account: Account, dataset: int) -> Unpublished:
@@ -179,6 +187,7 @@ class Datasets:
         self._forget(dataset)
         ended += self._ended(dataset)  # those that were just opening it
         await self._end_requests(dataset)
+        self._audit.note("unpublished", account.username, dataset=dataset, versions=len(gone))
         return Unpublished(
             dataset=dataset, versions=len(gone), nbytes=sum(blob.nbytes for blob in gone), sessions_ended=ended
         )

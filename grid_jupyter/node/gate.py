@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from grid_jupyter.errors import GridError, LimitExceededError, from_wire
+from grid_jupyter.errors import GetNotPermittedError, GridError, LimitExceededError, from_wire
 from grid_jupyter.node import policy
+from grid_jupyter.node.audit import Audit
 from grid_jupyter.node.datasets import Datasets, rules_of
 from grid_jupyter.node.policy import Rules
 from grid_jupyter.store.datasets import StoredDataset
@@ -19,8 +20,9 @@ Source = StoredDataset | Rules
 class Gate:
     """The sources of a session by their number, which is their bit in the lineage of values."""
 
-    def __init__(self, datasets: Datasets) -> None:
+    def __init__(self, datasets: Datasets, audit: Audit) -> None:
         self._datasets = datasets
+        self._audit = audit
         self._sources: list[Source] = []
         # what failed and made no value that would tell, by lineage: one must not hide that there is another
         self._faults: dict[tuple[int, ...], worker.Fault] = {}
@@ -43,6 +45,10 @@ class Gate:
         """The sources of these numbers."""
         return [self._sources[number] for number in numbers]
 
+    def all(self) -> list[Source]:
+        """All sources, by their number."""
+        return list(self._sources)
+
     async def rules(self, numbers: tuple[int, ...]) -> list[Rules]:
         """What the owners of these sources say now. Raises ObjectNotFoundError for one that was unpublished."""
         return [
@@ -63,12 +69,31 @@ class Gate:
         policy.check_release(reader, ())
         return True
 
-    async def check(self, reader: str, reply: worker.Reply, *, ahead: bool = False) -> list[Rules]:
+    async def check(
+        self, reader: str, reply: worker.Reply, what: str = "value", *, ahead: bool = False
+    ) -> list[Rules]:
         """The rules of what a value derives from, if this reader may have it. That something failed may tell of
         the data as well, so it passes the same gate; `ahead` of the reader's question, it is kept until that comes.
+        What is decided goes to the audit log.
 
         Raises GetNotPermittedError, or what failed.
         """
+        rules = await self.sources(reader, reply, ahead=ahead)
+        datasets = sorted(said.dataset for said in rules)
+        try:
+            policy.check_release(reader, rules)
+        except GetNotPermittedError:
+            self._audit.note("refused", reader, what=what, datasets=datasets)
+            raise
+        if rules:
+            self._audit.note("released", reader, what=what, datasets=datasets)
+        if isinstance(reply, worker.Broken):
+            raise from_wire(reply.fault.code, reply.fault.error, reply.fault.value)
+        return rules
+
+    async def sources(self, reader: str, reply: worker.Reply, *, ahead: bool = False) -> list[Rules]:
+        """The rules of what an answer derives from, a value or a failure. Raises what failed before and this reader
+        may know of; `ahead` as in `check`."""
         if not isinstance(reply, worker.Fetched | worker.Measured | worker.Broken):
             raise GridError("the Worker answered a question for values with something else")
         for fault in reply.earlier:
@@ -80,11 +105,7 @@ class Gate:
                 if not ahead:
                     self._faults.pop(sources, None)
                 raise from_wire(fault.code, fault.error, fault.value)
-        rules = await self.rules(reply.fault.sources if isinstance(reply, worker.Broken) else reply.sources)
-        policy.check_release(reader, rules)
-        if isinstance(reply, worker.Broken):
-            raise from_wire(reply.fault.code, reply.fault.error, reply.fault.value)
-        return rules
+        return await self.rules(reply.fault.sources if isinstance(reply, worker.Broken) else reply.sources)
 
 
 def _key(source: Source) -> object:

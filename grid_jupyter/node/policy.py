@@ -74,5 +74,10 @@ def check_release(caller: str, sources: Sequence[Rules]) -> None:
     )
     raise GetNotPermittedError(
         f"{who} may compute on this value but may not read it: it derives from {named}. Present the "
-        f"credential of somebody who may, with .get(user=…), or ask the owner to be among the allowed users"
+        f"credential of somebody who may, with .get(user=…), or ask {_remedy(caller)}"
     )
+
+
+def _remedy(caller: str) -> str:
+    remedy = "the owner to be among the allowed users"
+    return remedy if caller == GUEST else f"for this value with .request(reason), or {remedy}"

@@ -10,11 +10,12 @@ import contextlib
 import logging
 from collections.abc import Awaitable
 
-from grid_jupyter.errors import GridError, SessionLostError
-from grid_jupyter.node import policy
+from grid_jupyter.errors import GetNotPermittedError, GridError, SessionLostError
+from grid_jupyter.node import policy, verdicts
 from grid_jupyter.node.answers import Answers, Spawn
 from grid_jupyter.node.bulk import Bulk, wait_until_filled
 from grid_jupyter.node.gate import Gate
+from grid_jupyter.node.held import Held, HeldValues
 from grid_jupyter.node.line import Line
 from grid_jupyter.node.moves import Moves
 from grid_jupyter.node.moves import Value as Moving
@@ -38,6 +39,7 @@ class Releases:
         answers: Answers,
         bulk: Bulk,
         moves: Moves,
+        held: HeldValues,
         gone: asyncio.Future[None],
         spawn: Spawn,
     ) -> None:
@@ -46,6 +48,7 @@ class Releases:
         self._answers = answers
         self._bulk = bulk
         self._moves = moves
+        self._held = held
         self._gone = gone
         self._spawn = spawn
 
@@ -100,10 +103,49 @@ class Releases:
 
     async def _measured(self, request_id: int, reader: str, waiting: Waiting) -> None:
         reply, _, _ = await waiting
-        await self._gate.check(reader, reply)
+        await self._gate.check(reader, reply, "sizes")
         if not isinstance(reply, worker.Measured):
             raise GridError("the Worker answered a question for sizes with something else")
         await self._line.reply(request_id, messages.Shapes(layouts=reply.layouts))
+
+    # -------------------------------------------------------------- to whoever the owners let have it
+
+    async def ask(self, request_id: int, message: messages.AskRelease, reader: str, running: WorkerProcess) -> None:
+        """Keep a value, as it is now, for its owners to decide on; when there is room for a further answer."""
+        await self._answers.place()
+        fetching = await running.send(worker.Fetch(value=message.value))
+        explaining = await running.send(worker.Explain(value=message.value))
+        self._answers.take()
+        self._answers.answer(request_id, self._asked(request_id, message, reader, fetching, explaining))
+
+    async def _asked(
+        self, request_id: int, message: messages.AskRelease, reader: str, fetching: Waiting, explaining: Waiting
+    ) -> None:
+        answers = await asyncio.gather(fetching, explaining, return_exceptions=True)
+        fetched, explained = answers
+        if isinstance(fetched, BaseException):
+            raise fetched
+        reply, payload, descriptors = fetched
+        try:
+            rules = await self._gate.sources(reader, reply)
+            if policy.may_read_all(reader, rules):
+                await self._gate.check(reader, reply)  # it may be a failure, which they may know of
+                await self._line.reply(request_id, messages.Requested(request=0, state=verdicts.GRANTED))
+                return
+            told = explained[0] if isinstance(explained, tuple) else None
+            verdict = await self._held.ask(
+                reader,
+                message.reason,
+                Held(reply, payload, descriptors[0] if descriptors else -1, self._gone),
+                list(zip(self._gate.named(_sources(reply)), rules, strict=True)),
+                told if isinstance(told, worker.Explained) else None,
+                self._gate.all(),
+            )
+        finally:
+            close_all(descriptors)
+        if verdict.state == verdicts.DENIED and not verdict.request:
+            raise GetNotPermittedError(f"this value cannot be asked for: {verdict.reason}")
+        await self._line.reply(request_id, messages.Requested(request=verdict.request, state=verdict.state))
 
     # -------------------------------------------------------------- to another session
 
@@ -165,6 +207,12 @@ class Releases:
 async def _in_any_case(behind: Awaitable[None]) -> None:
     with contextlib.suppress(SessionLostError):
         await behind
+
+
+def _sources(reply: worker.Reply) -> tuple[int, ...]:
+    if isinstance(reply, worker.Broken):
+        return reply.fault.sources
+    return _fetched(reply).sources
 
 
 def _fetched(reply: worker.Reply) -> worker.Fetched:

@@ -34,6 +34,7 @@ from grid_jupyter.node.verdicts import (
     QUESTION,
     REVOKED,
     USED,
+    VALUE,
     WAITING,
     Asked,
     Verdict,
@@ -45,6 +46,7 @@ from grid_jupyter.store.audit import Event, append
 from grid_jupyter.store.blobs import BlobStore
 from grid_jupyter.store.requests import NewRequest, RequestRows, RequestTable, StoredDecision, StoredRequest
 from grid_jupyter.wire.limits import MAX_REASON_CHARS, MAX_SHOWN_BYTES
+from grid_jupyter.wire.requests import OwnerDecision, Remark, RequestedData, RequestInfo
 
 T = TypeVar("T")
 
@@ -124,14 +126,18 @@ class Requests:
         stored = await self._change(work)
         return verdict_of(stored, epoch_metrics=epochs)
 
-    async def use(self, request: int, asker: str) -> StoredRequest:
-        """Take up an approval, once: durable, and in the audit log, before anything leaves by it.
+    async def use(self, request: int, asker: str, *, again: bool = False) -> StoredRequest:
+        """Take up an approval, once: durable, and in the audit log, before anything leaves by it. With `again`, the
+        same may be fetched until the approval ends: the answer may have been lost.
 
         Raises GetNotPermittedError, which says how the request stands, and ObjectNotFoundError for another's.
         """
 
         def work(rows: RequestRows, events: list[Event]) -> StoredRequest:
             found = self._on_time(rows, events, _asked_by(asker, rows.get(request)), self._clock())
+            if again and found.state == USED and found.expires > self._clock():
+                events.append(self._audit.event("released-again", asker, request=request, key=found.key))
+                return found
             if found.state != APPROVED:
                 raise _not_granted(found)
             rows.set_state(request, USED)
@@ -271,14 +277,26 @@ class Requests:
         """End requests and approvals whose time is over; the values held for them go."""
         now = self._clock()
         due = await self._table.change(lambda rows: [one.id for one in rows.due((*OPEN, APPROVED), now)])
+        await self._let_go(now)
         for request in due:
             await self._change(partial(self._end_if_over, request, now))
+
+    async def _let_go(self, now: float) -> None:
+        """Values that were fetched, and whose approval has ended, are held no longer."""
+
+        def fetched(rows: RequestRows) -> list[str | None]:
+            return [rows.let_go(one.id) for one in rows.due((USED,), now) if one.blob is not None]
+
+        for blob in await self._table.change(fetched):
+            if blob is not None:
+                await asyncio.to_thread(self._blobs.delete, blob)
 
     async def end_with(self, dataset: int) -> None:
         """A data set is gone, and with it what was asked for on it."""
 
         def work(rows: RequestRows) -> list[int]:
-            return [one.id for one in rows.listed(dataset=dataset, states=(*OPEN, APPROVED))]
+            listed = rows.listed(dataset=dataset, states=(*OPEN, APPROVED, USED))
+            return [one.id for one in listed if one.state != USED or one.blob is not None]
 
         def end(request: int, rows: RequestRows, events: list[Event]) -> StoredRequest:
             rows.set_state(request, REVOKED)
@@ -288,6 +306,10 @@ class Requests:
 
         for request in await self._table.change(work):
             await self._change(partial(end, request))
+
+    async def held_bytes(self, asker: str) -> int:
+        """Bytes of the values that are held for somebody."""
+        return await self._table.change(lambda rows: rows.held_bytes(asker))
 
     async def held_blobs(self) -> frozenset[str]:
         """Blobs of values that are held."""
@@ -439,3 +461,23 @@ def _check_text(text: str, what: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise BadRequest(f"{what} is not valid Unicode") from None
+
+
+def info(found: StoredRequest, viewer: Account) -> RequestInfo:
+    """A request as somebody sees it, who asked or who decides: of a value its asker is shown nothing."""
+    decides = found.asker != viewer.username
+    return RequestInfo(
+        id=found.id,
+        kind=found.kind,
+        asker=found.asker,
+        reason=found.reason,
+        state=found.state,
+        review=found.review,
+        created=found.created,
+        expires=found.expires,
+        data=tuple(RequestedData(**part) for part in found.datasets),
+        decisions=tuple(OwnerDecision(owner=one.owner, state=one.state, by=one.by) for one in found.decisions),
+        dialogue=tuple(Remark(**remark) for remark in found.dialogue),
+        binding=found.binding if decides or found.kind != VALUE else "",
+        shown=found.shown if decides or found.kind != VALUE else {},
+    )

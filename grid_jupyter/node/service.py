@@ -15,6 +15,7 @@ from grid_jupyter.identity.accounts import Accounts
 from grid_jupyter.link.peer import Membership
 from grid_jupyter.node.audit import Audit
 from grid_jupyter.node.datasets import Datasets
+from grid_jupyter.node.held import HeldValues
 from grid_jupyter.node.models import Models
 from grid_jupyter.node.requests import Requests
 from grid_jupyter.node.sessions import Sessions
@@ -66,14 +67,17 @@ class GridNode:
         self.audit = Audit(AuditTable(database))
         self.requests = Requests(RequestTable(database), self.audit, blobs)
         self.datasets = Datasets(
-            DatasetTable(database), blobs, max_upload_bytes=max_upload_bytes, public_tags=public_tags
+            DatasetTable(database), blobs, self.audit, max_upload_bytes=max_upload_bytes, public_tags=public_tags
         )
+        self.held = HeldValues(self.requests, blobs)
         self.sessions = Sessions(
             name=name,
             node_id=node_id,
             accounts=self.accounts,
             datasets=self.datasets,
             pool=self.pool,
+            audit=self.audit,
+            held=self.held,
             guests=guests,
             max_sessions=max_sessions,
             idle_s=idle_s,

@@ -68,13 +68,13 @@ class NodeSession:
         self._greeted = False
         self._worker: WorkerProcess | None = None
         self._starting = asyncio.Lock()
-        self._gate = Gate(sessions.datasets)
+        self._gate = Gate(sessions.datasets, sessions.audit)
         self.bulk = Bulk(sessions.pool.limits.memory_bytes)
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
         self._answers = Answers(self._line, self._spawn)
         self._releases = Releases(
-            self._gate, self._line, self._answers, self.bulk, sessions.moves, self.gone, self._spawn
+            self._gate, self._line, self._answers, self.bulk, sessions.moves, sessions.held, self.gone, self._spawn
         )
         self._ended = False
 
@@ -161,7 +161,7 @@ class NodeSession:
             return
         if self._is_stale():
             await self._identify(self._credential)
-        presents = (messages.Read, messages.Sizes, messages.Open, messages.Move)
+        presents = (messages.Read, messages.Sizes, messages.Open, messages.Move, messages.AskRelease)
         if isinstance(message, presents) and message.credential:
             reader = (await self._sessions.accounts.identify(message.credential, self._origin)).username
         else:
@@ -175,6 +175,8 @@ class NodeSession:
             await self._line.reply(request_id, self._sessions.moves.expect(self, message))
         elif isinstance(message, messages.Sizes):
             await self._releases.measure(request_id, message, reader, await self._running())
+        elif isinstance(message, messages.AskRelease):
+            await self._releases.ask(request_id, message, reader, await self._running())
         elif isinstance(message, messages.Move):
             where = await self._sessions.moves.where(message)
             await self._releases.move(request_id, message, where, reader, await self._running())
@@ -247,6 +249,7 @@ class NodeSession:
         stored = await datasets.get(message.dataset, message.version)
         rules = rules_of(stored)
         if not policy.may_compute(self._caller.user, rules):
+            self._sessions.audit.note("data-set-denied", self._caller.user, dataset=stored.id)
             # the same answer as for one that is not there: an id is not a capability, nor a probe
             raise ObjectNotFoundError("there is no such data set or version here, or no longer; search again")
         parts = {tensor.name: tensor for tensor in stored.tensors}
@@ -258,7 +261,9 @@ class NodeSession:
             if is_vocabulary(name) and not policy.may_read(reader, rules):
                 raise ComputeNotPermittedError("the words behind a column's codes are for those who may read them")
             mapped.append(
-                worker.Mapped(value=value, dtype=part.dtype, shape=part.shape, begin=part.begin, end=part.end)
+                worker.Mapped(
+                    value=value, dtype=part.dtype, shape=part.shape, begin=part.begin, end=part.end, name=part.name
+                )
             )
         running = await self._running()
         source = self._gate.number(stored)
@@ -269,6 +274,7 @@ class NodeSession:
         finally:
             os.close(descriptor)
         await waiting
+        self._sessions.audit.note("data-set-opened", self._caller.user, dataset=stored.id, version=stored.version)
         await self._line.reply(request_id, messages.Opened())
 
     async def _close_sources(self, running: WorkerProcess) -> None:

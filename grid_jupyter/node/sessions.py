@@ -7,7 +7,9 @@ import time
 
 from grid_jupyter.errors import LimitExceededError, NotAuthenticatedError
 from grid_jupyter.identity.accounts import Account, Accounts
+from grid_jupyter.node.audit import Audit
 from grid_jupyter.node.datasets import Datasets
+from grid_jupyter.node.held import HeldValues
 from grid_jupyter.node.line import HangUp, Send
 from grid_jupyter.node.moves import Moves
 from grid_jupyter.node.session import NodeSession
@@ -29,6 +31,8 @@ class Sessions:
         accounts: Accounts,
         datasets: Datasets,
         pool: WorkerPool,
+        audit: Audit,
+        held: HeldValues,
         guests: bool,
         max_sessions: int,
         idle_s: float,
@@ -39,6 +43,8 @@ class Sessions:
         self.accounts = accounts
         self.datasets = datasets
         self.pool = pool
+        self.audit = audit
+        self.held = held
         self.guests = guests
         self.max_sessions = max_sessions
         self.idle_s = idle_s
@@ -62,9 +68,11 @@ class Sessions:
     def open(self, account: Account | None, credential: str, origin: str, send: Send, hang_up: HangUp) -> NodeSession:
         """A session for a new connection, whose caller came with this credential. Raises LimitExceededError."""
         if len(self._open) >= MAX_CONNECTIONS:
+            self.audit.note("session-refused", "" if account is None else account.username)
             raise LimitExceededError("this Node has too many connections; try again later")
         session = NodeSession(self, account, credential, origin, send, hang_up)
         self._open[session.secret] = session
+        self.audit.note("session-opened", session.user, origin=origin)
         return session
 
     def resume(self, secret: str, account: Account | None) -> NodeSession:

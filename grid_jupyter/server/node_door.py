@@ -15,6 +15,7 @@ from grid_jupyter.server.accounts import NODE_ACCOUNT_RULES
 from grid_jupyter.server.bulk_doors import BULK_RULES
 from grid_jupyter.server.door import Door, application
 from grid_jupyter.server.node_streams import STREAM_RULES, NodeDoor
+from grid_jupyter.server.request_doors import REQUEST_RULES
 from grid_jupyter.wire.limits import MAX_NAME_CHARS, MAX_TAG_CHARS, MAX_TAGS
 from grid_jupyter.wire.messages import Edit, Publish
 
@@ -208,6 +209,7 @@ NODE_RULES: list[tuple[str, type[Door]]] = [
     (r"/data-centric/datasets/([0-9]{1,18})", DatasetDoor),
     *STREAM_RULES,
     *BULK_RULES,
+    *REQUEST_RULES,
     *NODE_ACCOUNT_RULES,
 ]
 

@@ -15,6 +15,7 @@ from grid_jupyter.node.service import GridNode
 from grid_jupyter.server.door import http_server
 from grid_jupyter.server.node_door import node_application
 from grid_jupyter.server.owner_door import open_owner_door, owner_application
+from grid_jupyter.server.request_doors import OWNER_AT_DOOR, OWNER_REQUEST_RULES
 from grid_jupyter.server.running import (
     NodeOptions,
     Running,
@@ -62,15 +63,21 @@ class NodeOwner:
 
     async def ensure_account(self, username: str, role: str) -> None:
         await self._node.accounts.ensure(username, role)
+        self._node.audit.note("account-ensured", OWNER_AT_DOOR, username=username, role=role)
 
     async def issue_token(self, username: str, expires_s: float | None) -> str:
-        return await self._node.accounts.issue_token(username, label="owner door", expires_s=expires_s)
+        token = await self._node.accounts.issue_token(username, label="owner door", expires_s=expires_s)
+        self._node.audit.note("token-issued", OWNER_AT_DOOR, username=username)
+        return token
 
     async def revoke_tokens(self, username: str) -> int:
-        return await self._node.accounts.revoke_tokens(username)
+        revoked = await self._node.accounts.revoke_tokens(username)
+        self._node.audit.note("tokens-revoked", OWNER_AT_DOOR, username=username, revoked=revoked)
+        return revoked
 
     async def invite(self, role: str, expires_s: float, username: str | None) -> tuple[str, float]:
         code, expires = await self._node.accounts.invite(role, expires_s, username)
+        self._node.audit.note("invited", OWNER_AT_DOOR, role=role, username=username)
         return f"{self._address}/#{code}", expires
 
 
@@ -112,7 +119,8 @@ async def _serve(options: NodeOptions, state: StateDir) -> None:
             public = http_server(node_application(node, lambda: address), tls)
             public.add_sockets(sockets)
             socket_path = state.socket_path()
-            servers += [public, open_owner_door(owner_application(NodeOwner(node, address)), socket_path)]
+            owner_doors = owner_application(NodeOwner(node, address), OWNER_REQUEST_RULES, node=node)
+            servers += [public, open_owner_door(owner_doors, socket_path)]
             if options.network_url is not None:
                 node.join(
                     options.network_url,

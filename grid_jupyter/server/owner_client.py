@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from tornado.httpclient import HTTPClientError, HTTPRequest
@@ -13,7 +14,7 @@ from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
 from grid_jupyter.errors import GridError, NodeUnavailableError, from_wire
 
-MAX_ANSWER_BYTES = 1 << 20
+MAX_ANSWER_BYTES = 64 << 20
 
 
 class _SocketResolver(Resolver):
@@ -59,6 +60,23 @@ class OwnerClient:
         body = {"role": role, "expires_s": expires_s, "username": username}
         answer = await self._request("POST", "/owner/invites", body)
         return str(answer["invite"]), float(answer["expires"])
+
+    async def requests(self, state: str = "") -> list[dict[str, Any]]:
+        """Requests to decide on, as RequestInfo: the open ones, or those in a state."""
+        answer = await self._request("GET", f"/owner/requests{f'?state={quote(state)}' if state else ''}")
+        return list(answer["requests"])
+
+    async def decide(self, request: int, verb: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Approve, deny, ask or revoke; the request as it is then."""
+        return await self._request("POST", f"/owner/requests/{request}/{verb}", body)
+
+    async def audit(self, limit: int) -> list[dict[str, Any]]:
+        """The newest rows of the audit log, at most 1,000, newest first."""
+        return list((await self._request("GET", f"/owner/audit?limit={limit}"))["rows"])
+
+    async def verify_audit(self) -> dict[str, Any]:
+        """What a look at the whole audit log found (AuditVerified)."""
+        return await self._request("GET", "/owner/audit/verify")
 
     async def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         request = HTTPRequest(

@@ -118,11 +118,10 @@ OWNER_RULES: list[tuple[str, type[JsonDoor]]] = [
 ]
 
 
-def owner_application(service: OwnerService, more: list[Any] | None = None) -> Application:
-    """The owner's routes over a service; `more` adds those that only one kind of process has."""
-    return Application(
-        [*OWNER_RULES, *(more or [])], service=service, default_handler_class=_Nothing, log_function=log_request
-    )
+def owner_application(service: OwnerService, more: list[Any] | None = None, **settings: Any) -> Application:
+    """The owner's routes over a service; `more` adds those that only one kind of process has, with their settings."""
+    rules = [*OWNER_RULES, *(more or [])]
+    return Application(rules, service=service, default_handler_class=_Nothing, log_function=log_request, **settings)
 
 
 def open_owner_door(app: Application, path: Path) -> HTTPServer:

@@ -124,8 +124,9 @@ class RequestRows:
         return tuple(one for one in found if any(part["dataset"] == dataset for part in one.datasets))
 
     def due(self, states: Sequence[str], now: float) -> tuple[StoredRequest, ...]:
-        """Requests in one of these states whose time is over."""
+        """Requests in one of these states whose time is over; of those that are used, the ones with a value."""
         query = select(ReleaseRequest).where(ReleaseRequest.state.in_(states), ReleaseRequest.expires <= now)
+        query = query.where((ReleaseRequest.state != "used") | ReleaseRequest.blob.is_not(None))
         return tuple(_stored(row) for row in self.session.scalars(query))
 
     def count(self, asker: str, states: Sequence[str]) -> int:

@@ -24,7 +24,20 @@ from grid_jupyter.tensors.sites import Sites
 from grid_jupyter.tensors.stream import TEMPLATES
 from grid_jupyter.wire import commands, frames
 from grid_jupyter.wire.limits import MAX_INLINE_BYTES
-from grid_jupyter.wire.messages import Expect, Expected, Move, Moved, Read, Reply, Request, Shapes, Sizes, Value
+from grid_jupyter.wire.messages import (
+    AskRelease,
+    Expect,
+    Expected,
+    Move,
+    Moved,
+    Read,
+    Reply,
+    Request,
+    Requested,
+    Shapes,
+    Sizes,
+    Value,
+)
 
 log = logging.getLogger("grid_jupyter")
 _FIRST_FRAME, _BUSY_FRAME, _LARGEST_FRAME = 16, 64, 256
@@ -136,6 +149,7 @@ class Session:
         self.sites = Sites()
         self.due = NEVER  # the id whose value is to be read ahead
         self.ahead = None if later is None else Ahead(self, later)
+        self.asked: dict[int, Any] = {}  # by value: the request that its owners decide on
         self.leaves: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # that have gradients, by id
         self.traced: dict[int, set[int]] = {}  # by thread that tracing.py follows: leaves that backward() reached
         with _sessions_lock:
@@ -275,6 +289,19 @@ class Session:
             raise ResponseSignatureError("the Node answered a read with something else; its version may differ")
         data = self.link.download(reply.bulk) if reply.bulk else bytearray(payload)
         return from_bytes(data, reply.dtype, reply.shape), reply.readers
+
+    def ask_release(self, identity: int, reason: str, user: str | None = None) -> tuple[int, str]:
+        """Ask the owners of all that a value derives from to release it, as it is now: the number of the request and
+        its state; number 0 where it may be read without. Raises GetNotPermittedError where owners take no requests,
+        LimitExceededError."""
+        self._refuse_while_recorded("nothing can be asked of owners", "do that outside of it")
+        credential = self.link.credential(user) if user else ""
+        with self.lock:
+            self.flush(more=True)
+            reply, _ = self._ask(AskRelease(value=identity, reason=reason, credential=credential))
+        if not isinstance(reply, Requested):
+            raise ResponseSignatureError("the Node answered a request with something else; its version may differ")
+        return reply.request, reply.state
 
     def _ask(self, message: Request) -> tuple[Reply, memoryview]:
         """Ask; where an operation failed that was issued long before, the error names the line that issued it."""

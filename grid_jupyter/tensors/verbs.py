@@ -29,7 +29,7 @@ class Verbs:
         `user` presents the stored credential of that user for this one call; `reason` tells the owners why, in
         their Node's log, and decides nothing; without `deregister_ptr` the remote value stays. What derives from
         published data comes as a PrivateTensor that keeps the users who may read it. A pointer to a pointer
-        gives the inner one.
+        gives the inner one. After `request`, it gives what was approved, as it was when it was asked for.
 
         Raises GetNotPermittedError, ObjectNotFoundError, SessionLostError, RemoteOperationError,
         CannotRequestObjectAttribute.
@@ -45,6 +45,10 @@ class Verbs:
             if user or reason:
                 raise BadRequest("this fetches a pointer, not a value: give user= and reason= to the .get() after it")
             return self._one_nearer()
+        if user is None and reference.session.asked:
+            asked = reference.session.asked.get(reference.id)
+            if asked is not None:
+                return asked.get()
         grad = self.grad if self.requires_grad and self.is_leaf else None
         if grad is not None and isinstance(grad._ref, Spent):  # somebody fetched that pointer; the gradient is there
             self._grad_pointer = True
@@ -62,6 +66,29 @@ class Verbs:
                 reference, f"there is no value {identity} on {reference.place.id} any more: it was fetched"
             )
         return tensor if readers is None else PrivateTensor(tensor, readers)
+
+    def request(self: Any, reason: str, user: str | None = None) -> Any:
+        """Ask the owners of all data that this value derives from to release it, and say why.
+
+        The Node keeps the value as it is now; its owners see who asks, why, how it was computed and how many rows it
+        rests on. Returns the request: `.wait()`, then `.get()` of it or of this pointer. `user` presents the stored
+        credential of that user.
+
+        Raises GetNotPermittedError where an owner takes no requests, LimitExceededError for too many open ones.
+        """
+        reference = self._ref
+        if isinstance(reference, AttributeRef):
+            reference.refuse()
+        if is_chain(reference):
+            raise BadRequest("this is a pointer to a pointer, not to a value: ask for the value with the inner one")
+        if not reason.strip() or len(reason) > MAX_REASON_CHARS:
+            raise BadRequest(f"a reason is a text of 1 to {MAX_REASON_CHARS} characters")
+        identity, session = reference.id, reference.session
+        number, state = session.ask_release(identity, reason, user)
+        asked = reference.place.asked(number, state, self, user)
+        if number:
+            session.asked[identity] = asked
+        return asked
 
     def get_(self: Any, user: str | None = None, reason: str = "") -> Any:
         """As `get`, in place: this very object becomes the tensor, or the pointer that it pointed to."""

@@ -139,6 +139,18 @@ class Read(Message, frozen=True, tag="read"):
     ahead: bool = False
 
 
+class AskRelease(Message, frozen=True, tag="ask-release"):
+    """Ask the owners of all data that a value derives from to release it. Reply: Requested.
+
+    The Node keeps the value as it is now, and nothing of it goes to the asker before they decided. `credential`
+    as for Read.
+    """
+
+    value: int
+    reason: Annotated[str, msgspec.Meta(max_length=MAX_REASON_CHARS)]
+    credential: str = ""
+
+
 class Sizes(Message, frozen=True, tag="sizes"):
     """Ask for shapes that depend on values: a read, which passes the release gate. Reply: Shapes."""
 
@@ -221,6 +233,13 @@ class Value(Message, frozen=True, tag="value"):
     bulk: str = ""  # a ticket: fetch the bytes by HTTP GET
 
 
+class Requested(Message, frozen=True, tag="requested"):
+    """The number of the request, and how it stands (RequestInfo); 0: the asker may read the value without."""
+
+    request: int
+    state: str
+
+
 class Expected(Message, frozen=True, tag="expected"):
     """The value may come: whoever shows the ticket may hand it in, once and within a minute, to this Node."""
 
@@ -269,8 +288,10 @@ class Failed(Message, frozen=True, tag="failed"):
     value: int = 0
 
 
-Request = Union[Hello, Login, Search, Open, Read, Sizes, Expect, Move, Status]
-Reply = Union[Welcome, Resumed, LoggedIn, Found, Opened, Value, Shapes, Expected, Moved, SessionStatus, Failed]
+Request = Union[Hello, Login, Search, Open, Read, AskRelease, Sizes, Expect, Move, Status]
+Reply = Union[
+    Welcome, Resumed, LoggedIn, Found, Opened, Value, Requested, Shapes, Expected, Moved, SessionStatus, Failed
+]
 
 request_decoder: msgspec.msgpack.Decoder[tuple[int, Request]] = msgspec.msgpack.Decoder(tuple[int, Request])
 reply_decoder: msgspec.msgpack.Decoder[tuple[int, Reply]] = msgspec.msgpack.Decoder(tuple[int, Reply])

@@ -26,6 +26,7 @@ class Mapped(Message, frozen=True):
     shape: tuple[int, ...]
     begin: int
     end: int
+    name: str = ""  # in the data set
 
 
 class Load(Message, frozen=True, tag="load"):
@@ -61,6 +62,12 @@ class Measure(Message, frozen=True, tag="measure"):
     """Layouts that depend on values, for the Node to decide on. Reply: Measured, or Broken."""
 
     values: tuple[int, ...]
+
+
+class Explain(Message, frozen=True, tag="explain"):
+    """How a value was computed, as far as that is still known. Reply: Explained."""
+
+    value: int
 
 
 class Count(Message, frozen=True, tag="count"):
@@ -108,14 +115,44 @@ class Broken(Message, frozen=True, tag="broken"):
     earlier: tuple[Fault, ...] = ()
 
 
+class Step(Message, frozen=True):
+    """One step towards a value: its name (`%3`), and what it does with which others. A step that is a tensor of a
+    source says which; of values, no step tells anything that the session's own commands do not."""
+
+    name: str
+    text: str
+    source: int = -1
+    tensor: str = ""
+
+
+class RowBound(Message, frozen=True):
+    """A value rests on at most so many rows of a source."""
+
+    source: int
+    at_most: int
+    total: int
+
+
+class Explained(Message, frozen=True, tag="explained"):
+    """How a value was computed: the steps in order, `result` the name of the last. `left_out` steps are not shown;
+    `cut`: what the session was told before is no longer known."""
+
+    steps: tuple[Step, ...]
+    result: str
+    left_out: int
+    cut: bool
+    operations: dict[str, int]  # how often each is among the steps
+    rows: tuple[RowBound, ...]
+
+
 class Counted(Message, frozen=True, tag="counted"):
     """Live values."""
 
     values: int
 
 
-Request = Union[Load, Close, Receive, Fetch, Measure, Count]
-Reply = Union[Done, Fetched, Measured, Broken, Counted, Failed]
+Request = Union[Load, Close, Receive, Fetch, Measure, Explain, Count]
+Reply = Union[Done, Fetched, Measured, Broken, Explained, Counted, Failed]
 
 request_decoder: msgspec.msgpack.Decoder[tuple[int, Request]] = msgspec.msgpack.Decoder(tuple[int, Request])
 reply_decoder: msgspec.msgpack.Decoder[tuple[int, Reply]] = msgspec.msgpack.Decoder(tuple[int, Reply])

@@ -22,6 +22,7 @@ from grid_jupyter.ops.raw import DTYPES, NAMES, check_layout, from_bytes, to_byt
 from grid_jupyter.wire import frames, worker
 from grid_jupyter.wire.limits import MAX_DATASETS_OPEN, MAX_INLINE_BYTES
 from grid_jupyter.wire.messages import Failed
+from grid_jupyter.worker.ancestry import Log, explain
 from grid_jupyter.worker.channel import Channel
 from grid_jupyter.worker.executor import Broken, Executor
 from grid_jupyter.worker.memory import Shared, fill, keep_freed_memory, limit_memory, memory_file
@@ -55,11 +56,13 @@ class _Session:
         self._channel = channel
         self._executor = executor
         self._filling: tuple[int, memoryview] | None = None
+        self._log = Log()
 
     def handle(self, frame: memoryview, descriptors: list[int]) -> None:
         cut = frames.unpack(frame)
         try:
             if cut.kind == frames.OPERATIONS:
+                self._log.add(bytes(cut.header))
                 self._executor.feed(cut.header)
                 return
             request_id, message = frames.decode(cut.header, worker.request_decoder)
@@ -93,12 +96,16 @@ class _Session:
         reply: worker.Reply = worker.Done()
         if isinstance(message, worker.Load):
             self._load(message, descriptors)
+            self._log.add(message)
         elif isinstance(message, worker.Close):
             self._executor.closed = sum(1 << source for source in set(message.sources))
         elif isinstance(message, worker.Receive):
             self._receive(message, descriptors)
+            self._log.add(message)
         elif isinstance(message, worker.Measure):
             reply = self._measure(message.values)
+        elif isinstance(message, worker.Explain):
+            reply = explain(self._log, message.value, self._executor.templates, self._executor.boxes)
         else:
             reply = worker.Counted(values=len(self._executor.values))
         self._reply(request_id, reply)

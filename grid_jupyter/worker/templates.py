@@ -61,6 +61,7 @@ class Template:
         if not isinstance(name, str) or not isinstance(args, list) or not isinstance(kwargs, list):
             raise InvalidMessageError("a template is [DEFINE, id, operation, arguments, keywords]")
         self.kernel: Kernel = kernel(name)
+        self.form = (name, args, kwargs)
         self.refs: list[int] = []
         self._argument_refs: dict[int, list[int]] = {}
         self._slots = iter(range(2, 1 << 30))

@@ -26,7 +26,8 @@ from grid_jupyter.plans.reader import read_plan
 from grid_jupyter.server.network_door import NETWORK_RULES
 from grid_jupyter.server.node_door import NODE_RULES
 from grid_jupyter.server.owner_door import OWNER_RULES
-from grid_jupyter.wire import commands, frames, limits, messages, network
+from grid_jupyter.server.request_doors import OWNER_REQUEST_RULES
+from grid_jupyter.wire import commands, frames, limits, messages, network, requests
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -93,7 +94,13 @@ def documented_routes() -> set[str]:
 
 
 def test_every_route_is_documented_and_every_documented_route_exists():
-    existing = {*routes(NODE_RULES), *routes(NETWORK_RULES), *routes(OWNER_RULES), OF_JUPYTER}
+    existing = {
+        *routes(NODE_RULES),
+        *routes(NETWORK_RULES),
+        *routes(OWNER_RULES),
+        *routes(OWNER_REQUEST_RULES),
+        OF_JUPYTER,
+    }
     assert documented_routes() == existing
 
 
@@ -102,7 +109,7 @@ def test_the_routes_of_node_network_and_owner_are_in_their_own_sections():
     for heading, rules in {
         "## HTTP of the Node": NODE_RULES,
         "## HTTP of the Network": NETWORK_RULES,
-        "## The owner's door": OWNER_RULES,
+        "## The owner's door": [*OWNER_RULES, *OWNER_REQUEST_RULES],
     }.items():
         shown = {re.sub(r"<[^>]*>", "<>", first) for first in {**rows(section(text, heading)), **rows(account)}}
         assert set(routes(rules)) <= shown
@@ -159,7 +166,7 @@ def test_every_message_of_a_session_is_documented_with_its_fields():
 
 def test_every_part_and_body_of_messages_is_documented_with_its_fields():
     shown = rows(page("protocol.md"))
-    for kind in [*untagged(messages), *untagged(network)]:
+    for kind in [*untagged(messages), *untagged(network), *untagged(requests)]:
         check_fields(kind, shown, kind.__name__)
 
 
