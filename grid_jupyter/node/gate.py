@@ -69,9 +69,7 @@ class Gate:
         policy.check_release(reader, ())
         return True
 
-    async def check(
-        self, reader: str, reply: worker.Reply, what: str = "value", *, ahead: bool = False
-    ) -> list[Rules]:
+    async def check(self, reader: str, reply: worker.Reply, what: str = "value", *, ahead: bool = False) -> list[Rules]:
         """The rules of what a value derives from, if this reader may have it. That something failed may tell of
         the data as well, so it passes the same gate; `ahead` of the reader's question, it is kept until that comes.
         What is decided goes to the audit log.
