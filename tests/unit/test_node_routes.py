@@ -139,6 +139,7 @@ def _routes() -> list[tuple[str, str, str]]:
         for group, text in (
             ("([0-9a-f]{32})", UPLOAD),
             ("(email|password|role|groups)", "role"),
+            ("(approve|deny|ask|answer|revoke|withdraw)", "approve"),
             ("([A-Za-z0-9_-]{1,64})", "ticket"),
             ("([^/]{1,384})", "model"),
             ("([0-9]{1,18})", "1"),
