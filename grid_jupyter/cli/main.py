@@ -429,7 +429,7 @@ def _add_sign_off(commands: _Commands[argparse.ArgumentParser]) -> None:
         _deny,
         summary="refuse something that was asked for",
         text="It decides in place of all owners of the data; who asked reads the reason.",
-        examples="  jupyter grid deny 7 --reason 'too few rows'",
+        examples="  jupyter grid deny 7 --reason identifying",
     )
     parser.add_argument("request", type=values.positive, metavar="ID", help="the request's number")
     _add_node_target(parser)
