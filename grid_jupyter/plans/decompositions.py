@@ -226,6 +226,21 @@ def _repeat(x: Tensor, repeats: Sequence[int]) -> Any:
     return aten.reshape(aten.expand(aten.reshape(x, apart), spread), whole)
 
 
+def _roll(x: Tensor, shifts: Sequence[int], dims: Sequence[int] = ()) -> Any:
+    if not dims:
+        return aten.reshape(_roll(aten.reshape(x, [x.numel()]), shifts, [0]), list(x.shape))
+    for shift, dim in zip(shifts, dims, strict=True):
+        length = x.shape[dim]
+        at = -shift % length if length else 0
+        x = aten.cat([aten.slice.Tensor(x, dim, at, length), aten.slice.Tensor(x, dim, 0, at)], dim)
+    return x
+
+
+def _xlogy(x: Tensor, y: Tensor) -> Any:
+    """x·log(y), and 0 where x is, whatever y is."""
+    return aten.where.self(aten.eq.Scalar(x, 0), aten.full([], 0.0, dtype=x.dtype), x * aten.log(y))
+
+
 def _extremum(position: Any) -> Callable[..., tuple[Tensor, Tensor]]:
     def along(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
         index = position(x, dim, True)
@@ -345,8 +360,10 @@ _OURS: dict[str, Callable[..., Any]] = {
     "native_group_norm_backward": _group_norm_backward,
     "native_layer_norm": _layer_norm,
     "repeat": _repeat,
+    "roll": _roll,
     "select_backward": _select_backward,
     "slice_backward": _slice_backward,
     "var.correction": _var,
     "var_mean.correction": _var_mean,
+    "xlogy.Tensor": _xlogy,
 }

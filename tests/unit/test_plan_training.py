@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from planinfo.layers import entries
+from planinfo.trial import AGREES, REFUSED, trial
 from torch import Tensor, nn
 from unit.plan_models import CASES, made
 
@@ -305,3 +307,15 @@ def test_a_capture_that_is_wrong_is_never_given_to_anybody(monkeypatch: pytest.M
     model, loss, rows = made("mlp")
     with pytest.raises(NotCapturableError, match="differs from torch's"):
         training_plan(model, loss, SGD(), inputs=rows(6))
+
+
+@pytest.mark.parametrize("name", ["Conv2d reflect", "GroupNorm", "KLDivLoss", "roll", "index by a constant", "RMSNorm"])
+def test_layers_of_the_sweep_agree(name: str):
+    assert trial(name, entries()[name]).outcome == AGREES
+
+
+@pytest.mark.parametrize("name", ["Conv3d", "AdaptiveAvgPool2d, not dividing", "topk"])
+def test_layers_of_the_sweep_are_refused_with_a_reason(name: str):
+    verdict = trial(name, entries()[name])
+    assert verdict.outcome == REFUSED
+    assert "plan" in verdict.reason
