@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -73,9 +73,23 @@ class _Acceptance(msgspec.Struct):
 class AccountDoor(Door):
     """What these routes have in common."""
 
+    changes: ClassVar[bool] = True
+    """Whether what is not a GET changes something."""
+
     @property
     def directory(self) -> Directory:
         return self.accounts.directory
+
+    def on_finish(self) -> None:
+        """A Node notes changes, and attempts at them, in its audit log: who, what path, how it was answered. Of an
+        attempt no more than the kind of path, so that strangers fill no log with paths of their own choice."""
+        note = self.settings.get("note")
+        if note is None or not self.changes or self.request.method not in ("POST", "PUT", "PATCH", "DELETE"):
+            return
+        who = "" if self._account is None else self._account.username
+        done = self.get_status() == 200
+        path = self.request.path if done else type(self).__name__
+        note("accounts" if done else "accounts-refused", who, method=self.request.method, path=path)
 
     async def users_json(self, caller: Account, users: tuple[Account, ...]) -> list[dict[str, Any]]:
         """Users with role and groups expanded; group ids are for those who may list groups."""
@@ -147,6 +161,8 @@ class UsersLogin(AccountDoor):
 
 class UsersSearch(AccountDoor):
     """POST: the users that fit exactly."""
+
+    changes = False
 
     async def post(self) -> None:
         caller = await self.require()

@@ -216,4 +216,4 @@ NODE_RULES: list[tuple[str, type[Door]]] = [
 
 def node_application(node: GridNode, address: Any) -> Application:
     """All public routes of a Node; `address` gives what the card shows."""
-    return application(NODE_RULES, node.accounts, node=node, address=address)
+    return application(NODE_RULES, node.accounts, node=node, address=address, note=node.audit.note)

@@ -179,8 +179,6 @@ class DatasetVersion(Base):
     columns: Mapped[list[dict[str, Any]]] = mapped_column(JSON)  # {name, dtype}
     created: Mapped[float]
     upload_id: Mapped[str] = mapped_column(String(128), unique=True)
-    mock_blob: Mapped[str | None] = mapped_column(String(64))  # rows of the same form that are nobody's
-    mock_tensors: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
 
     dataset: Mapped[Dataset] = relationship(lazy="joined", innerjoin=True)
 

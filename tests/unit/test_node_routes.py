@@ -429,6 +429,25 @@ def test_what_an_owner_says_about_jobs_is_kept_and_shown_without_the_names_of_ot
     opened.ask("DELETE", where, token=alice)
 
 
+def test_changes_of_accounts_and_attempts_at_them_are_in_the_audit_log(closed: Served):
+    ana, bob = closed.tokens["Ana"], closed.tokens["Bob"]
+    assert closed.ask("POST", "/groups", {"name": "ward 7"}, token=bob).status == 200
+    for number in range(20):
+        assert closed.ask("DELETE", f"/groups/{number + 1000}", token=ana).status == 403
+        assert closed.ask("DELETE", f"/users/{number + 1000}").status == 401
+    assert closed.ask("POST", "/users/search", {"username": "Ana"}, token=bob).status == 200
+
+    async def log() -> list[Any]:
+        await closed.node.audit.flush()
+        return [row for row in await closed.node.audit.table.listed() if row.event.startswith("accounts")]
+
+    found = [(row.event, row.actor, row.details["method"], row.details["path"]) for row in closed.run(log())]
+    assert ("accounts", "Bob", "POST", "/groups") in found
+    assert found.count(("accounts-refused", "Ana", "DELETE", "GroupDoor")) == 1  # the others are counted
+    assert found.count(("accounts-refused", "", "DELETE", "User")) == 1
+    assert not [one for one in found if "search" in one[3].lower()]
+
+
 def test_only_its_owner_publishes_versions_of_a_data_set(opened: Served):
     made = opened.publish(opened.tokens["Alice"]).json
     stolen = opened.publish(opened.tokens["Paul"], upload="a" * 32, dataset=made["id"])

@@ -1,4 +1,4 @@
-"""Sign-off: what owners say about jobs, mock rows, requests and decisions, the audit log."""
+"""Sign-off: what owners say about jobs, requests and decisions, the audit log."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Add columns to data sets, and three tables."""
+    """Add a column to data sets, and three tables."""
     op.add_column("dataset", sa.Column("jobs", sa.JSON(none_as_null=True), nullable=True))
-    op.add_column("dataset_version", sa.Column("mock_blob", sa.String(length=64), nullable=True))
-    op.add_column("dataset_version", sa.Column("mock_tensors", sa.JSON(none_as_null=True), nullable=True))
     op.create_table(
         "release_request",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -72,6 +70,4 @@ def downgrade() -> None:
     op.drop_index("ix_release_request_key", table_name="release_request")
     op.drop_index("ix_release_request_asker", table_name="release_request")
     op.drop_table("release_request")
-    op.drop_column("dataset_version", "mock_tensors")
-    op.drop_column("dataset_version", "mock_blob")
     op.drop_column("dataset", "jobs")
