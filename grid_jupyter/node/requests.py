@@ -265,11 +265,15 @@ class Requests:
         return await self._table.change(lambda rows: rows.listed(asker=account.username, limit=1000))
 
     async def visible(self, account: Account, request: int) -> StoredRequest:
-        """One request, for who asked and for who decides. Raises ObjectNotFoundError."""
-        found = await self._table.change(lambda rows: rows.get(request))
-        if found.asker != account.username:
-            _deciding(account, found)
-        return found
+        """One request as it stands, for who asked and for who decides. Raises ObjectNotFoundError."""
+
+        def work(rows: RequestRows, events: list[Event]) -> StoredRequest:
+            found = rows.get(request)
+            if found.asker != account.username:
+                _deciding(account, found)
+            return self._on_time(rows, events, found, self._clock())
+
+        return await self._change(work)
 
     # -------------------------------------------------------------- what comes to its end by itself
 

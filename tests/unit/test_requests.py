@@ -226,6 +226,7 @@ def test_an_approval_ends_with_its_time_and_what_was_held_goes(world: World):
     number = world.decide(value(), blob=blob, held={"nbytes": 4}).request
     run(world.requests.approve(BOB, number, expires_s=60))
     world.now += 61
+    assert run(world.requests.visible(ANA, number)).state == "expired"  # whether or not a sweep came by
     with pytest.raises(GetNotPermittedError, match="is expired"):
         run(world.requests.use(number, "Ana"))
     assert world.decide(value()).state == "expired"
