@@ -126,8 +126,8 @@ def refused(pointers: list[Any]) -> int:
 
 
 def _size(pointer: Any) -> Any:
-    """How many pixels are not black: a size that depends on values."""
-    return pointer[pointer > 0].shape
+    """How many pixels are not black: a size that depends on values, whose number is a value."""
+    return int(pointer[pointer > 0].shape[0])
 
 
 def statistics(found: dict[str, list[RemoteTensor]]) -> dict[str, float]:
