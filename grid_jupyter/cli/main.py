@@ -269,6 +269,22 @@ def _add_node(commands: _Commands[argparse.ArgumentParser]) -> None:
     workers.add_argument(
         "--spare-workers", type=values.whole, default=2, metavar="N", help="Workers ready for the next sessions (2)"
     )
+    where = parser.add_argument_group("where Workers run, and how they are kept apart")
+    where.add_argument(
+        "--workers", type=values.workers, default="local", metavar="WHERE",
+        help="local, or a Dask scheduler: dask://HOST:8786 or tls://HOST:8786 (local)",
+    )  # fmt: skip
+    where.add_argument(
+        "--workers-link", type=values.link, metavar="HOST[:PORT]",
+        help="where Dask workers reach this Node, if not at the address that faces the scheduler",
+    )  # fmt: skip
+    where.add_argument(
+        "--workers-resources", type=values.resources, default=(), metavar="NAME=NUMBER,…",
+        help="what one Worker takes of a Dask worker's resources, like GPU=1,MEMORY=2G",
+    )  # fmt: skip
+    where.add_argument(
+        "--require-isolation", action="store_true", help="refuse to compute where there is no sandbox for Workers"
+    )
     limits = parser.add_argument_group("limits of one session")
     limits.add_argument("--session-memory", type=values.size, default=2 << 30, metavar="SIZE", help="memory (2G)")
     limits.add_argument(

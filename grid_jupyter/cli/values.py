@@ -40,6 +40,32 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def workers(text: str) -> str:
+    """Where Workers run: `local`, or a Dask scheduler's address."""
+    if text == "local" or re.fullmatch(r"(dask|tcp|tls)://[^/@\s]+:[0-9]{1,5}", text):
+        return text
+    raise ArgumentTypeError("this is 'local', or the address of a Dask scheduler like dask://10.0.0.5:8786 or tls://…")
+
+
+def link(text: str) -> tuple[str, int]:
+    """A host, and a port or 0 for any."""
+    found = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\s:/@]+)(?::([0-9]{1,5}))?", text)
+    if not found or int(found[2] or 0) > 65535:
+        raise ArgumentTypeError("this is a host or HOST:PORT")
+    return found[1].strip("[]"), int(found[2] or 0)
+
+
+def resources(text: str) -> tuple[tuple[str, float], ...]:
+    """Names of resources and how much of each."""
+    taken = []
+    for one in text.split(","):
+        found = re.fullmatch(r"([A-Za-z_][A-Za-z0-9_-]*)=([0-9]+(?:\.[0-9]+)?)([KMGT]?)", one.strip())
+        if not found or float(found[2]) <= 0:
+            raise ArgumentTypeError("resources are written like GPU=1,MEMORY=2G")
+        taken.append((found[1], float(found[2]) * _BYTES[found[3]]))
+    return tuple(taken)
+
+
 def duration(text: str) -> float:
     """A time, in seconds."""
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)", text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,7 +29,9 @@ from grid_jupyter.store.models import ModelTable
 from grid_jupyter.store.requests import RequestTable
 from grid_jupyter.store.settings import SettingTable
 from grid_jupyter.wire import network, worker
+from grid_jupyter.worker.backend import Workers
 from grid_jupyter.worker.pool import WorkerPool
+from grid_jupyter.worker.process import WorkerProcess, here
 
 log = logging.getLogger("grid_jupyter")
 SWEEP_S = 30.0
@@ -45,14 +48,13 @@ class GridNode:
         node_id: str,
         database: Database,
         blobs: BlobStore,
-        limits: worker.WorkerLimits,
         guests: bool,
         public_tags: bool,
         max_sessions: int,
         idle_s: float,
         grace_s: float,
         max_upload_bytes: int,
-        spare_workers: int,
+        workers: Workers,
         warm: bool,
     ) -> None:
         self.name = name
@@ -61,7 +63,7 @@ class GridNode:
         self.database = database
         self.settings = SettingTable(database)
         self.accounts = Accounts(AccountTable(database), node_id)
-        self.pool = WorkerPool(limits, spare_workers)
+        self.pool = workers
         self.warm = warm
         self.models = Models(ModelTable(database), blobs)
         self.audit = Audit(AuditTable(database))
@@ -93,14 +95,13 @@ class GridNode:
         state: Path,
         *,
         name: str,
-        limits: worker.WorkerLimits,
+        workers: Workers,
         guests: bool = False,
         public_tags: bool = False,
         max_sessions: int = 16,
         idle_s: float = 1800.0,
         grace_s: float = 120.0,
         max_upload_bytes: int = 64 << 30,
-        spare_workers: int = 2,
         warm: bool = False,
     ) -> GridNode:
         """The Node whose state lies in this directory; made there at its first start."""
@@ -111,14 +112,13 @@ class GridNode:
             node_id=node_id,
             database=database,
             blobs=BlobStore(state / "blobs"),
-            limits=limits,
             guests=guests,
             public_tags=public_tags,
             max_sessions=max_sessions,
             idle_s=idle_s,
             grace_s=grace_s,
             max_upload_bytes=max_upload_bytes,
-            spare_workers=spare_workers,
+            workers=workers,
             warm=warm,
         )
 
@@ -215,3 +215,14 @@ class GridNode:
         """All tags: those made public, or those that a caller may see."""
         found = await (self.datasets.public() if public else self.datasets.visible(caller))
         return tuple(sorted({tag for stored in found for tag in stored.tags}))
+
+
+def local_workers(
+    limits: worker.WorkerLimits, spare_workers: int, *, require_isolation: bool = False
+) -> WorkerPool[WorkerProcess]:
+    """Workers on this machine."""
+
+    def hold(number: int, sock: socket.socket) -> WorkerProcess:
+        return WorkerProcess(number, here(sock))
+
+    return WorkerPool(limits, hold, spare_workers, require_isolation=require_isolation)

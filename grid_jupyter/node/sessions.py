@@ -13,7 +13,7 @@ from grid_jupyter.node.held import HeldValues
 from grid_jupyter.node.line import HangUp, Send
 from grid_jupyter.node.moves import Moves
 from grid_jupyter.node.session import NodeSession
-from grid_jupyter.worker.pool import WorkerPool
+from grid_jupyter.worker.backend import Workers
 from grid_jupyter.worker.process import lost_session
 
 MAX_CONNECTIONS = 1000
@@ -30,7 +30,7 @@ class Sessions:
         node_id: str,
         accounts: Accounts,
         datasets: Datasets,
-        pool: WorkerPool,
+        pool: Workers,
         audit: Audit,
         held: HeldValues,
         guests: bool,

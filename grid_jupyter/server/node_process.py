@@ -10,8 +10,9 @@ from typing import Any
 from tornado.httpserver import HTTPServer
 
 from grid_jupyter import __version__
+from grid_jupyter.errors import DependencyError
 from grid_jupyter.link.tls import tls_context
-from grid_jupyter.node.service import GridNode
+from grid_jupyter.node.service import GridNode, local_workers
 from grid_jupyter.server.door import http_server
 from grid_jupyter.server.node_door import node_application
 from grid_jupyter.server.owner_door import open_owner_door, owner_application
@@ -29,6 +30,7 @@ from grid_jupyter.server.running import (
     warn_if_exposed,
 )
 from grid_jupyter.wire.worker import WorkerLimits
+from grid_jupyter.worker.backend import Workers
 
 
 class NodeOwner:
@@ -89,23 +91,44 @@ def run_node(options: NodeOptions) -> int:
     return 0
 
 
+def _workers(options: NodeOptions) -> Workers:
+    """What runs Workers for this Node. Raises DependencyError, NodeUnavailableError."""
+    limits = WorkerLimits(
+        memory_bytes=options.session_memory_bytes,
+        operation_s=options.operation_s,
+        threads=max(1, (os.cpu_count() or 1) // 2),
+    )
+    if options.workers == "local":
+        return local_workers(limits, options.spare_workers, require_isolation=options.require_isolation)
+    try:
+        from grid_jupyter.worker.dask_pool import DaskPool, Link
+    except ModuleNotFoundError as error:
+        raise DependencyError(
+            f"{error.name} is not installed, and Workers on Dask need it; pip install 'grid-jupyter[dask]'"
+        ) from None
+    return DaskPool(
+        limits,
+        options.workers,
+        spare_workers=options.spare_workers,
+        resources=dict(options.workers_resources),
+        link=Link(*options.workers_link) if options.workers_link else None,
+        require_isolation=options.require_isolation,
+    )
+
+
 async def _serve(options: NodeOptions, state: StateDir) -> None:
+    workers = _workers(options)
     tls = tls_context(options.certfile, options.keyfile, options=("--certfile", "--keyfile"))
     node = await GridNode.open(
         state.path,
         name=options.name,
-        limits=WorkerLimits(
-            memory_bytes=options.session_memory_bytes,
-            operation_s=options.operation_s,
-            threads=max(1, (os.cpu_count() or 1) // 2),
-        ),
+        workers=workers,
         guests=options.allow_guests,
         public_tags=options.public_tags,
         max_sessions=options.max_sessions,
         idle_s=options.session_idle_s,
         grace_s=options.session_grace_s,
         max_upload_bytes=options.max_upload_bytes,
-        spare_workers=options.spare_workers,
         warm=options.warm,
     )
     servers: list[HTTPServer] = []

@@ -84,6 +84,10 @@ class NodeOptions:
     max_sessions: int = 16
     spare_workers: int = 2  # kept ready for the next sessions
     warm: bool = False  # load torch at the start
+    workers: str = "local"  # or the address of a Dask scheduler
+    workers_link: tuple[str, int] | None = None  # where Dask workers reach this Node
+    workers_resources: tuple[tuple[str, float], ...] = ()  # what one Worker takes of a Dask worker
+    require_isolation: bool = False  # run no Worker without a sandbox
     max_upload_bytes: int = 64 << 30
     operation_s: float = 60.0
     certfile: Path | None = None

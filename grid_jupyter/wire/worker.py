@@ -173,6 +173,12 @@ class Fork(Message, frozen=True, tag="fork"):
     limits: WorkerLimits
 
 
+class Kill(Message, frozen=True, tag="kill"):
+    """To the fork server: end a Worker at once, whatever it does."""
+
+    worker: int
+
+
 class Ready(Message, frozen=True, tag="ready"):
     """From the fork server: torch is loaded."""
 
@@ -185,7 +191,7 @@ class Ended(Message, frozen=True, tag="ended"):
     status: int
 
 
-fork_decoder: msgspec.msgpack.Decoder[Fork] = msgspec.msgpack.Decoder(Fork)
+fork_decoder: msgspec.msgpack.Decoder[Union[Fork, Kill]] = msgspec.msgpack.Decoder(Union[Fork, Kill])
 event_decoder: msgspec.msgpack.Decoder[Union[Ready, Ended]] = msgspec.msgpack.Decoder(Union[Ready, Ended])
 
 

@@ -52,6 +52,10 @@ def main(descriptor: int) -> None:
             while asked is not None:
                 frame, descriptors = asked
                 fork = frames.decode(frame, worker.fork_decoder)
+                if isinstance(fork, worker.Kill):
+                    _kill(children, fork.worker)
+                    asked = channel.received()
+                    continue
                 pid = os.fork()
                 if pid == 0:
                     selector.close()
@@ -62,6 +66,12 @@ def main(descriptor: int) -> None:
                 children[pid] = fork.worker
                 os.close(descriptors[0])
                 asked = channel.received()
+
+
+def _kill(children: dict[int, int], number: int) -> None:
+    for pid, child in children.items():  # they are not reaped yet, so no pid is another process's by now
+        if child == number:
+            os.kill(pid, signal.SIGKILL)
 
 
 def _report(channel: Channel, children: dict[int, int]) -> None:

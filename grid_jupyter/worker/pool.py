@@ -14,13 +14,15 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 from grid_jupyter.errors import NodeUnavailableError
 from grid_jupyter.wire import frames, worker
 from grid_jupyter.worker.channel import AsyncChannel, close_all, pair
-from grid_jupyter.worker.process import WorkerProcess
 
 log = logging.getLogger("grid_jupyter")
 _START_S = 60.0
@@ -29,19 +31,46 @@ _REPLACE_S = 0.5
 _PACKAGE = Path(__file__).parent.parent
 
 
-class WorkerPool:
-    """Forks Workers for one Node. `spare_workers` are kept ready for the next sessions, from `prepare` on.
+class Forked(Protocol):
+    """One Worker as whoever asked for it holds it: WorkerProcess in a Node, FarEnd where it is another machine's."""
+
+    number: int
+    lost: asyncio.Future[str]
+
+    def end(self, reason: str) -> None:
+        """It is gone, and why."""
+
+    async def close(self) -> None:
+        """Let it leave."""
+
+
+F = TypeVar("F", bound=Forked)
+
+
+class WorkerPool(Generic[F]):
+    """Forks Workers on this machine; `hold` makes of a number and a socket what the caller knows a Worker by.
+    `spare_workers` are kept ready for the next sessions, from `prepare` on. With `require_isolation` there are none
+    without a sandbox.
 
     A spare is a Worker like any other: confined, limited, with randomness of its own; it belongs to nobody yet.
     """
 
-    def __init__(self, limits: worker.WorkerLimits, spare_workers: int = 2) -> None:
+    def __init__(
+        self,
+        limits: worker.WorkerLimits,
+        hold: Callable[[int, socket.socket], F],
+        spare_workers: int = 2,
+        *,
+        require_isolation: bool = False,
+    ) -> None:
         self.limits = limits
+        self._require_isolation = require_isolation
+        self._hold = hold
         self.spare_workers = spare_workers
         self.isolation = "unknown"
         self._numbers = itertools.count(1)
-        self._workers: dict[int, WorkerProcess] = {}
-        self._spares: collections.deque[WorkerProcess] = collections.deque()
+        self._workers: dict[int, F] = {}
+        self._spares: collections.deque[F] = collections.deque()
         self._filling: asyncio.Task[None] | None = None
         self._replacing: asyncio.TimerHandle | None = None
         self._starting = asyncio.Lock()
@@ -74,7 +103,7 @@ class WorkerPool:
         if self._filling is None or self._filling.done():
             self._filling = asyncio.create_task(self._fill())
 
-    async def start(self) -> WorkerProcess:
+    async def start(self) -> F:
         """A Worker for a new session: a spare one, or else a new one. The first one loads torch and takes seconds,
         others milliseconds.
 
@@ -89,11 +118,11 @@ class WorkerPool:
         finally:
             self._replace_soon()
 
-    async def _fork(self) -> WorkerProcess:
+    async def _fork(self) -> F:
         control = await self._fork_server()
         ours, theirs = pair()
         number = next(self._numbers)
-        process = self._workers[number] = WorkerProcess(number, ours)
+        process = self._workers[number] = self._hold(number, ours)
         try:
             behind = control.send(frames.encode(worker.Fork(worker=number, limits=self.limits)), [theirs.fileno()])
         except EOFError:
@@ -104,6 +133,13 @@ class WorkerPool:
         if behind is not None:
             await asyncio.shield(behind)
         return process
+
+    async def kill(self, process: F) -> None:
+        """End a Worker at once, also in the middle of a computation."""
+        if process.number in self._workers and self._control is not None:
+            with contextlib.suppress(EOFError):  # then the fork server is gone, and the Worker with it
+                self._control.send(frames.encode(worker.Kill(worker=process.number)))
+        await process.close()
 
     # -------------------------------------------------------------- spares
 
@@ -156,6 +192,11 @@ class WorkerPool:
     async def _start_fork_server(self) -> AsyncChannel:
         if self.isolation == "unknown":
             await self.probe()
+        if self._require_isolation and self._bwrap is None:
+            raise NodeUnavailableError(
+                f"nothing is computed here: isolation is {self.isolation}, and this Node's owner requires a sandbox. "
+                f"The owner can install bubblewrap, or start the Node without --require-isolation"
+            )
         ours, theirs = pair()
         os.set_inheritable(theirs.fileno(), True)
         command = [*(self._sandbox() if self._bwrap else []), sys.executable, "-m", "grid_jupyter.worker.forkserver"]

@@ -9,12 +9,13 @@ import asyncio
 import contextlib
 import itertools
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
 
 from grid_jupyter.errors import GridError, SessionLostError, from_wire
 from grid_jupyter.wire import frames, worker
 from grid_jupyter.wire.messages import Failed
-from grid_jupyter.worker.channel import AsyncChannel, close_all
+from grid_jupyter.worker.channel import AsyncChannel, Frame, close_all
 
 Answer = tuple[worker.Reply, memoryview, list[int]]
 """A reply, its payload, and its descriptors, which belong to whom it is given to."""
@@ -24,13 +25,35 @@ _LAST_WORDS_S = 2.0
 """How long the fork server, which knows why a Worker ended, is waited for."""
 
 
+class WayToWorker(Protocol):
+    """How frames and descriptors reach a Worker: AsyncChannel here, NearEnd for one on another machine."""
+
+    def send(self, frame: Frame, descriptors: Sequence[int] = ()) -> asyncio.Future[None] | None:
+        """Send one frame in order. None if it is on its way; else wait for what is returned before sending more:
+        the Worker is behind. Raises EOFError when it is gone."""
+
+    def close(self) -> None:
+        """Close this end; the Worker leaves."""
+
+
+Arrived = Callable[[memoryview, list[int]], None]
+HungUp = Callable[[], None]
+OpenWay = Callable[[Arrived, HungUp], WayToWorker]
+"""Opens a way, on which what arrives, and its end, are told."""
+
+
+def here(sock: socket.socket) -> OpenWay:
+    """The way to a Worker on this machine, whose end of the channel this is."""
+    return lambda arrived, hung_up: AsyncChannel(sock, arrived, hung_up)
+
+
 class WorkerProcess:
     """One Worker. `lost` is done, with the reason in words, when it is gone."""
 
-    def __init__(self, number: int, sock: socket.socket) -> None:
+    def __init__(self, number: int, open_way: OpenWay) -> None:
         self.number = number
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._channel = AsyncChannel(sock, self._arrived, self._hung_up)
+        self._channel = open_way(self._arrived, self._hung_up)
         self._requests = itertools.count(1)
         self._waiting: dict[int, Answered] = {}
         self._parting: asyncio.Task[None] | None = None

@@ -21,7 +21,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import RequestHandler
 
 from grid_jupyter.identity.tokens import new_token
-from grid_jupyter.node.service import GridNode
+from grid_jupyter.node.service import GridNode, local_workers
 from grid_jupyter.server.door import MAX_BODY_BYTES, MAX_JSON_BYTES, http_server
 from grid_jupyter.server.node_door import NODE_RULES, node_application
 from grid_jupyter.wire.worker import WorkerLimits
@@ -74,7 +74,8 @@ def _serve(state: Path, **options: Any) -> Iterator[Served]:
 
     async def begin() -> tuple[GridNode, Any, int, dict[str, str]]:
         limits = WorkerLimits(memory_bytes=1 << 30, operation_s=10.0, threads=1)
-        node = await GridNode.open(state, name="Bob <b>", limits=limits, max_upload_bytes=8 << 20, **options)
+        workers = local_workers(limits, spare_workers=2)
+        node = await GridNode.open(state, name="Bob <b>", workers=workers, max_upload_bytes=8 << 20, **options)
         await node.start()
         tokens = {}
         for name, role in (("Bob", "Owner"), ("Ana", "User"), ("Alice", "Publisher"), ("Paul", "Publisher")):
