@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict
 
+import msgspec
 from tornado.web import HTTPError
 
 from grid_jupyter.errors import BadRequest
@@ -20,6 +22,8 @@ from grid_jupyter.wire.requests import Approve, AuditEvent, AuditVerified, Reque
 
 MAX_AUDIT_ROWS = 1_000
 """Rows of the audit log in one answer."""
+MAX_LISTED_BYTES = 16 << 20
+"""Bytes of what all requests of one answer show, as JSON."""
 TENSOR_HEADER = "X-Grid-Tensor"
 """JSON with dtype, shape and readers of the tensor whose bytes are the body."""
 
@@ -37,7 +41,7 @@ class MyRequests(NodeDoor):
 
     async def get(self) -> None:
         account = await self.require()
-        self.reply([info(one, account) for one in await self.node.requests.mine(account)])
+        self.reply(_within_limits(info(one, account) for one in await self.node.requests.mine(account)))
 
 
 class OneRequest(NodeDoor):
@@ -99,7 +103,16 @@ class AuditCheck(NodeDoor):
 async def listed(node: GridNode, account: Account, state: str) -> list[RequestInfo]:
     """Requests on which an account decides."""
     found = await (node.requests.to_decide(account, (state,)) if state else node.requests.to_decide(account))
-    return [info(one, account) for one in found]
+    return _within_limits(info(one, account) for one in found)
+
+
+def _within_limits(found: Iterable[RequestInfo]) -> list[RequestInfo]:
+    """Requests with what they show, as far as that fits into one answer; the others say where it is."""
+    left, told = MAX_LISTED_BYTES, []
+    for one in found:
+        left -= len(msgspec.json.encode(one.shown))
+        told.append(one if left >= 0 else msgspec.structs.replace(one, shown={"shown by": f"node.request({one.id})"}))
+    return told
 
 
 async def decide(door: JsonDoor, node: GridNode, account: Account, request: int, verb: str) -> RequestInfo:

@@ -430,6 +430,22 @@ def test_what_an_owner_says_about_jobs_is_kept_and_shown_without_the_names_of_ot
     opened.ask("DELETE", where, token=alice)
 
 
+def test_a_list_of_requests_has_a_limit_and_says_where_the_rest_is(closed: Served):
+    from grid_jupyter.node.policy import Rules
+    from grid_jupyter.node.verdicts import JOB, Asked
+
+    sources = (Rules(1, "Bob", (), None),)
+    for number in range(20):
+        shown = {"plan": "x" * (900 << 10)}
+        asked = Asked(kind=JOB, key=f"{number}", asker="Ana", binding="0" * 64, sources=sources, shown=shown)
+        closed.run(closed.node.requests.decide(asked))
+    found = closed.ask("GET", "/data-centric/requests", token=closed.tokens["Bob"])
+    assert len(found.data) < 17 << 20
+    assert [next(iter(one["shown"])) for one in found.json] == ["plan"] * 18 + ["shown by"] * 2
+    last = closed.ask("GET", f"/data-centric/requests/{found.json[-1]['id']}", token=closed.tokens["Bob"]).json
+    assert len(last["shown"]["plan"]) == 900 << 10
+
+
 def test_changes_of_accounts_and_attempts_at_them_are_in_the_audit_log(closed: Served):
     ana, bob = closed.tokens["Ana"], closed.tokens["Bob"]
     assert closed.ask("POST", "/groups", {"name": "ward 7"}, token=bob).status == 200
