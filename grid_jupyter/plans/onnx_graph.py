@@ -168,6 +168,13 @@ class Graph:
             return self.constant(np.full(static(spec.shape), number[0]))
         return self.add("ConstantOfShape", self.shape(spec.shape), value=number)
 
+    def add_at(self, operator: str, dtype: str, whole: str, where: str, parts: str, **attributes: Attribute) -> str:
+        """Parts added to a whole at indices, by one of the scatter operators, which are not there for float16."""
+        if dtype != "float16":
+            return self.add(operator, whole, where, parts, reduction="add", **attributes)
+        whole, parts = self.cast(whole, "float32"), self.cast(parts, "float32")
+        return self.cast(self.add(operator, whole, where, parts, reduction="add", **attributes), dtype)
+
     def zeros(self, spec: Spec) -> str:
         """A tensor of zeros."""
         return self.filled(spec, 0)

@@ -14,10 +14,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from grid_jupyter.errors import PlanInvalidError
 from grid_jupyter.plans.document import Argument, Node, Spec
 from grid_jupyter.plans.onnx_graph import Graph, count_of, numpy_type, static
 
 Ints = tuple[int, ...]
+_LARGEST_KERNEL = 1024
+"""Elements of a convolution's kernel, at most, where its gradient is wanted: each is an operation."""
+_LARGEST_MEAN = 1 << 16
+"""Windows of an average pooling with padding or a rest, at most: the model says how many elements each has."""
 _MOST_TAPS = 16
 """Elements of a window for which max pooling's gradient is written out, at most."""
 
@@ -123,6 +128,8 @@ def _taps(
     g: Graph, x: str, of_x: Sequence[int], pixels: Sequence[int], kernel: Sequence[int], windows: _Windows
 ) -> list[str]:
     """For each place in the kernel the elements of x that it meets, each of the shape of the result."""
+    if math.prod(kernel) > _LARGEST_KERNEL:
+        raise PlanInvalidError(f"a kernel of {list(kernel)} has too many elements for its gradient in ONNX")
     stride, before = windows.stride, windows.padding
     reach = [
         max((n - 1) * s + d * (k - 1) + 1, length + 2 * p)
@@ -204,10 +211,8 @@ def _max_pool2d_backward(
     if beside and all(n <= length for n, length in zip(covered, static(spec.shape[2:]), strict=True)):
         return _beside(g, spec, g.value(gradient), g.value(x), made, kernel, pixels)
     whole = g.zeros(Spec(spec.dtype, (count_of(spec.shape),)))
-    added = g.add(
-        "ScatterElements", whole, *(g.add("Reshape", one, g.integers(-1)) for one in (flat, g.value(gradient))),
-        axis=0, reduction="add",
-    )  # fmt: skip
+    places, parts = (g.add("Reshape", one, g.integers(-1)) for one in (flat, g.value(gradient)))
+    added = g.add_at("ScatterElements", spec.dtype, whole, places, parts, axis=0)
     return g.add("Reshape", added, g.shape(spec.shape))
 
 
@@ -257,12 +262,24 @@ def _divisors(length: int, result: int, kernel: int, stride: int, padding: int, 
 
 
 def _shares(
-    g: Graph, x: Argument, result: Spec, kernel: Ints, stride: Ints, padding: Ints, include: bool, divisor: int | None
+    g: Graph,
+    x: Argument,
+    result: Spec,
+    kernel: Ints,
+    stride: Ints,
+    padding: Ints,
+    ceil: bool,
+    include: bool,
+    divisor: int | None,
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     """What an element is multiplied with in each window: [1, 1, height, width], or one number if all are equal."""
     if divisor is not None:
         return np.full((1, 1, 1, 1), 1 / divisor)
+    if not any(padding) and not ceil:
+        return np.full((1, 1, 1, 1), 1 / math.prod(kernel))
     lengths, results = static(g.spec(x).shape[2:]), static(result.shape[2:])
+    if math.prod(results) > _LARGEST_MEAN:
+        raise PlanInvalidError(f"an average pooling with {results} windows has too many of them for ONNX")
     rows, columns = (
         np.array(_divisors(*each, include)) for each in zip(lengths, results, kernel, stride, padding, strict=True)
     )
@@ -277,7 +294,7 @@ def _avg_pool2d(
     spec = node.results[0]
     pads = _pads(g, x, spec, kernel, stride, padding, (1, 1))
     value = g.add("AveragePool", g.value(x), kernel_shape=kernel, strides=stride, pads=pads, count_include_pad=1)
-    factors = _shares(g, x, spec, kernel, stride, padding, include, divisor) * math.prod(kernel)
+    factors = _shares(g, x, spec, kernel, stride, padding, ceil, include, divisor) * math.prod(kernel)
     if np.allclose(factors, 1, rtol=1e-12):
         return value
     return g.add("Mul", value, g.constant(factors.astype(numpy_type(spec.dtype))))
@@ -288,7 +305,7 @@ def _avg_pool2d_backward(
     include: bool, divisor: int | None,
 ) -> str:  # fmt: skip
     spec, result = node.results[0], g.spec(gradient)
-    shares = _shares(g, x, result, kernel, stride, padding, include, divisor).astype(numpy_type(spec.dtype))
+    shares = _shares(g, x, result, kernel, stride, padding, ceil, include, divisor).astype(numpy_type(spec.dtype))
     each = g.add("Mul", g.value(gradient), g.constant(shares))
     channels, *size = static(spec.shape[1:])
     pixels = static(result.shape[2:])

@@ -20,6 +20,9 @@ from grid_jupyter.plans.onnx_arithmetic import Conversion, narrowed, widened
 from grid_jupyter.plans.onnx_graph import Graph, count_of, numpy_type, static
 from grid_jupyter.plans.shapes import FLOATS
 
+_WRITTEN_OUT = 4096
+"""Elements of an arange that is written into the model, at most; longer ones are made when it runs."""
+
 
 def to_onnx(document: Document, wanted: Callable[[str], bool] = lambda role: True) -> bytes:
     """The plan's ONNX model. Inputs are named `role:name`, outputs `out:role:name`, in the document's order; of them
@@ -28,6 +31,8 @@ def to_onnx(document: Document, wanted: Callable[[str], bool] = lambda role: Tru
     The document has been checked (plans/check.py). Raises PlanInvalidError for what ONNX cannot say, by its name.
     """
     graph = Graph(document, [output for output in document.outputs if wanted(output.role)])
+    for spec in document.specs:
+        numpy_type(spec.dtype)
     number = len(document.inputs)
     for node in document.nodes:
         conversion = CONVERSIONS.get(node.operation)
@@ -48,10 +53,11 @@ def _softmax(operator: str) -> Conversion:
     return lambda g, node, x, dim: g.add(operator, g.value(x), axis=int(dim))
 
 
-def _layer_norm(g: Graph, node: Node, x: Argument, dims: int, weight: Argument, bias: Argument, eps: float) -> str:
+def _layer_norm(g: Graph, node: Node, x: Argument, dims: int, weight: Argument, bias: Argument, eps: Argument) -> str:
     spec = node.results[0]
-    part = static(spec.shape[-dims:])
-    scale = g.constant(np.ones(part, numpy_type(spec.dtype))) if weight is None else g.value(weight)
+    if not isinstance(eps, (int, float)) or not 0 <= eps < 1e30:
+        raise PlanInvalidError("the eps of a layer_norm is no number that ONNX can say; use the torch engine")
+    scale = g.filled(Spec(spec.dtype, spec.shape[-dims:]), 1) if weight is None else g.value(weight)
     inputs = [g.value(x), scale, *([] if bias is None else [g.value(bias)])]
     return g.add("LayerNormalization", *inputs, axis=len(spec.shape) - dims, epsilon=float(eps))
 
@@ -207,7 +213,7 @@ def _embedding_backward(g: Graph, node: Node, gradient: Argument, indices: Argum
     if padding >= 0:
         padded = g.add("Equal", where, g.number(padding, "int64"))
         each = g.add("Where", padded, g.number(0, spec.dtype), each)
-    return g.add("ScatterND", g.zeros(spec), where, each, reduction="add")
+    return g.add_at("ScatterND", spec.dtype, g.zeros(spec), where, each)
 
 
 def _index_select(g: Graph, node: Node, x: Argument, dim: int, indices: Argument) -> str:
@@ -215,9 +221,10 @@ def _index_select(g: Graph, node: Node, x: Argument, dim: int, indices: Argument
 
 
 def _index_add(g: Graph, node: Node, x: Argument, dim: int, indices: Argument, source: Argument) -> str:
-    shape = g.spec(source).shape
+    shape, dtype = g.spec(source).shape, node.results[0].dtype
     along = g.add("Reshape", g.value(indices), g.integers(*(-1 if d == dim else 1 for d in range(len(shape)))))
-    return _scattered(g, node, x, dim, g.add("Expand", along, g.shape(shape)), source, reduction="add")
+    each = g.add("Expand", along, g.shape(shape))
+    return g.add_at("ScatterElements", dtype, g.value(x), each, g.value(source), axis=dim)
 
 
 def _gather(g: Graph, node: Node, x: Argument, dim: int, indices: Argument) -> str:
@@ -225,19 +232,15 @@ def _gather(g: Graph, node: Node, x: Argument, dim: int, indices: Argument) -> s
 
 
 def _scatter(g: Graph, node: Node, x: Argument, dim: int, indices: Argument, source: Argument) -> str:
-    return _scattered(g, node, x, dim, g.value(indices), source)
+    where, given = g.value(indices), g.value(source, node.results[0].dtype)
+    if not isinstance(source, Ref):
+        given = g.add("Expand", given, g.add("Shape", where))
+    return g.add("ScatterElements", g.value(x), where, given, axis=dim)
 
 
 def _scatter_add(g: Graph, node: Node, x: Argument, dim: int, indices: Argument, source: Argument) -> str:
-    return _scattered(g, node, x, dim, g.value(indices), source, reduction="add")
-
-
-def _scattered(g: Graph, node: Node, x: Argument, dim: int, indices: str, source: Argument, **reduction: str) -> str:
     dtype = node.results[0].dtype
-    given = g.value(source, dtype)
-    if not isinstance(source, Ref):
-        given = g.add("Expand", given, g.add("Shape", indices))
-    return g.add("ScatterElements", g.value(x), indices, given, axis=dim, **reduction)
+    return g.add_at("ScatterElements", dtype, g.value(x), g.value(indices), g.value(source), axis=dim)
 
 
 # ------------------------------------------------------------------ from nothing
@@ -250,7 +253,8 @@ def _full(g: Graph, node: Node, shape: tuple[Any, ...], value: Any, dtype: str) 
 
 
 def _arange(g: Graph, node: Node, start: Any, end: Any, step: Any, dtype: str) -> str:
-    if not any(map(has_batch, (start, end, step))):
+    count = node.results[0].shape[0]
+    if isinstance(count, int) and count <= _WRITTEN_OUT and not any(map(has_batch, (start, end, step))):
         numbers = np.arange(*(evaluate(one, 1) for one in (start, end, step)), dtype=numpy_type(dtype))
         return g.constant(numbers)
     return g.cast(g.add("Range", *(g.value(one, widened(dtype)) for one in (start, end, step))), dtype)

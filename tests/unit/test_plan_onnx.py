@@ -372,3 +372,32 @@ def test_an_engine_is_chosen_by_name_or_by_what_is_installed():
         engine("tensorflow")
     with pytest.raises(DependencyError, match="onnxruntime-gpu"):
         engine("onnx", device="cuda")
+
+
+@pytest.mark.parametrize("dtype", ["bool", "float16", "float64", "int8", "int32", "uint8"])
+def test_with_other_dtypes_an_operation_gives_what_the_plan_says_or_is_refused(dtype: str):
+    ran = 0
+    for name, arrays, arguments in samples():
+        with np.errstate(all="ignore"):  # infinite numbers among the samples
+            given = tuple(array.astype(dtype) if array.dtype.kind == "f" else array for array in arrays)
+        try:
+            plan = document(name, given, arguments)
+            program = ONNX.load(plan)
+        except PlanInvalidError:
+            continue
+        for output, value in zip(plan.outputs, program.run(given), strict=True):
+            spec = plan.specs[output.value]
+            assert (value.dtype.name, value.shape) == (spec.dtype, spec.shape), (name, arguments)
+        ran += 1
+    assert ran > 40
+
+
+def test_what_onnx_cannot_say_is_refused_by_name():
+    with pytest.raises(PlanInvalidError, match="eps"):
+        ONNX.load(document("layer_norm", (X,), (x, 1, None, None, float("inf"))))
+    wide = (normal(1, 1, 1, 1), normal(1, 1, 40, 40), normal(1, 1, 40, 40))
+    how = ((1, 1), (0, 0), (1, 1), False, (0, 0), 1, (False, True, False))
+    with pytest.raises(PlanInvalidError, match=r"a kernel of \[40, 40\]"):
+        ONNX.load(document("convolution_backward", wide, (x, y, z, *how)))
+    with pytest.raises(PlanInvalidError, match="bfloat16"):
+        ONNX.load(document("cast", (X,), (x, "bfloat16")))
