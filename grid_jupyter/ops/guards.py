@@ -16,6 +16,7 @@ from grid_jupyter.ops.numeric_guards import NUMERIC_GUARDS
 from grid_jupyter.ops.numeric_guards import need as _need
 
 aten = torch.ops.aten
+_FAR = 1e9
 _INDEX = (torch.int64, torch.int32)
 _SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -222,6 +223,8 @@ def _encoder_layer(
 
 def _grid_sampler(x: torch.Tensor, grid: torch.Tensor, mode: int, padding: int, align: bool) -> Any:
     _need(mode in (0, 1, 2) and padding in (0, 1, 2), "a known interpolation and padding")  # else nothing is written
+    # padding by border and reflection makes places in the input of any grid, and the gradient writes there
+    _need(padding == 0 or bool((grid.abs() < _FAR).all()), "a grid without NaN and infinity")
     return aten.grid_sampler_2d.default(x, grid, mode, padding, align)
 
 

@@ -98,9 +98,6 @@ def report(tally: Tally, seconds: float, options: argparse.Namespace) -> int:
         for name, entry in entries.items():
             print(f"{name:60} {entry.survived:8} {entry.results:8} {entry.cut:8} {entry.crashes:7}")
     bad = [found for found in tally.found if found.kind != "slow"]
-    for found in bad:
-        if found.kind != "crash":
-            print(f"{found.kind}: {found.text}\n    {found.name} --call {found.index}: {found.call}"[:1000])
     never = [name for name, entry in entries.items() if not entry.results]
     print(f"{tally.calls} calls, {tally.results} of them with a result, {tally.cut} too long, in {seconds:.0f} s")
     fewest = min(entry.survived for entry in entries.values())

@@ -102,6 +102,7 @@ class _Crew:
         self._names, self._recorded, self._settings, self._tally = names, recorded, settings, tally
         self._notes = notes
         self._notes.touch()
+        self._read = 0
         self._waiting: collections.deque[Piece] = collections.deque()
         self._crashes: collections.Counter[int] = collections.Counter()
         self._running: dict[int, tuple[int, list[Piece]]] = {}
@@ -134,6 +135,7 @@ class _Crew:
             place, share = running.pop(pid)
             free.append(place)
             self._ended(place, share, status)
+            self._take_notes()
             self._tally.survived.write(seldom=True)
 
     def _share(self, jobs: int) -> list[Piece]:
@@ -187,8 +189,15 @@ class _Crew:
         """Take in what the children wrote down; one that is still at work is ended, and what it did does not count."""
         for pid in self._running:
             os.kill(pid, signal.SIGKILL)
-        for line in self._notes.read_text().splitlines():
-            self._tally.found.append(Found(*json.loads(line)))
+        self._take_notes()
+
+    def _take_notes(self) -> None:
+        lines = self._notes.read_text().splitlines()
+        for line in lines[self._read :]:
+            found = Found(*json.loads(line))
+            self._tally.found.append(found)
+            print(f"{found.kind}: {found.text}\n    {found.name} --call {found.index}: {found.call}"[:1000], flush=True)
+        self._read = len(lines)
 
     def _note(self, name: str, index: int, kind: str, text: str) -> None:
         call = Calls(name, self._settings.seed, self._recorded.get(name, ())).make(index)

@@ -19,11 +19,12 @@ from .calls import Call, Tensor, encode, operands_of, tensors
 from .dice import Dice
 from .memory import Arena, Contents, Held, extent, perturb
 
-_FIRST, _RESULT, _SEED, _GRADIENT, _SECOND = 1000, 2000, 3000, 4000, 5000
+_FIRST, _RESULT, _SEED, _GRADIENT, _SECOND = (n << 20 for n in range(1, 6))  # ids, far enough apart
 _SHOWN = 1 << 16
 _ALWAYS_AGAIN = 500  # of further calls a quarter is made twice
 _SESSION = 40  # calls in one session
 _RAMP = 4096
+_MOST_RESULTS = 1 << 14
 MARK, _OTHER_MARK = 0xA5, 0x3C
 FORWARD, BACKWARD, AGAIN = 1, 2, 3
 
@@ -212,7 +213,7 @@ class _Run:
         args, kwargs, slots = encode(call, list(self._ids))
         out: Any = _RESULT
         if facts.returns_list:
-            out = [_RESULT + i for i in range(self._list_length(call))]
+            out = [_RESULT + i for i in range(min(self._list_length(call), _MOST_RESULTS))]
         elif facts.results > 1:
             out = [_RESULT + i for i in range(facts.results - len(facts.writes))]
         elif facts.results == 0:
