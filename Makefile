@@ -7,11 +7,11 @@ STAMP := $(VENV)/.installed
 TORCH ?= torch==2.13.0
 PANEL := $(wildcard labextension/*.json labextension/*.py labextension/src/* labextension/style/*)
 
-.PHONY: help install lab test lint tutorials bench fuzz dist clean
+.PHONY: help install lab test lint tutorials bench fuzz fuzz-plans dist clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## make the environment .venv and install the project into it
 
@@ -49,6 +49,10 @@ bench: install ## run all benchmarks and write docs/benchmarks.md again
 
 fuzz: install ## try every operation with hostile arguments, for an hour or two (FUZZ="--calls 20000 --jobs 2")
 	$(BIN)/python -m tests.fuzz $(or $(FUZZ),--calls 20000 --operation-time 1 --state build/fuzz.json --table)
+
+fuzz-plans: install ## try bytes on the reader of plans, guided by coverage, for ten minutes
+	$(BIN)/python -m pip install --quiet atheris
+	PYTHONPATH=tests $(BIN)/python -m tests.fuzz.plans -max_total_time=600
 
 dist: install ## build the source distribution and the wheel into dist/
 	$(BIN)/python -m pip install --quiet build

@@ -7,7 +7,6 @@ spelling. Whether shapes fit, and what a run would cost, `plans/check.py` tells 
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import math
 import re
@@ -145,7 +144,7 @@ def _constant(raw: Any, spec: Spec) -> bytes:
     need(not any(map(has_batch, spec.shape)), "a constant's shape depends on the batch size")
     try:
         data = base64.b64decode(raw, validate=True)
-    except binascii.Error:
+    except ValueError:  # binascii.Error, and text that is not ASCII
         raise PlanInvalidError("a constant's data is not base64") from None
     shape = tuple(int(evaluate(length, 1)) for length in spec.shape)
     need(Value(spec.dtype, shape).nbytes == len(data), "a constant's data has another length than its shape")

@@ -136,6 +136,7 @@ REFUSED = {
                        for one in linear()["inputs"]])),
     "a constant of another length": changed(["inputs", 1, "data"], "AAAA", pooling()),
     "a constant that is no base64": changed(["inputs", 1, "data"], "%%%%", pooling()),
+    "a constant in other letters": changed(["inputs", 1, "data"], "\u0431AAA", pooling()),
     "a constant of 10 GB": changed(["inputs", 1, "shape"], [10 * 2**30 // 8], pooling()),
     "a constant that depends on B": changed(["inputs", 1, "shape"], ["B"], pooling()),
     "noise of another kind": changed(["inputs", 2, "distribution"], "cauchy", pooling()),
