@@ -23,12 +23,14 @@ MEANING = """\
 One step is zero_grad, forward, cross entropy, backward and the optimiser, on a batch of 64 that is there already; the \
 loss is read after every 50th step, or after each. *Unchanged* is the loop as one writes it for local torch: each \
 operation is a command that the client describes. *Recorded* is the same function under `sy.recording`: one command a \
-step, and no Python of the model or the optimiser runs anywhere, which is what makes it faster than local torch where \
-the network is small. Reads cost a round trip each, during which nobody computes. Local torch and the Worker use the \
-same number of threads. Workers keep freed memory, which local torch gives back to the kernel and takes again; that \
-alone makes a step of the convolutional network cheaper there. Client, Node and Worker share the cores of one machine, \
-where they would have two machines in earnest: on busy cores three processes wait more often than one does, so that \
-the CPU times below, of all processes together, tell more than the wall times. Workers compute on the CPU."""
+step, and no Python of the model or the optimiser runs anywhere, which brings it near to local torch even where the \
+network is small. A loop that reads its loss in each step asks for it as soon as it is made (decision 0012) and waits \
+for less than a round trip; the read of a recorded step, which is made at its end, waits for all of one. Local torch \
+and the Worker use the same number of threads. Workers keep freed memory, which local torch gives back to the kernel \
+and takes again; that alone makes a step of the convolutional network cheaper there. Client, Node and Worker share the \
+cores of one machine, where they would have two machines in earnest: on busy cores three processes wait more often \
+than one does, so that the CPU times below, of all processes together, tell more than the wall times. Workers compute \
+on the CPU."""
 
 BATCH = 64
 READ_EVERY = 50
