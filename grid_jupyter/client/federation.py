@@ -49,7 +49,6 @@ class LocalSteps:
     """mu of FedProx."""
     corrected: bool
     """Each round brings what is added to every gradient (SCAFFOLD)."""
-    reason: str
 
 
 AfterRound = Callable[[Fit], object]

@@ -1,4 +1,4 @@
-"""`grid.train`: federated training over what a search found, by jobs on each Node."""
+"""`grid.train`: federated training over what a search found."""
 
 from __future__ import annotations
 
@@ -51,7 +51,6 @@ class Trains:
         minimum: int = 1,
         deadline_s: float | None = None,
         sign_off_s: float | None = None,
-        reason: str = "",
         checkpoint: str | Path | None = None,
         live: bool = True,
         after_round: AfterRound | None = None,
@@ -61,9 +60,8 @@ class Trains:
         `optimizer` is one of torch's, or `SGD(…)` and `Adam(…)`; each round begins with a fresh one.
         `data` says where rows and targets are: what a search for "#X" found, whose Nodes have the targets under the
         same other tags and "#Y" (or "#data" and "#target"); or `(found_x, found_y)`; or `{name: (x, y)}`. Each round,
-        every Node trains by `optimizer` for `local_epochs` from the weights of the moment, as a job that its owners
-        have signed off (a Node whose owners refuse is left out, with the reason), and `strategy` (FedAvg) makes one
-        model of it.
+        every member trains by `optimizer` for `local_epochs` from the weights of the moment, and `strategy` (FedAvg)
+        makes one model of it. Members are VirtualWorkers.
 
         `loss(scores, targets)` is a scalar tensor. After each round the model is tried on `held_out`, rows and
         targets of the caller's own, by `metrics`, functions of (scores, targets); without them, by accuracy where
@@ -95,7 +93,6 @@ class Trains:
             asked=rounds * strategy.goal if isinstance(strategy, FedBuff) else rounds,
             proximal=strategy.proximal,
             corrected=strategy.corrected,
-            reason=reason,
         )
         return fit(
             model, loss, nodes, steps, strategy, held_out=held_out, metrics=metrics, minimum=minimum,
