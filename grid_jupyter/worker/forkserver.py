@@ -16,11 +16,13 @@ import traceback
 
 from grid_jupyter.wire import frames, worker
 from grid_jupyter.worker.channel import Channel
-from grid_jupyter.worker.session import serve
+from grid_jupyter.worker.confinement import confine, hide
+from grid_jupyter.worker.session import serve, settle
 
 
 def main(descriptor: int) -> None:
     """Serve fork requests until the channel closes."""
+    hide()
     control = socket.socket(fileno=descriptor)
     channel = Channel(control)
     wake_out, wake_in = socket.socketpair()
@@ -93,6 +95,8 @@ def _worker(descriptor: int, limits: worker.WorkerLimits) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     status = 1
     try:
+        settle(limits)
+        confine(limits.memory_bytes)
         serve(socket.socket(fileno=descriptor), limits)
         status = 0
     except BaseException as error:  # the outermost door; its text is left out, for it may quote values

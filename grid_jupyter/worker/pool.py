@@ -16,7 +16,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
@@ -28,6 +28,11 @@ log = logging.getLogger("grid_jupyter")
 _START_S = 60.0
 _REPLACE_S = 0.5
 """How long after a spare was taken, or died, the next one is forked: whoever took it computes first."""
+_ROOT_BYTES, _TEMPORARY_BYTES = str(1 << 20), str(64 << 20)
+"""What the sandbox's own file systems may hold: nothing but places to mount on, and what libraries put into /tmp."""
+_SAID_BYTES = 64 << 10
+"""What fork server and Workers may say on standard error before the rest is dropped; each fork server anew."""
+_PROGRAM = ("-m", "grid_jupyter.worker.forkserver")
 _PACKAGE = Path(__file__).parent.parent
 
 
@@ -62,9 +67,11 @@ class WorkerPool(Generic[F]):
         spare_workers: int = 2,
         *,
         require_isolation: bool = False,
+        program: Sequence[str] = _PROGRAM,
     ) -> None:
         self.limits = limits
         self._require_isolation = require_isolation
+        self._program = program
         self._hold = hold
         self.spare_workers = spare_workers
         self.isolation = "unknown"
@@ -75,20 +82,21 @@ class WorkerPool(Generic[F]):
         self._replacing: asyncio.TimerHandle | None = None
         self._starting = asyncio.Lock()
         self._process: asyncio.subprocess.Process | None = None
+        self._listening: asyncio.Task[None] | None = None
         self._control: AsyncChannel | None = None
         self._bwrap = shutil.which("bwrap")
+        self._own_users = ["--unshare-all", "--unshare-user", "--disable-userns"]
 
     async def probe(self) -> str:
         """Find out, in words, how Workers are kept apart from the rest of this machine."""
         if self._bwrap is None:
             self.isolation = "reduced: a process each, no sandbox (bubblewrap is not installed)"
             return self.isolation
-        process = await asyncio.create_subprocess_exec(
-            *self._sandbox(), sys.executable, "-S", "-c", "pass",
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        _, said = await process.communicate()
-        if process.returncode == 0:
+        failed, said = await self._tried()
+        if failed:  # an older bubblewrap, or root where it may make no user namespace
+            self._own_users = ["--unshare-all"]
+            failed, said = await self._tried()
+        if not failed:
             self.isolation = "sandboxed: a process each, no network, read-only system, no view of this Node's files"
         else:
             self._bwrap = None
@@ -97,6 +105,14 @@ class WorkerPool(Generic[F]):
                 f"reduced: a process each, no sandbox ({' '.join(first) or 'bubblewrap does not work here'})"
             )
         return self.isolation
+
+    async def _tried(self) -> tuple[int | None, bytes]:
+        process = await asyncio.create_subprocess_exec(
+            *self._sandbox(), sys.executable, "-S", "-c", "pass",
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        _, said = await process.communicate()
+        return process.returncode, said
 
     def prepare(self) -> None:
         """Somebody may compute soon: start the fork server if it does not run, and fork spare Workers beside."""
@@ -180,6 +196,8 @@ class WorkerPool(Generic[F]):
             except asyncio.TimeoutError:
                 self._process.kill()
                 await self._process.wait()
+        if self._listening is not None:
+            await self._listening
 
     # -------------------------------------------------------------- the fork server
 
@@ -199,13 +217,14 @@ class WorkerPool(Generic[F]):
             )
         ours, theirs = pair()
         os.set_inheritable(theirs.fileno(), True)
-        command = [*(self._sandbox() if self._bwrap else []), sys.executable, "-m", "grid_jupyter.worker.forkserver"]
+        command = [*(self._sandbox() if self._bwrap else []), sys.executable, *self._program]
         self._process = await asyncio.create_subprocess_exec(
             *command, str(theirs.fileno()),
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
             pass_fds=(theirs.fileno(),), env=_environment(), start_new_session=True,
         )  # fmt: skip
         theirs.close()
+        self._listening = asyncio.create_task(_listen(self._process))
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         channel = AsyncChannel(
             ours,
@@ -251,13 +270,27 @@ class WorkerPool(Generic[F]):
 
     def _sandbox(self) -> list[str]:
         """bubblewrap's arguments: no network, none of the Node's files, a read-only system."""
-        command = [self._bwrap or "bwrap", "--unshare-all", "--die-with-parent", "--new-session"]
-        command += ["--tmpfs", "/", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108
+        command = [self._bwrap or "bwrap", *self._own_users, "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+        command += ["--size", _ROOT_BYTES, "--tmpfs", "/", "--proc", "/proc", "--dev", "/dev"]
+        command += ["--size", _TEMPORARY_BYTES, "--tmpfs", "/tmp"]  # noqa: S108
         shown = ["/usr", "/lib", "/lib64", "/lib32", "/bin", "/sbin", "/etc/ld.so.cache", "/etc/alternatives"]
         shown += ["/sys/devices/system/cpu", sys.prefix, sys.base_prefix, str(_PACKAGE)]
         for path in dict.fromkeys([*shown, str(Path(sys.executable).resolve().parent.parent)]):
             command += ["--ro-bind-try", path, path]
-        return [*command, "--chdir", "/tmp"]  # noqa: S108
+        command += ["--ro-bind-try", "/proc/sys", "/proc/sys"]  # a Node that root runs could write there
+        return [*command, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp"]  # noqa: S108
+
+
+async def _listen(process: asyncio.subprocess.Process) -> None:
+    """Log what fork server and Workers say, a limited amount of it and no control characters: it may be hostile."""
+    if process.stderr is None:
+        return
+    left = _SAID_BYTES
+    while said := await process.stderr.read(4096):
+        if left > 0:
+            for line in said[:left].decode(errors="replace").splitlines():
+                log.warning("a Worker says: %s", ascii(line)[1:-1])
+        left -= len(said)
 
 
 def _environment() -> dict[str, str]:

@@ -8,12 +8,10 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import resource
 import signal
 import socket
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
@@ -25,12 +23,18 @@ from grid_jupyter.wire.messages import Failed
 from grid_jupyter.worker.ancestry import Log, explain
 from grid_jupyter.worker.channel import Channel
 from grid_jupyter.worker.executor import Broken, Executor
-from grid_jupyter.worker.memory import Shared, fill, keep_freed_memory, limit_memory, memory_file
+from grid_jupyter.worker.memory import Shared, fill, keep_freed_memory, memory_file
+
+
+def settle(limits: worker.WorkerLimits) -> None:
+    """Make a fork a Worker of its own, before it is confined (worker/confinement.py)."""
+    torch.set_num_threads(limits.threads)
+    keep_freed_memory()
+    torch.manual_seed(int.from_bytes(os.urandom(8), "big") >> 1)  # forks would share one state otherwise
 
 
 def serve(sock: socket.socket, limits: worker.WorkerLimits) -> None:
     """Serve one session until the Node closes it."""
-    _confine(limits)
     channel = Channel(sock)
     executor = Executor(limits.memory_bytes)
     session = _Session(channel, executor)
@@ -204,14 +208,3 @@ def _deadline(seconds: float) -> Iterator[None]:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-def _confine(limits: worker.WorkerLimits) -> None:
-    torch.set_num_threads(limits.threads)
-    keep_freed_memory()
-    torch.manual_seed(int.from_bytes(os.urandom(8), "big") >> 1)  # forks would share one state otherwise
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("800")  # the kernel should rather end a session than the Node
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if limits.memory_bytes:
-        limit_memory(limits.memory_bytes)
