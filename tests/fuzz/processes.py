@@ -222,6 +222,11 @@ class _Crew:
 
     def _child(self, place: int, share: Iterable[Piece]) -> None:
         settings, state, base = self._settings, self._state, _FIELDS * place
+        for stop in (
+            signal.SIGINT,
+            signal.SIGTERM,
+        ):  # an exception of the parent's would look like one of the executor's
+            signal.signal(stop, signal.SIG_DFL)
         confine(settings)
         devnull = os.open(os.devnull, os.O_WRONLY)
         os.dup2(devnull, 1)
