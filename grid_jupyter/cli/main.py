@@ -297,6 +297,10 @@ def _add_node(commands: _Commands[argparse.ArgumentParser]) -> None:
     limits.add_argument(
         "--operation-time", type=values.duration, default=60.0, metavar="TIME", help="one operation (60s)"
     )
+    limits.add_argument(
+        "--session-threads", type=values.positive, metavar="N",
+        help="threads of one operation (half of this machine's processors; say it for Workers elsewhere)",
+    )  # fmt: skip
     limits.add_argument("--max-sessions", type=values.positive, default=16, metavar="N", help="sessions at once (16)")
     limits.add_argument("--max-upload", type=values.size, default=64 << 30, metavar="SIZE", help="one data set (64G)")
 

@@ -43,6 +43,7 @@ def node(options: argparse.Namespace) -> int:
             require_isolation=options.require_isolation,
             max_upload_bytes=options.max_upload,
             operation_s=options.operation_time,
+            session_threads=options.session_threads,
             certfile=options.certfile,
             keyfile=options.keyfile,
             supervised=options.supervised,

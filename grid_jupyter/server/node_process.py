@@ -96,7 +96,7 @@ def _workers(options: NodeOptions) -> Workers:
     limits = WorkerLimits(
         memory_bytes=options.session_memory_bytes,
         operation_s=options.operation_s,
-        threads=max(1, (os.cpu_count() or 1) // 2),
+        threads=options.session_threads or max(1, (os.cpu_count() or 1) // 2),
     )
     if options.workers == "local":
         return local_workers(limits, options.spare_workers, require_isolation=options.require_isolation)

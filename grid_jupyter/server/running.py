@@ -90,6 +90,7 @@ class NodeOptions:
     require_isolation: bool = False  # run no Worker without a sandbox
     max_upload_bytes: int = 64 << 30
     operation_s: float = 60.0
+    session_threads: int | None = None  # for one operation; None: half of this machine's processors
     certfile: Path | None = None
     keyfile: Path | None = None
     supervised: bool = False

@@ -372,6 +372,16 @@ except OSError as error:
     assert written <= 64 << 20
 
 
+def test_an_operation_takes_the_threads_that_its_owner_allows(hostile: Hostile):
+    code = """
+import torch
+before = len(os.listdir('/proc/self/task'))
+(torch.ones(700, 700) @ torch.ones(700, 700)).sum().item()
+result = [torch.get_num_threads(), len(os.listdir('/proc/self/task')) - before]
+"""
+    assert hostile.run(code) == [LIMITS.threads, 0]
+
+
 def test_limits_cannot_be_raised_again(hostile: Hostile):
     for name in ("RLIMIT_CORE", "RLIMIT_NOFILE", "RLIMIT_FSIZE", "RLIMIT_DATA"):
         attempt = f"resource.setrlimit(resource.{name}, (1 << 40, 1 << 40))"

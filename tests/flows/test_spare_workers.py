@@ -83,3 +83,12 @@ def test_spares_are_limited_like_other_workers_and_draw_numbers_of_their_own(sma
             noise = raw.op("aten.rand_like.default", ["r"], raw.put(torch.zeros(8)))
             drawn.append(tuple(raw.read(noise).tolist()))
     assert len(set(drawn)) == 3
+
+
+def test_an_operation_takes_as_many_threads_as_the_owner_says(small_world: World):
+    node = small_world.start("node", "Wide", "--allow-guests", "--session-threads", "3", "--spare-workers", "0")
+    with RawSession(node) as raw:
+        square = raw.op("aten.new_full.default", ["r", "d", "d"], raw.put(torch.ones(1)), [700, 700], 1e-3)
+        assert raw.read(raw.op("aten.sum.default", ["r"], raw.op("aten.mm.default", ["r", "r"], square, square))) > 0
+        [pid] = workers(node)
+        assert len(list(Path(f"/proc/{pid}/task").iterdir())) >= 3
