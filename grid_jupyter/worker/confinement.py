@@ -28,8 +28,8 @@ _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 4, 22, 38
 _SECCOMP_FILTER = 2
 _CLONE_THREAD, _CLONE_NEW = 0x00010000, 0x7E020000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 
-_LANDLOCK_CREATE, _LANDLOCK_RESTRICT = 444, 446  # on every machine
-_WRITING = 0x1FF3
+_LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446  # on every machine
+_EXECUTE, _WRITE_FILE, _WRITING = 0x1, 0x2, 0x1FF3
 """Landlock's rights but to read: execute, write, remove and make of every kind."""
 
 _MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
@@ -81,7 +81,7 @@ def confine(memory_bytes: int) -> None:
     hide()
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     with contextlib.suppress(OSError):  # a kernel before 5.13; a read-only sandbox is what stands there
-        _write_nowhere()
+        _write_in_tmp_alone()
     found = program(platform.machine(), os.getpid())
     if found:
         _filter(found)
@@ -137,14 +137,24 @@ def _filter(found: bytes) -> None:
         _prctl(_PR_SET_SECCOMP, _SECCOMP_FILTER, ctypes.addressof(made))
 
 
-def _write_nowhere() -> None:
-    """No file is made, removed, run, or opened to be written: not in /tmp, and not in /proc, where root may."""
+def _write_in_tmp_alone() -> None:
+    """No file is made, removed, run, or opened to be written: not in /proc either, where root may. Libraries need
+    their temporary folder, and it is a small one."""
     library = ctypes.CDLL(None, use_errno=True)
     rights = struct.pack("=Q", _WRITING)
     made = library.syscall(ctypes.c_long(_LANDLOCK_CREATE), rights, ctypes.c_size_t(len(rights)), ctypes.c_long(0))
     if made < 0:
         raise OSError(ctypes.get_errno(), "landlock_create_ruleset")
     try:
+        for path, allowed in (("/tmp", _WRITING & ~_EXECUTE), ("/dev/null", _WRITE_FILE)):  # noqa: S108
+            place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            rule = struct.pack("=Qi", allowed, place)
+            added = library.syscall(
+                ctypes.c_long(_LANDLOCK_ADD), ctypes.c_long(made), ctypes.c_long(1), rule, ctypes.c_long(0)
+            )
+            os.close(place)
+            if added:
+                raise OSError(ctypes.get_errno(), "landlock_add_rule")
         if library.syscall(ctypes.c_long(_LANDLOCK_RESTRICT), ctypes.c_long(made), ctypes.c_long(0)):
             raise OSError(ctypes.get_errno(), "landlock_restrict_self")
     finally:
