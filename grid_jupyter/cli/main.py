@@ -303,6 +303,12 @@ def _add_node(commands: _Commands[argparse.ArgumentParser]) -> None:
     )  # fmt: skip
     limits.add_argument("--max-sessions", type=values.positive, default=16, metavar="N", help="sessions at once (16)")
     limits.add_argument("--max-upload", type=values.size, default=64 << 30, metavar="SIZE", help="one data set (64G)")
+    jobs = parser.add_argument_group("jobs")
+    jobs.add_argument("--max-jobs", type=values.positive, default=4, metavar="N", help="that run at once (4)")
+    jobs.add_argument("--jobs-per-user", type=values.positive, default=2, metavar="N", help="of one user at once (2)")
+    jobs.add_argument(
+        "--job-time", type=values.duration, default=43_200.0, metavar="TIME", help="one job, or one round of it (12h)"
+    )
 
 
 def _add_network(commands: _Commands[argparse.ArgumentParser]) -> None:

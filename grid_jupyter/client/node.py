@@ -16,6 +16,7 @@ from grid_jupyter.client.credentials import Credentials
 from grid_jupyter.client.pointers import pointer
 from grid_jupyter.client.publishing import Publishing
 from grid_jupyter.client.requests import SignOff
+from grid_jupyter.client.submitting import Submitting
 from grid_jupyter.client.values import Values, forget_outputs, values_of
 from grid_jupyter.client.virtual import VirtualWorker, local_worker
 from grid_jupyter.errors import (
@@ -53,7 +54,7 @@ RECONNECT_S = 10.0
 """How long a client that was connected waits for its Node to come back."""
 
 
-class NodeClient(Publishing, SignOff):
+class NodeClient(Publishing, SignOff, Submitting):
     """A connection to one Node: `DataCentricFLClient(hook, "http://localhost:3000")`.
 
     Without a credential the caller is a guest. A stored credential is presented only where it is named:
@@ -264,6 +265,9 @@ class NodeClient(Publishing, SignOff):
         answer: Any = call(self.address, "POST", "/invites/accept", body)
         self.credentials.store(self.address.url, user, str(answer["token"]))
         return self.login(user)
+
+    def _connection(self) -> WebSocketLink:
+        return WebSocketLink(self.address, self._token, lambda user: self.credentials.get(self.address.url, user))
 
     def _token_of(self, user: str | None) -> str:
         return self._token if user is None else self.credentials.get(self.address.url, user)

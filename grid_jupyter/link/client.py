@@ -192,15 +192,15 @@ class WebSocketLink:
             self._outbox.taken(position)
         return self._told(reply), payload
 
-    def ask_later(self, message: Request) -> int:
-        """Ask, and do not wait; the number by which `answer` gives the answer."""
+    def ask_later(self, message: Request, payload: bytes | memoryview = b"") -> int:
+        """Ask, and do not wait; the number by which `answer` gives the answer. Bytes may go along."""
         with self._lock:
             while len(self._later) >= _MOST_LATER:
                 del self._later[next(iter(self._later))]
             self._number += 1
             number = self._number
             self._later[number] = _Later()
-            self._later[number].position = self._outbox.enter(request_frame(number, message))
+            self._later[number].position = self._outbox.enter(request_frame(number, message, payload))
             self._hand_over(push=True)
             return number
 

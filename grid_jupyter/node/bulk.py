@@ -232,6 +232,14 @@ class Bulk:
             while len(self._arrived) > MAX_ARRIVED:
                 self._arrived.pop(next(iter(self._arrived)))
 
+    def claim(self, value: int) -> Incoming:
+        """Take an upload that is whole, its length sealed; whoever takes it drops it. Raises ObjectNotFoundError,
+        InvalidMessageError."""
+        found = self._at(value)
+        found.seal()
+        del self._incoming[value]
+        return found
+
     def give_up(self, value: int) -> None:
         """Forget an upload, whoever is sending it."""
         found = self._incoming.pop(value, None)

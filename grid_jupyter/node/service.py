@@ -17,6 +17,8 @@ from grid_jupyter.link.peer import Membership
 from grid_jupyter.node.audit import Audit
 from grid_jupyter.node.datasets import Datasets
 from grid_jupyter.node.held import HeldValues
+from grid_jupyter.node.job_keeper import JobKeeper
+from grid_jupyter.node.jobs import Jobs
 from grid_jupyter.node.models import Models
 from grid_jupyter.node.requests import Requests
 from grid_jupyter.node.sessions import Sessions
@@ -25,6 +27,7 @@ from grid_jupyter.store.audit import AuditTable
 from grid_jupyter.store.blobs import BlobStore
 from grid_jupyter.store.database import Database, sqlite_url
 from grid_jupyter.store.datasets import DatasetTable
+from grid_jupyter.store.jobs import JobTable
 from grid_jupyter.store.models import ModelTable
 from grid_jupyter.store.requests import RequestTable
 from grid_jupyter.store.settings import SettingTable
@@ -56,6 +59,9 @@ class GridNode:
         max_upload_bytes: int,
         workers: Workers,
         warm: bool,
+        max_jobs: int,
+        jobs_per_user: int,
+        job_s: float,
     ) -> None:
         self.name = name
         self.node_id = node_id
@@ -85,7 +91,27 @@ class GridNode:
             idle_s=idle_s,
             grace_s=grace_s,
         )
-        self.datasets.on_unpublish(self.sessions.end_with, self.requests.end_with)
+        keeper = JobKeeper(
+            table=JobTable(database),
+            blobs=blobs,
+            datasets=self.datasets,
+            requests=self.requests,
+            pool=self.pool,
+            at_once=max_jobs,
+            per_user=jobs_per_user,
+            job_s=job_s,
+        )
+        self.jobs = Jobs(
+            name=name,
+            table=JobTable(database),
+            blobs=blobs,
+            datasets=self.datasets,
+            keeper=keeper,
+            memory_bytes=self.pool.limits.memory_bytes,
+            job_s=job_s,
+        )
+        self.sessions.rounds = self.jobs.round
+        self.datasets.on_unpublish(self.sessions.end_with, self._end_with)
         self._sweeper: asyncio.Task[None] | None = None
         self.membership: Membership | None = None
 
@@ -103,6 +129,9 @@ class GridNode:
         grace_s: float = 120.0,
         max_upload_bytes: int = 64 << 30,
         warm: bool = False,
+        max_jobs: int = 4,
+        jobs_per_user: int = 2,
+        job_s: float = 43_200.0,
     ) -> GridNode:
         """The Node whose state lies in this directory; made there at its first start."""
         database = Database(sqlite_url(state / "grid.db"))
@@ -120,16 +149,21 @@ class GridNode:
             max_upload_bytes=max_upload_bytes,
             workers=workers,
             warm=warm,
+            max_jobs=max_jobs,
+            jobs_per_user=jobs_per_user,
+            job_s=job_s,
         )
 
     async def start(self) -> str | None:
         """Make it ready to serve. Returns the owner's one-time invite at the first start, else None."""
         await self.requests.sweep()
-        await self.datasets.sweep(await self.models.blobs() | await self.requests.held_blobs())
+        known = await self.models.blobs() | await self.requests.held_blobs() | await self.jobs.keeper.blobs()
+        await self.datasets.sweep(known)
         await self.pool.probe()
         if self.warm:
             self.pool.prepare()
         self.sessions.start()
+        await self.jobs.keeper.start()
         self._sweeper = asyncio.create_task(self._sweep(), name="requests and audit")
         return await self.accounts.first_start()
 
@@ -141,6 +175,11 @@ class GridNode:
                 await self.requests.sweep()
             except StorageFullError:
                 log.warning("requests that are over stay for now: the disk is full")
+
+    async def _end_with(self, dataset: int) -> None:
+        """A data set is gone, and with it what was asked for on it and what runs on it."""
+        await self.jobs.keeper.end_with(dataset)
+        await self.requests.end_with(dataset)
 
     def reachable_at(self, address: str, peers: tuple[str, ...] = ()) -> None:
         """Where other Nodes reach this one, and which ones besides those of its Network it may hand values to."""
@@ -179,6 +218,8 @@ class GridNode:
             self._sweeper.cancel()
             await asyncio.wait([self._sweeper])
         await self.sessions.stop()
+        await self.jobs.keeper.stop()
+        self.jobs.uploads.close()
         self.datasets.uploads.close()
         await self.pool.stop()
         await self.audit.close()

@@ -14,6 +14,8 @@ import time
 from collections.abc import Awaitable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from grid_jupyter.errors import (
     ComputeNotPermittedError,
     GridError,
@@ -112,7 +114,7 @@ class NodeSession:
             running = self._ready()
             if running is not None and not self._is_stale() and self._answers.has_place:
                 return self._releases.read(request_id, message, self._caller.user, running)
-        return self._handle(request_id, message)
+        return self._handle(request_id, message, cut.payload)
 
     def _ready(self) -> WorkerProcess | None:
         """The Worker, if there is nothing to be done before it is used. Raises NotAuthenticatedError."""
@@ -125,9 +127,9 @@ class NodeSession:
         """Whether the caller's credential is to be looked at again."""
         return bool(self._credential) and time.monotonic() - self._identified > RECHECK_S
 
-    async def _handle(self, request_id: int, message: messages.Request) -> None:
+    async def _handle(self, request_id: int, message: messages.Request, payload: memoryview) -> None:
         try:
-            await self._request(request_id, message)
+            await self._request(request_id, message, payload)
         except SessionLostError:
             raise
         except GridError as error:
@@ -143,7 +145,7 @@ class NodeSession:
         if behind is not None:
             await behind
 
-    async def _request(self, request_id: int, message: messages.Request) -> None:
+    async def _request(self, request_id: int, message: messages.Request, payload: memoryview) -> None:
         if isinstance(message, messages.Hello):
             await self._hello(request_id, message)
             return
@@ -180,6 +182,10 @@ class NodeSession:
         elif isinstance(message, messages.Move):
             where = await self._sessions.moves.where(message)
             await self._releases.move(request_id, message, where, reader, await self._running())
+        elif isinstance(message, messages.Round):
+            await self._answers.place()
+            self._answers.take()
+            self._answers.answer(request_id, self._round(request_id, message, payload))
         else:
             running = await self._running()
             await self._answers.place()
@@ -281,6 +287,23 @@ class NodeSession:
         """Tell the Worker which of its sources the caller may not read."""
         closed = await self._gate.closed(self._caller.user)
         await (await running.send(worker.Close(sources=closed)))
+
+    # -------------------------------------------------------------- rounds of jobs
+
+    async def _round(self, request_id: int, message: messages.Round, payload: memoryview) -> None:
+        came = self.bulk.claim(message.number) if message.bulk else None
+        descriptor = None if came is None else came.descriptor
+        try:
+            rounded, weights, handed = await self._sessions.rounds(
+                self._caller.user, message, payload, descriptor, self.gone
+            )
+        finally:
+            if came is not None:
+                came.drop()
+        if handed:
+            size = os.fstat(handed[0]).st_size
+            rounded = msgspec.structs.replace(rounded, bulk=self.bulk.keep(handed[0], size))
+        await self._line.send(messages.reply_frame(request_id, rounded, weights))
 
     # -------------------------------------------------------------- bulk bytes
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 
-from grid_jupyter.errors import LimitExceededError, NotAuthenticatedError
+from grid_jupyter.errors import LimitExceededError, NotAuthenticatedError, ObjectNotFoundError
 from grid_jupyter.identity.accounts import Account, Accounts
 from grid_jupyter.node.audit import Audit
 from grid_jupyter.node.datasets import Datasets
@@ -13,11 +14,24 @@ from grid_jupyter.node.held import HeldValues
 from grid_jupyter.node.line import HangUp, Send
 from grid_jupyter.node.moves import Moves
 from grid_jupyter.node.session import NodeSession
+from grid_jupyter.wire.messages import Round, Rounded
 from grid_jupyter.worker.backend import Workers
 from grid_jupyter.worker.process import lost_session
 
 MAX_CONNECTIONS = 1000
 """Sessions that are connected at once, with a Worker or without."""
+
+
+Rounds = Callable[
+    [str, Round, memoryview, int | None, "asyncio.Future[None]"], Awaitable[tuple[Rounded, memoryview, list[int]]]
+]
+"""Computes a round of a job of a caller's (node/jobs.py `Jobs.round`)."""
+
+
+async def _no_rounds(
+    caller: str, message: Round, payload: memoryview, descriptor: int | None, gone: asyncio.Future[None]
+) -> tuple[Rounded, memoryview, list[int]]:
+    raise ObjectNotFoundError("there are no jobs here")
 
 
 class Sessions:
@@ -50,6 +64,7 @@ class Sessions:
         self.idle_s = idle_s
         self.grace_s = grace_s  # how long a session waits for a client whose connection was lost
         self.moves = Moves(name)
+        self.rounds: Rounds = _no_rounds  # who computes rounds of jobs
         self._open: dict[str, NodeSession] = {}
         self._sweeper: asyncio.Task[None] | None = None
 

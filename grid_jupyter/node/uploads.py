@@ -83,10 +83,18 @@ class Coming:
 
 
 class Uploads:
-    """All uploads of data sets to one Node."""
+    """All uploads of data sets to one Node, by those who may publish; or of something that everybody may bring."""
 
-    def __init__(self, blobs: BlobStore, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        blobs: BlobStore,
+        max_bytes: int,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        for_everybody: bool = False,
+    ) -> None:
         self.unfinished_s = UNFINISHED_S
+        self._for_everybody = for_everybody
         self._blobs = blobs
         self._max_bytes = max_bytes
         self._clock = clock
@@ -100,7 +108,8 @@ class Uploads:
 
         Raises SendNotPermittedError, LimitExceededError, StorageFullError.
         """
-        check_may_publish(account)
+        if not self._for_everybody:
+            check_may_publish(account)
         if nbytes > self._max_bytes:
             raise LimitExceededError(
                 f"an upload of {nbytes} bytes is over this Node's limit of {self._max_bytes}; "

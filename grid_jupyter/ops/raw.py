@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -45,6 +46,21 @@ def from_bytes(data: bytes | bytearray | memoryview, dtype: str, shape: tuple[in
         return torch.zeros(shape, dtype=DTYPES[dtype])
     buffer: Any = data if not memoryview(data).readonly else bytearray(data)
     return torch.frombuffer(buffer, dtype=DTYPES[dtype]).reshape(shape)
+
+
+def mapped(data: memoryview, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """A tensor over memory as it lies, which may be read-only: nothing is copied, and nobody may write to it.
+
+    Raises InvalidMessageError if the bytes do not make such a tensor.
+    """
+    check_layout(dtype, shape)
+    if nbytes(dtype, shape) != len(data):
+        raise InvalidMessageError(f"a tensor of {dtype} {shape} has {nbytes(dtype, shape)} bytes, not {len(data)}")
+    if not len(data):
+        return torch.zeros(shape, dtype=DTYPES[dtype])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that the memory is read-only
+        return torch.frombuffer(data, dtype=DTYPES[dtype]).reshape(shape)
 
 
 def check_layout(dtype: str, shape: tuple[int, ...]) -> None:

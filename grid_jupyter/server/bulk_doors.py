@@ -18,7 +18,7 @@ from tornado.iostream import IOStream, StreamClosedError
 from tornado.web import stream_request_body
 
 from grid_jupyter.errors import BadRequest, GridError, LimitExceededError
-from grid_jupyter.node.bulk import Incoming
+from grid_jupyter.node.bulk import Incoming, Outgoing
 from grid_jupyter.node.moves import Expectation, begin, foreign
 from grid_jupyter.node.session import NodeSession
 from grid_jupyter.server.detached import send_file
@@ -136,18 +136,7 @@ class ValueOut(SessionBulkDoor):
         session = self.session
         session.last_used = time.monotonic()
         with session.bulk.sending(ticket) as value:
-            first = _first_byte(self.request.headers.get("Range"), value.size)
-            head = f"HTTP/1.1 {'206 Partial Content' if first else '200 OK'}\r\n"
-            if first:
-                head += f"Content-Range: bytes {first}-{value.size - 1}/{value.size}\r\n"
-            head += (
-                f"Content-Type: application/octet-stream\r\nX-Content-Type-Options: nosniff\r\n"
-                f"Cache-Control: no-store\r\nAccept-Ranges: bytes\r\nContent-Length: {value.size - first}\r\n"
-                f"Connection: close\r\n\r\n"
-            )
-            self.set_status(206 if first else 200)
-            value.sent = await send_file(self.detach(), head, value, first, session.gone, STALL_S) or value.sent
-            self.application.log_request(self)
+            await send_value(self, value, session.gone)
 
     async def delete(self, ticket: str) -> None:
         self.session.bulk.forget(ticket)
@@ -181,6 +170,22 @@ class MovedIn(Intake):
         if not re.fullmatch(r"[0-9a-f]{32}", challenge):
             raise BadRequest("a challenge has 32 hexadecimal digits")
         self.reply({"proof": self.node.sessions.moves.proof(number, challenge)})
+
+
+async def send_value(door: BulkDoor, value: Outgoing, gone: asyncio.Future[None]) -> None:
+    """Answer with a file, from the first byte of a Range on; it ends early when `gone` is done."""
+    first = _first_byte(door.request.headers.get("Range"), value.size)
+    head = f"HTTP/1.1 {'206 Partial Content' if first else '200 OK'}\r\n"
+    if first:
+        head += f"Content-Range: bytes {first}-{value.size - 1}/{value.size}\r\n"
+    head += (
+        f"Content-Type: application/octet-stream\r\nX-Content-Type-Options: nosniff\r\n"
+        f"Cache-Control: no-store\r\nAccept-Ranges: bytes\r\nContent-Length: {value.size - first}\r\n"
+        f"Connection: close\r\n\r\n"
+    )
+    door.set_status(206 if first else 200)
+    value.sent = await send_file(door.detach(), head, value, first, gone, STALL_S) or value.sent
+    door.application.log_request(door)
 
 
 _Shape = Annotated[tuple[int, ...], msgspec.Meta(max_length=64)]

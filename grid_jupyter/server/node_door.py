@@ -14,6 +14,7 @@ from grid_jupyter.node.service import GridNode
 from grid_jupyter.server.accounts import NODE_ACCOUNT_RULES
 from grid_jupyter.server.bulk_doors import BULK_RULES
 from grid_jupyter.server.door import Door, application
+from grid_jupyter.server.job_doors import JOB_RULES
 from grid_jupyter.server.node_streams import STREAM_RULES, NodeDoor
 from grid_jupyter.server.request_doors import REQUEST_RULES
 from grid_jupyter.wire.limits import MAX_NAME_CHARS, MAX_TAG_CHARS, MAX_TAGS
@@ -207,6 +208,7 @@ NODE_RULES: list[tuple[str, type[Door]]] = [
     (r"/data-centric/search-encrypted-models/?", SearchEncryptedModels),
     (r"/data-centric/datasets/?", Datasets),
     (r"/data-centric/datasets/([0-9]{1,18})", DatasetDoor),
+    *JOB_RULES,
     *STREAM_RULES,
     *BULK_RULES,
     *REQUEST_RULES,

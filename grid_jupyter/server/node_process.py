@@ -130,6 +130,9 @@ async def _serve(options: NodeOptions, state: StateDir) -> None:
         grace_s=options.session_grace_s,
         max_upload_bytes=options.max_upload_bytes,
         warm=options.warm,
+        max_jobs=options.max_jobs,
+        jobs_per_user=options.jobs_per_user,
+        job_s=options.job_s,
     )
     servers: list[HTTPServer] = []
     try:

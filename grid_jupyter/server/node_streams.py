@@ -16,7 +16,7 @@ from grid_jupyter.errors import BadRequest, GridError, InvalidDataError, LimitEx
 from grid_jupyter.identity.accounts import Account
 from grid_jupyter.node.service import GridNode
 from grid_jupyter.node.session import NodeSession
-from grid_jupyter.node.uploads import Coming, check_may_publish
+from grid_jupyter.node.uploads import Coming, Uploads, check_may_publish
 from grid_jupyter.server.detached import answer
 from grid_jupyter.server.door import Door
 from grid_jupyter.server.session_frames import SessionFrames
@@ -233,6 +233,11 @@ class UploadIn(BulkDoor):
 
     _coming: Coming | None = None
 
+    @property
+    def uploads(self) -> Uploads:
+        """Where the bytes go."""
+        return self.node.datasets.uploads
+
     async def prepare(self) -> None:
         if self.request.method not in ("PUT", "PATCH"):
             await super().prepare()
@@ -245,7 +250,7 @@ class UploadIn(BulkDoor):
             await self.conclude(self.detach(), error)
 
     async def _begin(self, publisher: Account, upload_id: str) -> None:
-        size, uploads = self.length(), self.node.datasets.uploads
+        size, uploads = self.length(), self.uploads
         if self.request.method == "PUT":
             coming = await uploads.begin(publisher, upload_id, size)
         else:
@@ -277,20 +282,20 @@ class UploadIn(BulkDoor):
         coming = self._coming
         await self._write()
         if coming is not None and not self._finished:
-            await self.node.datasets.uploads.finish(self._publisher, upload_id, coming)
+            await self.uploads.finish(self._publisher, upload_id, coming)
             self.reply({"success": True})
 
     async def patch(self, upload_id: str) -> None:
         await self.put(upload_id)
 
     async def head(self, upload_id: str) -> None:
-        offset, complete = await self.node.datasets.uploads.progress(await self.require(), upload_id)
+        offset, complete = await self.uploads.progress(await self.require(), upload_id)
         tell_progress(self, offset, complete)
 
     def on_finish(self) -> None:
         if self._coming is not None:
             coming, self._coming = self._coming, None
-            self.node.datasets.uploads.end_turn((self._publisher.username, self.path_args[0]), coming, self._turn)
+            self.uploads.end_turn((self._publisher.username, self.path_args[0]), coming, self._turn)
 
 
 @stream_request_body

@@ -91,6 +91,9 @@ class NodeOptions:
     max_upload_bytes: int = 64 << 30
     operation_s: float = 60.0
     session_threads: int | None = None  # for one operation; None: half of this machine's processors
+    max_jobs: int = 4  # that run at once
+    jobs_per_user: int = 2
+    job_s: float = 43_200.0  # of one job, or one round
     certfile: Path | None = None
     keyfile: Path | None = None
     supervised: bool = False

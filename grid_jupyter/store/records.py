@@ -253,6 +253,32 @@ class AuditRow(Base):
     hash: Mapped[str] = mapped_column(String(64))
 
 
+# ------------------------------------------------------------------ jobs
+
+
+class JobRow(Base):
+    """A job, from its submission until some time after its end."""
+
+    __tablename__ = "job"
+    __table_args__ = (UniqueConstraint("submitter", "upload"),)
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    submitter: Mapped[str] = mapped_column(String(128), index=True)
+    upload: Mapped[str] = mapped_column(String(64))
+    state: Mapped[str] = mapped_column(String(16), index=True)
+    change: Mapped[int]  # grows with each change
+    created: Mapped[float]
+    began: Mapped[float | None]
+    ended: Mapped[float | None]
+    document: Mapped[dict[str, Any]] = mapped_column(JSON)  # what was submitted, which never changes
+    machine: Mapped[dict[str, Any]] = mapped_column(JSON)  # how it stands (node/job_machine.py)
+    log: Mapped[list[Any]] = mapped_column(JSON)
+    history: Mapped[list[Any]] = mapped_column(JSON)
+    work: Mapped[str | None] = mapped_column(String(64))  # blob of plan and weights
+    checkpoint: Mapped[str | None] = mapped_column(String(64))  # blob of the last checkpoint
+    result: Mapped[str | None] = mapped_column(String(64))  # blob of the last one, whose release is decided
+
+
 # ------------------------------------------------------------------ a Network's members
 
 

@@ -181,6 +181,16 @@ class Move(Message, frozen=True, tag="move"):
     remove: bool = False
 
 
+class Round(Message, frozen=True, tag="round"):
+    """One round of a job of many: train from the weights that are the payload, or that were uploaded where `bulk`.
+    Reply: Rounded. The same round again is answered again, and computed once.
+    """
+
+    job: str
+    number: int  # from 1
+    bulk: bool = False
+
+
 class Status(Message, frozen=True, tag="status"):
     """What the session holds. Reply: SessionStatus."""
 
@@ -269,6 +279,16 @@ class Shapes(Message, frozen=True, tag="shapes"):
     layouts: tuple[Layout, ...]
 
 
+class Rounded(Message, frozen=True, tag="rounded"):
+    """What a round gave: new weights as the payload, or by HTTP GET of the ticket `bulk`; the last epoch's loss and
+    metrics; how many rows and steps that were."""
+
+    metrics: dict[str, float]
+    rows: int
+    steps: int
+    bulk: str = ""
+
+
 class SessionStatus(Message, frozen=True, tag="session-status"):
     """Live values of the session, and whether its Worker runs."""
 
@@ -288,18 +308,30 @@ class Failed(Message, frozen=True, tag="failed"):
     value: int = 0
 
 
-Request = Union[Hello, Login, Search, Open, Read, AskRelease, Sizes, Expect, Move, Status]
+Request = Union[Hello, Login, Search, Open, Read, AskRelease, Sizes, Expect, Move, Round, Status]
 Reply = Union[
-    Welcome, Resumed, LoggedIn, Found, Opened, Value, Requested, Shapes, Expected, Moved, SessionStatus, Failed
+    Welcome,
+    Resumed,
+    LoggedIn,
+    Found,
+    Opened,
+    Value,
+    Requested,
+    Shapes,
+    Expected,
+    Moved,
+    Rounded,
+    SessionStatus,
+    Failed,
 ]
 
 request_decoder: msgspec.msgpack.Decoder[tuple[int, Request]] = msgspec.msgpack.Decoder(tuple[int, Request])
 reply_decoder: msgspec.msgpack.Decoder[tuple[int, Reply]] = msgspec.msgpack.Decoder(tuple[int, Reply])
 
 
-def request_frame(request_id: int, message: Request) -> bytes:
-    """A request as one frame."""
-    return frames.pack(frames.REQUEST, frames.encode((request_id, message)))
+def request_frame(request_id: int, message: Request, payload: bytes | memoryview = b"") -> bytes:
+    """A request as one frame, the weights of a round behind it."""
+    return frames.pack(frames.REQUEST, frames.encode((request_id, message)), payload)
 
 
 def reply_frame(request_id: int, reply: Reply, payload: bytes | memoryview = b"") -> bytes:

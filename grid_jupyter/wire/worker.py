@@ -11,6 +11,7 @@ from typing import Union
 import msgspec
 
 from grid_jupyter.wire import frames
+from grid_jupyter.wire.jobs import Arguments
 from grid_jupyter.wire.messages import Failed, Layout
 
 
@@ -72,6 +73,63 @@ class Explain(Message, frozen=True, tag="explain"):
 
 class Count(Message, frozen=True, tag="count"):
     """How many values live. Reply: Counted."""
+
+
+class Stored(Message, frozen=True):
+    """One tensor in the file of descriptor number `file`: its bytes are file[begin:end]."""
+
+    file: int
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+class Source(Message, frozen=True):
+    """One input of a plan: a tensor, or several that are put side by side as `columns`."""
+
+    tensors: tuple[Stored, ...]
+    columns: bool
+
+
+class RunJob(Message, frozen=True, tag="run-job"):
+    """Be the Worker of a job, whose plan, weights and data come as descriptors. Reply: Done.
+
+    `state` is the optimiser's, of a job that goes on behind epoch `epoch`. Weights are a model's parameters and
+    buffers in its plan's order; in rounds they come and go flat (wire/jobs.py).
+    """
+
+    plan: Stored
+    arguments: Arguments
+    weights: tuple[Stored, ...]
+    data: dict[str, Source]
+    state: tuple[Stored, ...] = ()
+    epoch: int = 0
+
+
+class RunEpoch(Message, frozen=True, tag="run-epoch"):
+    """Train the next epochs. Reply: Trained, with weights and state in a descriptor where `keep`."""
+
+    epochs: int
+    keep: bool
+
+
+class RunRound(Message, frozen=True, tag="run-round"):
+    """Train one round from the weights of the payload, or of the descriptor sent along. Reply: Trained with the new
+    ones, in the same way."""
+
+    number: int
+
+
+class Trained(Message, frozen=True, tag="trained"):
+    """What epochs gave: loss and metrics of each, and how many rows and steps that were. Weights are the payload
+    of a round; what is kept of epochs is a safetensors file of `nbytes` in the descriptor sent along."""
+
+    history: tuple[dict[str, float], ...]
+    rows: int
+    steps: int
+    nbytes: int = 0
 
 
 class Done(Message, frozen=True, tag="done"):
@@ -151,8 +209,8 @@ class Counted(Message, frozen=True, tag="counted"):
     values: int
 
 
-Request = Union[Load, Close, Receive, Fetch, Measure, Explain, Count]
-Reply = Union[Done, Fetched, Measured, Broken, Explained, Counted, Failed]
+Request = Union[Load, Close, Receive, Fetch, Measure, Explain, Count, RunJob, RunEpoch, RunRound]
+Reply = Union[Done, Fetched, Measured, Broken, Explained, Counted, Trained, Failed]
 
 request_decoder: msgspec.msgpack.Decoder[tuple[int, Request]] = msgspec.msgpack.Decoder(tuple[int, Request])
 reply_decoder: msgspec.msgpack.Decoder[tuple[int, Reply]] = msgspec.msgpack.Decoder(tuple[int, Reply])
@@ -195,9 +253,9 @@ fork_decoder: msgspec.msgpack.Decoder[Union[Fork, Kill]] = msgspec.msgpack.Decod
 event_decoder: msgspec.msgpack.Decoder[Union[Ready, Ended]] = msgspec.msgpack.Decoder(Union[Ready, Ended])
 
 
-def request_frame(request_id: int, message: Request) -> bytes:
+def request_frame(request_id: int, message: Request, payload: bytes | memoryview = b"") -> bytes:
     """A request as one frame."""
-    return frames.pack(frames.REQUEST, frames.encode((request_id, message)))
+    return frames.pack(frames.REQUEST, frames.encode((request_id, message)), payload)
 
 
 def reply_frame(request_id: int, reply: Reply, payload: bytes | memoryview = b"") -> bytes:

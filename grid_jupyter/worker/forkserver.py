@@ -7,6 +7,7 @@ all its Workers, when the Node does.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import selectors
 import signal
@@ -35,6 +36,7 @@ def main(descriptor: int) -> None:
     selector = selectors.DefaultSelector()
     selector.register(control, selectors.EVENT_READ)
     selector.register(wake_out, selectors.EVENT_READ)
+    gc.freeze()  # what is loaded by now lives as long as the Workers do: their collections need not look at it
     channel.send(frames.encode(worker.Ready()))
     while True:
         for key, _ in selector.select():

@@ -71,19 +71,25 @@ class WorkerProcess:
         return None if behind is None else asyncio.shield(behind)
 
     def ask(
-        self, message: worker.Request, answered: Answered, descriptors: tuple[int, ...] = ()
+        self,
+        message: worker.Request,
+        answered: Answered,
+        descriptors: tuple[int, ...] = (),
+        payload: memoryview | bytes = b"",
     ) -> Awaitable[None] | None:
         """Send a request in order; `answered` is called once, as soon as there is an answer. Returns as `operations`
         does; if that raises SessionLostError, `answered` is not called."""
         number = next(self._requests)
         try:
-            behind = self._channel.send(worker.request_frame(number, message), descriptors)
+            behind = self._channel.send(worker.request_frame(number, message, payload), descriptors)
         except EOFError:
             return self._gone()
         self._waiting[number] = answered
         return None if behind is None else asyncio.shield(behind)
 
-    async def send(self, message: worker.Request, descriptors: tuple[int, ...] = ()) -> asyncio.Future[Answer]:
+    async def send(
+        self, message: worker.Request, descriptors: tuple[int, ...] = (), payload: memoryview | bytes = b""
+    ) -> asyncio.Future[Answer]:
         """Send a request in order; the returned future has its answer. Raises SessionLostError."""
         waiting: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
@@ -96,7 +102,7 @@ class WorkerProcess:
             else:
                 waiting.set_result(answer)
 
-        behind = self.ask(message, answered, descriptors)
+        behind = self.ask(message, answered, descriptors, payload)
         if behind is not None:
             await behind
         return waiting

@@ -10,19 +10,19 @@ import mmap
 import os
 import signal
 import socket
-import warnings
 from collections.abc import Iterator
 
 import torch
 
 from grid_jupyter.errors import GridError, InvalidMessageError, LimitExceededError, RemoteOperationError
-from grid_jupyter.ops.raw import DTYPES, NAMES, check_layout, from_bytes, to_bytes
+from grid_jupyter.ops.raw import DTYPES, NAMES, check_layout, from_bytes, mapped, to_bytes
 from grid_jupyter.wire import frames, worker
 from grid_jupyter.wire.limits import MAX_DATASETS_OPEN, MAX_INLINE_BYTES
 from grid_jupyter.wire.messages import Failed
 from grid_jupyter.worker.ancestry import Log, explain
 from grid_jupyter.worker.channel import Channel
 from grid_jupyter.worker.executor import Broken, Executor
+from grid_jupyter.worker.jobs import JobRun, meaning
 from grid_jupyter.worker.memory import Shared, fill, keep_freed_memory, memory_file
 
 
@@ -37,14 +37,14 @@ def serve(sock: socket.socket, limits: worker.WorkerLimits) -> None:
     """Serve one session until the Node closes it."""
     channel = Channel(sock)
     executor = Executor(limits.memory_bytes)
-    session = _Session(channel, executor)
+    session = _Session(channel, executor, limits)
     while True:
         try:
             frame, descriptors = channel.receive()
         except EOFError:
             return
         try:
-            with _deadline(limits.operation_s):
+            with _deadline(0.0 if session.is_job else limits.operation_s):  # the Node sees to the time of jobs
                 session.handle(frame, descriptors)
         except GridError as error:
             channel.send(worker.reply_frame(0, Failed(code=error.code, error=str(error))))
@@ -56,11 +56,18 @@ def serve(sock: socket.socket, limits: worker.WorkerLimits) -> None:
 
 
 class _Session:
-    def __init__(self, channel: Channel, executor: Executor) -> None:
+    def __init__(self, channel: Channel, executor: Executor, limits: worker.WorkerLimits) -> None:
         self._channel = channel
         self._executor = executor
+        self._limits = limits
+        self._job: JobRun | None = None
         self._filling: tuple[int, memoryview] | None = None
         self._log = Log()
+
+    @property
+    def is_job(self) -> bool:
+        """Whether a job runs here, and no session's operations."""
+        return self._job is not None
 
     def handle(self, frame: memoryview, descriptors: list[int]) -> None:
         cut = frames.unpack(frame)
@@ -71,7 +78,10 @@ class _Session:
                 return
             request_id, message = frames.decode(cut.header, worker.request_decoder)
             try:
-                self._answer(request_id, message, descriptors)
+                if isinstance(message, worker.RunJob | worker.RunEpoch | worker.RunRound):
+                    self._run(request_id, message, cut.payload, descriptors)
+                else:
+                    self._answer(request_id, message, descriptors)
             except GridError as error:
                 self._reply(request_id, Failed(code=error.code, error=str(error)))
             except MemoryError:
@@ -91,6 +101,37 @@ class _Session:
             try:
                 fill(memory, data)
             finally:
+                os.close(memory)
+
+    def _run(
+        self,
+        request_id: int,
+        message: worker.RunJob | worker.RunEpoch | worker.RunRound,
+        payload: memoryview,
+        descriptors: list[int],
+    ) -> None:
+        memory = -1
+        try:
+            if isinstance(message, worker.RunJob):
+                self._job = JobRun(message, descriptors, self._limits.memory_bytes)
+                self._reply(request_id, worker.Done())
+                return
+            if self._job is None:
+                raise InvalidMessageError("no job runs in this Worker")
+            if isinstance(message, worker.RunEpoch):
+                trained, memory = self._job.epochs(message)
+                self._channel.send(worker.reply_frame(request_id, trained), [] if memory < 0 else [memory])
+                return
+            trained, data, filling = self._job.round(message, payload, descriptors)
+            if filling < 0:
+                self._channel.send(worker.reply_frame(request_id, trained, data))
+                return
+            self._filling = (filling, data)
+            self._channel.send(worker.reply_frame(request_id, trained), [filling])
+        except (MemoryError, RuntimeError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+            raise meaning(error, self._limits.memory_bytes) from None
+        finally:
+            if memory >= 0:
                 os.close(memory)
 
     def _answer(self, request_id: int, message: worker.Request, descriptors: list[int]) -> None:
@@ -159,13 +200,10 @@ class _Session:
             raise InvalidMessageError("loading a data set takes its descriptor")
         mapping: mmap.mmap | None = None
         for part in message.tensors:
-            check_layout(part.dtype, part.shape)
-            if part.begin == part.end:
-                tensor = torch.zeros(part.shape, dtype=DTYPES[part.dtype])
-            else:
-                if mapping is None:
-                    mapping = mmap.mmap(descriptors[0], 0, prot=mmap.PROT_READ)
-                tensor = _view(mapping, part)
+            if mapping is None and part.begin != part.end:
+                mapping = mmap.mmap(descriptors[0], 0, prot=mmap.PROT_READ)
+            data = memoryview(b"" if mapping is None else mapping)[part.begin : part.end]
+            tensor = mapped(data, part.dtype, part.shape)  # the executor refuses to write to it (Box.frozen)
             self._executor.put(part.value, tensor, 1 << message.source, frozen=True)
 
     def _receive(self, message: worker.Receive, descriptors: list[int]) -> None:
@@ -188,15 +226,6 @@ def _fault(broken: Broken) -> worker.Fault:
 def bits(mask: int) -> tuple[int, ...]:
     """Numbers of the data sets in a lineage."""
     return tuple(index for index in range(min(mask.bit_length(), MAX_DATASETS_OPEN)) if mask >> index & 1)
-
-
-def _view(mapping: mmap.mmap, part: worker.Mapped) -> torch.Tensor:
-    """A tensor over the file's own pages: nothing is copied, every session shares them."""
-    # torch warns that the buffer is read-only; the executor refuses to write to it (Box.frozen)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        data = memoryview(mapping)[part.begin : part.end]
-        return torch.frombuffer(data, dtype=DTYPES[part.dtype]).reshape(part.shape)
 
 
 @contextlib.contextmanager

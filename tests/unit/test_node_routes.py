@@ -139,6 +139,7 @@ def _routes() -> list[tuple[str, str, str]]:
         path = pattern.replace("/?", "")
         for group, text in (
             ("([0-9a-f]{32})", UPLOAD),
+            ("([0-9a-f]{16})", UPLOAD[:16]),
             ("(email|password|role|groups)", "role"),
             ("(approve|deny|ask|answer|revoke|withdraw)", "approve"),
             ("([A-Za-z0-9_-]{1,64})", "ticket"),

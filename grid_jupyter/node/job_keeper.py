@@ -1,0 +1,460 @@
+"""Keeps the jobs of a Node going: signed off, run in fair order, released, forgotten when their time is over.
+
+Every change of a job is one event of its machine (node/job_machine.py), durable before anybody is told; rounds alone
+are written behind, since a client that asks for one again gets the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import msgspec
+
+from grid_jupyter.errors import (
+    Conflict,
+    GetNotPermittedError,
+    GridError,
+    LimitExceededError,
+    NodeUnavailableError,
+    ObjectNotFoundError,
+    SessionLostError,
+    StorageFullError,
+)
+from grid_jupyter.node import job_machine as machine
+from grid_jupyter.node import policy
+from grid_jupyter.node.datasets import Datasets, rules_of
+from grid_jupyter.node.job_documents import (
+    binding_document,
+    find_plan,
+    shown,
+)
+from grid_jupyter.node.job_queue import Waiting, next_job
+from grid_jupyter.node.job_records import MAX_HISTORY, LiveJob
+from grid_jupyter.node.job_runs import JobWorker, header_of
+from grid_jupyter.node.requests import Requests
+from grid_jupyter.node.verdicts import DENIED, GRANTED, JOB, QUESTION, USED, WAITING, Asked, Verdict, binding_of
+from grid_jupyter.plans.document import Document
+from grid_jupyter.plans.reader import read_plan
+from grid_jupyter.store.blobs import BlobStore
+from grid_jupyter.store.datasets import StoredDataset
+from grid_jupyter.store.jobs import JobTable, StoredJob
+from grid_jupyter.wire.jobs import Rows
+from grid_jupyter.worker.backend import Workers
+
+log = logging.getLogger("grid_jupyter")
+
+FORGET_S = 90 * 86_400.0
+"""How long a job that ended stays in the list."""
+SWEEP_S = 1.0
+BEHIND_S = 3.0
+"""How long rounds may be done and not written down."""
+RESULT = ".result"
+"""Behind a job's name: the key under which the release of its result is asked for, where an owner looks at it first."""
+
+
+class JobKeeper:
+    """The jobs of one Node that have not ended. `at_once` run at the same time, `per_user` of one user; each may take
+    `job_s` seconds. Workers of jobs of many rounds stay for `rest_s` behind a round."""
+
+    def __init__(
+        self,
+        *,
+        table: JobTable,
+        blobs: BlobStore,
+        datasets: Datasets,
+        requests: Requests,
+        pool: Workers,
+        at_once: int,
+        per_user: int,
+        job_s: float,
+        rest_s: float = 600.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._table = table
+        self._blobs = blobs
+        self._datasets = datasets
+        self._requests = requests
+        self._pool = pool
+        self._at_once = at_once
+        self._per_user = per_user
+        self._job_s = job_s
+        self._rest_s = rest_s
+        self._clock = clock
+        self._live: dict[str, LiveJob] = {}
+        self._served: dict[str, int] = {}
+        self._turns = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._sweeper: asyncio.Task[None] | None = None
+        requests.on_decided(self._decided)
+
+    # -------------------------------------------------------------- life
+
+    async def start(self) -> None:
+        """Take up what was there before: what ran goes on from its last checkpoint."""
+        for row in await self._table.all():
+            if row.ended is None or row.state == "done":
+                live = self._live[row.id] = LiveJob(row)
+                await self.apply(live, machine.Restarted())
+        self._sweeper = asyncio.create_task(self._sweep(), name="jobs")
+        for live in list(self._live.values()):
+            self._spawn(self.reconsider(live))
+        self._schedule()
+
+    async def stop(self) -> None:
+        """Stop what runs; it goes on when the Node starts again."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.wait([self._sweeper])
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        for live in self._live.values():
+            await self._save(live)
+
+    def get(self, job: str) -> LiveJob | None:
+        """A job that has not ended, or whose result is here."""
+        return self._live.get(job)
+
+    async def take(self, row: StoredJob) -> None:
+        """A job was submitted, and is durable: ask for its sign-off."""
+        live = self._live[row.id] = LiveJob(row)
+        await self.reconsider(live)
+
+    async def end_with(self, dataset: int) -> None:
+        """A data set was unpublished: the jobs that it is for end, and their Workers."""
+        for live in list(self._live.values()):
+            if any(rows.dataset == dataset for rows in live.document.data.values()) and not live.machine.ended:
+                text = f"data set {dataset} was unpublished: search, and submit it again"
+                await self.apply(live, machine.Refused(text))
+
+    async def blobs(self) -> frozenset[str]:
+        """The names of all blobs that belong to jobs."""
+        return await self._table.blobs()
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            with contextlib.suppress(StorageFullError):  # it is tried again
+                for live in list(self._live.values()):
+                    if time.monotonic() - live.saved > BEHIND_S:
+                        await self._save(live)
+                    await self.apply(live, machine.Tick())
+                    resting = live.worker is not None and live.running is None and not live.worker.busy
+                    if resting and live.worker and time.monotonic() - live.worker.last_used > self._rest_s:
+                        await self._end_worker(live)
+                for gone in await self._table.forget(self._clock() - FORGET_S):
+                    await self._drop(gone.work, gone.checkpoint, gone.result)
+
+    # -------------------------------------------------------------- sign-off
+
+    def read_plan_at(self, blob: str, begin: int, end: int) -> Document:
+        with self._blobs.path(blob).open("rb") as file:
+            file.seek(begin)
+            return read_plan(file.read(end - begin))
+
+    async def find(self, caller: str, data: dict[str, Rows]) -> dict[tuple[int, int], StoredDataset]:
+        """The data sets that a job names. Raises ObjectNotFoundError, also for those that the caller may not use."""
+        found = {}
+        for rows in data.values():
+            stored = await self._datasets.get(rows.dataset, rows.version)
+            if not policy.may_compute(caller, rules_of(stored)):
+                raise ObjectNotFoundError("there is no such data set or version here, or no longer; search again")
+            found[rows.dataset, rows.version] = stored
+        return found
+
+    async def _asked(self, live: LiveJob, found: dict[tuple[int, int], StoredDataset], result: str = "") -> Asked:
+        job = live.document
+        sources = tuple(rules_of(stored) for stored in found.values())
+        bound = binding_document(job, {one.dataset: msgspec.to_builtins(one.jobs) for one in sources})
+        if not live.shown and live.row.work:
+            live.shown = await asyncio.to_thread(shown, job, await self.plan(live.row))
+        told = {"job": live.id, **live.shown}
+        if result:
+            bound["result"] = result
+            told["result"] = "it has run: what it came to is looked at before it is released"
+        return Asked(
+            kind=JOB,
+            key=live.id + (RESULT if result else ""),
+            asker=live.by,
+            binding=binding_of(bound),
+            sources=sources,
+            versions=tuple(version for _, version in found),
+            reason=job.reason,
+            shown=told,
+            rows=job.rows,
+            steps=job.steps,
+            whole_step=job.whole_step,
+            reduced_isolation=self._pool.isolation.startswith("reduced"),
+        )
+
+    async def plan(self, row: StoredJob) -> Document:
+        def read() -> Document:
+            place = find_plan(header_of(self._blobs, row.work or ""))
+            return self.read_plan_at(row.work or "", place.begin, place.end)
+
+        return await asyncio.to_thread(read)
+
+    def _decided(self, kind: str, key: str, verdict: Verdict) -> None:
+        """Something was decided: a job may have to be looked at again."""
+        live = self._live.get(key.removesuffix(RESULT))
+        if kind == JOB and live is not None:
+            self._spawn(self.reconsider(live))
+
+    async def reconsider(self, live: LiveJob) -> None:
+        """Let a job stand as its owners decided."""
+        if live.machine.ended:
+            return
+        event: machine.Event
+        try:
+            event = await self._verdict(live)
+        except ObjectNotFoundError:
+            event = machine.Refused("the data it is for is not here any more, or not for you; search, and submit again")
+        except GridError as error:
+            event = machine.Refused(str(error))
+        await self.apply(live, event)
+        self._schedule()
+
+    async def _verdict(self, live: LiveJob) -> machine.Event:
+        found = await self.find(live.by, live.document.data)
+        held = live.machine.state == "held"
+        looked = held and live.machine.look
+        asked = await self._asked(live, found, live.row.result or live.row.id if looked else "")
+        verdict = await self._requests.decide(asked)
+        live.rules = list(asked.sources)
+        live.epoch_metrics = verdict.epoch_metrics
+        owners = ", ".join(dict.fromkeys(one.owner for one in asked.sources))
+        live.request = verdict.request
+        if held and (verdict.state == USED or (verdict.granted and (looked or not verdict.review))):
+            await self.use(live)
+            return machine.Released()
+        if verdict.granted and held:
+            return machine.Asked(f"what it came to waits for the word of {owners}")
+        if verdict.state == GRANTED and verdict.review and live.document.arguments.rounds > 1:
+            return machine.Denied(
+                f"{owners} want to look at what comes out before it leaves, which a job of many rounds cannot wait "
+                f"for: submit it with rounds=1"
+            )
+        if verdict.state == GRANTED:
+            return machine.Granted(look=verdict.review)
+        if verdict.state == QUESTION:
+            return machine.Asked(f"an owner asks: {verdict.reason}. node.my_requests() has it, and .answer(text)")
+        if verdict.state == WAITING:
+            return machine.Asked(f"it waits for the word of {owners}" + (", who look at the result" if looked else ""))
+        said = f": {verdict.reason}" if verdict.reason else ""
+        return machine.Denied(f"{'denied' if verdict.state == DENIED else f'the approval is {verdict.state}'}{said}")
+
+    async def stands(self, live: LiveJob) -> bool:
+        """Whether the owners of a job's data say what they said when it was decided about. Approvals that are taken
+        back, or are over, are told (`_decided`)."""
+        try:
+            found = await self.find(live.by, live.document.data)
+        except ObjectNotFoundError:
+            return False
+        return live.rules == [rules_of(stored) for stored in found.values()]
+
+    async def use(self, live: LiveJob) -> None:
+        """Take up the approval of a job, once, before what it came to leaves."""
+        if live.request:
+            with contextlib.suppress(GetNotPermittedError):  # it was, before the Node was started again
+                await self._requests.use(live.request, live.by)
+
+    # -------------------------------------------------------------- changes
+
+    async def apply(self, live: LiveJob, event: machine.Event, **changes: Any) -> None:
+        """Let something happen to a job: its machine, its row, and what follows from it."""
+        async with live.lock:
+            after, actions = machine.on(live.machine, event, self._clock())
+            if after == live.machine and not changes and not actions:
+                return
+            live.take(after, self._clock(), **changes)
+            await self._save(live)
+        for action in actions:
+            await self._act(live, action)
+        if live.machine.ended and live.machine.state != "done":
+            self._live.pop(live.id, None)
+        self._schedule()
+
+    async def _save(self, live: LiveJob) -> None:
+        if live.unsaved:
+            live.unsaved = False
+            try:
+                live.row = await self._table.save(live.to_save())
+            except BaseException:
+                live.unsaved = True
+                raise
+            live.saved = time.monotonic()
+            live.tell()
+
+    async def _act(self, live: LiveJob, action: machine.Action) -> None:
+        if isinstance(action, machine.EndRun):
+            await self._end_worker(live)
+        elif isinstance(action, machine.AskRelease):
+            self._spawn(self.reconsider(live))
+        elif isinstance(action, machine.DropWork):
+            before = live.row
+            await self._forget(live, checkpoint=None)
+            await self._drop(before.checkpoint)
+        else:
+            before = live.row
+            await self._forget(live, work=None, result=None)
+            await self._drop(before.work, before.result)
+
+    async def _forget(self, live: LiveJob, **changes: Any) -> None:
+        async with live.lock:
+            live.take(live.machine, self._clock(), **changes)
+            await self._save(live)
+
+    async def _drop(self, *blobs: str | None) -> None:
+        for blob in blobs:
+            if blob:
+                await asyncio.to_thread(self._blobs.delete, blob)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # -------------------------------------------------------------- running
+
+    def _schedule(self) -> None:
+        """Start the jobs whose turn it is."""
+        while True:
+            running = self._busy()
+            if len(running) >= self._at_once:
+                self._make_room()
+                return
+            queued = [
+                Waiting(live.id, live.by, live.row.created)
+                for live in self._live.values()
+                if live.machine.state == "queued" and live.running is None
+            ]
+            turn = next_job(queued, [live.by for live in running], self._served, self._per_user)
+            if turn is None:
+                return
+            live = self._live[turn]
+            self._turns += 1
+            self._served[live.by] = self._turns
+            live.running = self._spawn(self._run(live))
+
+    def _busy(self) -> list[LiveJob]:
+        """Jobs that have a place: with a Worker, or about to get one."""
+        return [live for live in self._live.values() if live.running is not None or live.worker is not None]
+
+    def _make_room(self, *, needed: bool = False) -> None:
+        """The Worker that has waited longest for its next round gives way to a job that could run."""
+        if needed or any(live.machine.state == "queued" and live.running is None for live in self._live.values()):
+            resting = [
+                (live.worker.last_used, live)
+                for live in self._busy()
+                if live.running is None and live.worker is not None and not live.worker.busy
+            ]
+            if resting:
+                self._spawn(self._end_worker(min(resting, key=lambda one: one[0])[1], again=True))
+
+    async def _end_worker(self, live: LiveJob, *, again: bool = False) -> None:
+        running, live.running = live.running, None
+        ending, live.worker = live.worker, None
+        if running is not None and running is not asyncio.current_task():
+            running.cancel()
+        if ending is not None:
+            await ending.kill()
+        if again:
+            self._schedule()
+
+    async def _run(self, live: LiveJob) -> None:
+        event: machine.Event | None = None
+        changes: dict[str, Any] = {}
+        try:
+            await self.reconsider(live)
+            if live.machine.state != "queued":
+                return
+            await self.apply(live, machine.Begun())
+            live.worker = await self._start(live)
+            if live.document.arguments.rounds == 1:
+                changes = await asyncio.wait_for(self._epochs(live, live.worker), self._job_s)
+                event = machine.Finished()
+        except asyncio.TimeoutError:
+            event = machine.Broke(
+                f"it took longer than the {self._job_s:g} s that this Node gives a job: give it fewer epochs, or ask "
+                f"the Node's owner to raise --job-time"
+            )
+        except (SessionLostError, NodeUnavailableError) as error:
+            event = machine.Stopped(str(error))
+        except StorageFullError as error:
+            event = machine.Refused(str(error))
+        except ObjectNotFoundError:
+            event = machine.Refused("the data it is for is not here any more: search, and submit it again")
+        except GridError as error:
+            event = machine.Broke(str(error))
+        finally:
+            if live.running is asyncio.current_task():
+                live.running = None
+        if event is not None:
+            await self.apply(live, event, **changes)
+        self._schedule()
+
+    async def _start(self, live: LiveJob) -> JobWorker:
+        found = await self.find(live.by, live.document.data)
+        row = live.row
+        return await JobWorker.start(
+            self._pool,
+            self._blobs,
+            self._datasets,
+            live.document,
+            list(found.values()),
+            row.work or "",
+            row.checkpoint,
+            live.machine.epoch,
+        )
+
+    async def _epochs(self, live: LiveJob, running: JobWorker) -> dict[str, Any]:
+        """Train to the end; what of the row changes with it."""
+        total = live.document.arguments.epochs
+        async for kept in running.epochs(live.machine.epoch, total):
+            live.history = [*live.history, *kept.history][-MAX_HISTORY:]
+            if kept.epoch == total:
+                return {"result": kept.blob.name}
+            before = live.row.checkpoint
+            await self.apply(live, machine.Checkpointed(kept.epoch), checkpoint=kept.blob.name)
+            await self._drop(before)
+        raise GridError("the job's Worker ended before its last epoch")
+
+    # -------------------------------------------------------------- rounds
+
+    async def worker(self, live: LiveJob) -> JobWorker:
+        """The Worker of a job that runs: the one that waits for its next round, or another.
+
+        Raises LimitExceededError where no place is free, SessionLostError, NodeUnavailableError, Conflict.
+        """
+        if live.running is not None:
+            await asyncio.wait({live.running})
+        if live.worker is None and live.machine.state == "running":
+            if len(self._busy()) >= self._at_once:
+                self._make_room(needed=True)
+                raise LimitExceededError("as many jobs run on this Node as may: ask for the round again in a moment")
+            live.worker = await self._start(live)
+        if live.worker is None:
+            raise Conflict(f"this job is {live.machine.state}: {live.machine.said}")
+        return live.worker
+
+    async def lost(self, live: LiveJob, worker: JobWorker) -> None:
+        """The Worker of a round is gone: the next round gets another."""
+        if live.worker is worker:
+            await self._end_worker(live)
+
+    async def round_done(self, live: LiveJob, metrics: dict[str, float]) -> None:
+        """A round was computed, and may leave. It is written down a little later, but for the last one."""
+        after, actions = machine.on(live.machine, machine.RoundDone(), self._clock())
+        if not actions:
+            live.take_round(after, metrics)
+            return
+        await self.use(live)
+        live.history.append(metrics)
+        await self.apply(live, machine.RoundDone())

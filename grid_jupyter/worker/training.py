@@ -1,0 +1,267 @@
+"""Training as a job does it: the gradient of a plan's loss, an optimiser's step, epochs that can be repeated.
+
+Weights lie in one run of memory (wire/jobs.py `offsets`), which the steps change in place. What is random (the order
+of rows, noise) follows from seed, round and epoch alone, so that a job that goes on from a checkpoint does the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from grid_jupyter.errors import RemoteOperationError
+from grid_jupyter.ops.raw import DTYPES
+from grid_jupyter.plans.document import Document, Input
+from grid_jupyter.plans.expressions import size_of
+from grid_jupyter.wire.dtypes import nbytes
+from grid_jupyter.wire.jobs import Arguments, Part, offsets
+
+Program = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
+"""A plan made runnable: values of all its inputs but constants in, those of its outputs out, in the plan's order."""
+_TOGETHER = 256
+"""Steps whose losses are added up at once."""
+NOT_FINITE = (
+    "the {} is not a number any more, or infinite: training diverged. Try a smaller learning rate, or scale the data"
+)
+
+
+class Rows:
+    """One input's data: a tensor with rows, or columns that are put side by side for each batch."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor], columns: bool, dtype: torch.dtype) -> None:
+        self._tensors = tensors
+        self._columns = columns
+        self._dtype = dtype
+
+    def __len__(self) -> int:
+        return len(self._tensors[0])
+
+    def take(self, order: torch.Tensor | None, begin: int, end: int) -> torch.Tensor:
+        """Rows begin to end of the order, or of the data as it lies; nothing else of it is read or copied."""
+        if order is None:
+            taken = [tensor[begin:end] for tensor in self._tensors]
+        else:
+            rows = order[begin:end]
+            taken = [tensor.index_select(0, rows) for tensor in self._tensors]
+        if self._columns:
+            return torch.stack([one.to(self._dtype) for one in taken], dim=1)
+        return taken[0] if taken[0].dtype == self._dtype else taken[0].to(self._dtype)
+
+
+class Weights:
+    """A model's tensors, all in one run of memory; parameters first."""
+
+    def __init__(self, model: Sequence[Part]) -> None:
+        begins, self.nbytes = offsets(tuple(model))
+        self.flat = torch.zeros(self.nbytes, dtype=torch.uint8)
+        self.parts = views(self.flat, model, begins)
+        all_float = all(part.dtype == "float32" for part in model)
+        self._floats = self.flat.view(torch.float32) if all_float else None  # what lies between tensors is zero
+
+    def load(self, data: torch.Tensor) -> None:
+        """Take other values, as bytes."""
+        self.flat.copy_(data)
+
+    def check(self, what: str) -> None:
+        """Raises RemoteOperationError where a number is none, or infinite."""
+        checked = [self._floats] if self._floats is not None else [one for one in self.parts if one.is_floating_point()]
+        for part in checked:
+            # a sum in float64 of float32 is as finite as its parts are
+            if not math.isfinite(part.detach().sum(dtype=torch.float64).item()):
+                raise RemoteOperationError(NOT_FINITE.format(what))
+
+
+def views(flat: torch.Tensor, model: Sequence[Part], begins: Sequence[int]) -> list[torch.Tensor]:
+    """The tensors of a model in a run of bytes."""
+    made = []
+    for part, begin in zip(model, begins, strict=True):
+        end = begin + nbytes(part.dtype, part.shape)
+        made.append(flat[begin:end].view(DTYPES[part.dtype]).reshape(part.shape))
+    return made
+
+
+class Training:
+    """A plan that is trained on rows. `epoch` may be called again and again; `reset` begins another round."""
+
+    def __init__(
+        self, plan: Document, program: Program, model: Sequence[Part], data: dict[str, Rows], arguments: Arguments
+    ) -> None:
+        self.arguments = arguments
+        self.weights = Weights(model)
+        self.rows = len(next(iter(data.values())))
+        self._program = program
+        inputs = [one for one in plan.inputs if one.role != "const"]
+        self._values = [_zeros(one) for one in inputs]
+        self._at = {(one.role, one.name): number for number, one in enumerate(inputs)}
+        self._data = [(self._at.get(("x", name), self._at.get(("y", name), -1)), rows) for name, rows in data.items()]
+        self._noise = [(self._at[one.role, one.name], one) for one in plan.inputs_of("noise")]
+        self._told = [
+            (number, "loss" if one.role == "loss" else one.name)
+            for number, one in enumerate(plan.outputs)
+            if one.role == "loss" or (one.role == "metric" and one.name in arguments.metrics)
+        ]
+        self._loss = next(number for number, one in enumerate(plan.outputs) if one.role == "loss")
+        count = len(plan.inputs_of("param"))
+        model_inputs = (*plan.inputs_of("param"), *plan.inputs_of("buffer"))
+        for one, part in zip(model_inputs, self.weights.parts, strict=True):
+            self._values[self._at[one.role, one.name]] = part
+        self._params = self.weights.parts[:count]
+        self._renewed = [
+            (number, self._at[one.role, one.name])
+            for number, one in enumerate(plan.outputs)
+            if one.role == "buffer" or (plan.kind == "step" and one.role in ("param", "state"))
+        ]
+        self._whole = plan.kind == "step"
+        if self._whole:
+            for one in plan.inputs_of("hyper"):
+                dtype = DTYPES[one.spec.dtype]
+                self._values[self._at[one.role, one.name]] = torch.tensor(arguments.numbers[one.name], dtype=dtype)
+            self._state = [self._values[self._at[one.role, one.name]] for one in plan.inputs_of("state")]
+            return
+        for param in self._params:
+            param.requires_grad_(param.is_floating_point())
+        self._trained = [param for param in self._params if param.requires_grad]
+        self._optimizer = _optimizer(self._trained, arguments)
+        # plain descent is one call; torch's optimiser takes as long as a small network's whole backward pass
+        self._descends = arguments.optimizer == "sgd" and not (
+            arguments.proximal
+            or arguments.corrected
+            or any(arguments.numbers.get(name) for name in ("momentum", "dampening", "weight_decay"))
+        )
+        self._start: list[torch.Tensor] = []
+        self._correction: list[torch.Tensor] = []
+
+    # -------------------------------------------------------------- rounds
+
+    def reset(self, correction: Sequence[torch.Tensor] = ()) -> None:
+        """Begin another round, from the weights as they are now."""
+        if self._whole:
+            for state in self._state:
+                state.zero_()
+            return
+        self._optimizer.state.clear()
+        if self.arguments.proximal:
+            self._start = [param.detach().clone() for param in self._trained]
+        by_param = {id(param): one for param, one in zip(self._params, correction, strict=False)}
+        self._correction = [by_param[id(param)] for param in self._trained] if correction else []
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What the optimiser remembers, by a name for each tensor."""
+        if self._whole:
+            return {str(number): state for number, state in enumerate(self._state)}
+        return {
+            f"{number}.{name}": value
+            for number, param in enumerate(self._trained)
+            for name, value in self._optimizer.state.get(param, {}).items()
+            if isinstance(value, torch.Tensor)
+        }
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        """Remember it again."""
+        for name, value in state.items():
+            number, _, field = name.partition(".")
+            if self._whole:
+                self._state[int(number)].copy_(value)
+            else:
+                self._optimizer.state[self._trained[int(number)]][field] = value.clone()
+
+    # -------------------------------------------------------------- epochs
+
+    def epoch(self, number: int, round_: int = 1) -> dict[str, float]:
+        """One pass over the rows. Loss and metrics, averaged over its batches by their rows.
+
+        Raises RemoteOperationError where loss or weights are no numbers any more.
+        """
+        generator = torch.Generator()
+        generator.manual_seed(_seed(self.arguments.seed, round_, number))
+        order = torch.randperm(self.rows, generator=generator) if self.arguments.shuffle else None
+        told: list[torch.Tensor] = []
+        sizes: list[int] = []
+        sums = torch.zeros(len(self._told), dtype=torch.float64)
+        size = self.arguments.batch_size
+        for begin in range(0, self.rows, size):
+            end = min(begin + size, self.rows)
+            for at, rows in self._data:
+                self._values[at] = rows.take(order, begin, end)
+            for at, one in self._noise:
+                self._values[at] = _noise(one, end - begin, generator)
+            outputs = self._step()
+            told.extend(outputs[at].detach() for at, _ in self._told)
+            sizes.append(end - begin)
+            if len(sizes) == _TOGETHER or end == self.rows:
+                table = torch.stack(told).double().reshape(len(sizes), -1)
+                sums += torch.tensor(sizes, dtype=torch.float64) @ table
+                told.clear()
+                sizes.clear()
+        means = (sums / self.rows).tolist()
+        found = {name: mean for (_, name), mean in zip(self._told, means, strict=True)}
+        if not math.isfinite(found["loss"]):
+            raise RemoteOperationError(NOT_FINITE.format("loss"))
+        self.weights.check("model")
+        return found
+
+    def _step(self) -> Sequence[torch.Tensor]:
+        if self._whole:
+            with torch.no_grad():
+                outputs = self._program(self._values)
+                self._renew(outputs)
+            return outputs
+        outputs = self._program(self._values)
+        grads = torch.autograd.grad(outputs[self._loss], self._trained, allow_unused=True, materialize_grads=True)
+        with torch.no_grad():
+            self._renew(outputs)
+            if self._descends:
+                torch._foreach_add_(self._trained, grads, alpha=-self.arguments.numbers["lr"])
+                return outputs
+            for number, (param, grad) in enumerate(zip(self._trained, grads, strict=True)):
+                if self.arguments.proximal:
+                    grad = grad.add(param.detach() - self._start[number], alpha=self.arguments.proximal)
+                param.grad = grad + self._correction[number] if self._correction else grad
+        self._optimizer.step()
+        return outputs
+
+    def _renew(self, outputs: Sequence[torch.Tensor]) -> None:
+        fresh = [outputs[number].detach().clone() for number, _ in self._renewed]  # one may be another's old value
+        for (_, at), value in zip(self._renewed, fresh, strict=True):
+            self._values[at].copy_(value)
+
+
+def _optimizer(params: Sequence[torch.Tensor], arguments: Arguments) -> torch.optim.Optimizer:
+    """torch's own. The numbers were checked where the job was taken (node/job_documents.py)."""
+    numbers = arguments.numbers
+    decay = numbers.get("weight_decay", 0.0 if arguments.optimizer != "adamw" else 0.01)
+    if arguments.optimizer == "sgd":
+        return torch.optim.SGD(
+            params,
+            lr=numbers["lr"],
+            momentum=numbers.get("momentum", 0.0),
+            dampening=numbers.get("dampening", 0.0),
+            nesterov=bool(numbers.get("nesterov", 0.0)),
+            weight_decay=decay,
+            foreach=True,
+        )
+    kind = torch.optim.AdamW if arguments.optimizer == "adamw" else torch.optim.Adam
+    betas = (numbers.get("beta1", 0.9), numbers.get("beta2", 0.999))
+    return kind(params, lr=numbers["lr"], betas=betas, eps=numbers.get("eps", 1e-8), weight_decay=decay, foreach=True)
+
+
+def _zeros(one: Input) -> torch.Tensor:
+    """What an input is before anything is known; of a state also what each round begins with."""
+    shape = [size_of(length, 1) for length in one.spec.shape] if one.role == "state" else []
+    return torch.zeros(shape, dtype=DTYPES[one.spec.dtype])
+
+
+def _noise(one: Input, batch: int, generator: torch.Generator) -> torch.Tensor:
+    shape = [size_of(length, batch) for length in one.spec.shape]
+    dtype = DTYPES[one.spec.dtype]
+    if one.distribution == "normal":
+        return torch.randn(shape, generator=generator, dtype=dtype)
+    return torch.rand(shape, generator=generator, dtype=dtype)
+
+
+def _seed(*numbers: int) -> int:
+    digest = hashlib.sha256("/".join(map(str, numbers)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

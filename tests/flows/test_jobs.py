@@ -1,0 +1,406 @@
+"""Jobs: submitted, signed off, run in a Worker, watched, cancelled, released."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from conftest import World
+from node_world import GridProcess, until
+from torch import nn
+
+from grid_jupyter.client.jobs import Job
+from grid_jupyter.client.node import NodeClient
+from grid_jupyter.errors import (
+    BadRequest,
+    Conflict,
+    GetNotPermittedError,
+    GridError,
+    InvalidDataError,
+    ObjectNotFoundError,
+    PlanInvalidError,
+    RemoteOperationError,
+)
+from grid_jupyter.link.http import transfer
+from grid_jupyter.plans.models import loss_plan, training_plan
+from grid_jupyter.plans.plan import Plan
+from grid_jupyter.wire.messages import JobPolicy
+
+ROWS = 200
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+
+
+def rows() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn((ROWS, 8), generator=generator)
+    return x, (x[:, :3].argmax(1)).long()
+
+
+@pytest.fixture(scope="module")
+def node(world: World) -> Iterator[GridProcess]:
+    """Bea's Node: her data, open to Ann's jobs; Cem's ask first."""
+    made = world.start("node", "Bea")
+    made.user("Bea", "Owner")
+    made.user("Ann")
+    made.user("Cem")
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module")
+def data(node: GridProcess) -> dict[str, Any]:
+    x, y = rows()
+    with node.client("Bea") as bea:
+        policy = JobPolicy(automatic=("Ann",))
+        return {
+            "x": bea.publish(x, tags=["#x"], jobs=policy)._ref.dataset.id,
+            "y": bea.publish(y, tags=["#y"], jobs=policy)._ref.dataset.id,
+        }
+
+
+def pointers(client: NodeClient) -> dict[str, Any]:
+    return {"x": client.search("#x")[0], "y": client.search("#y")[0]}
+
+
+def submit(client: NodeClient, **options: Any) -> Job:
+    given = {
+        "data": pointers(client),
+        "loss": nn.CrossEntropyLoss(),
+        "optimizer": torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1),
+    }
+    return client.submit(model(), **{**given, **options})
+
+
+def plain_loop(epochs: int, batch: int, momentum: float = 0.0) -> nn.Module:
+    made = model()
+    x, y = rows()
+    optimizer = torch.optim.SGD(made.parameters(), lr=0.1, momentum=momentum)
+    for _ in range(epochs):
+        for begin in range(0, ROWS, batch):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(made(x[begin : begin + batch]), y[begin : begin + batch]).backward()
+            optimizer.step()
+    return made
+
+
+def sgd(lr: float = 0.1, momentum: float = 0.0) -> torch.optim.Optimizer:
+    return torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr, momentum=momentum)
+
+
+def same(one: nn.Module, other: nn.Module, tolerance: float = 1e-6) -> bool:
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return all(torch.allclose(a, b, atol=tolerance) for a, b in pairs)
+
+
+def workers_of(node: GridProcess) -> int:
+    """Jobs of the Node that have a Worker, as the owner sees it: none is left behind by one that is over."""
+    with node.client("Bea") as bea:
+        return sum(job.info.state == "running" for job in bea.jobs())
+
+
+# ------------------------------------------------------------------ to the end
+
+
+def test_a_job_trains_what_the_plain_loop_trains(node, data):
+    with node.client("Ann") as ann:
+        job = submit(ann, epochs=3, batch_size=64, shuffle=False, reason="to try it")
+        assert job.wait(60).info.state == "done", job.log()
+        assert same(job.result(), plain_loop(3, 64))
+        history = job.history()
+        assert list(history.columns) == ["loss", "accuracy"]
+        assert len(history) == 3
+        assert job.log()[0].endswith("submitted")
+
+
+def test_the_same_seed_trains_the_same_and_momentum_is_torchs(node, data):
+    with node.client("Ann") as ann:
+        one, other = (submit(ann, epochs=2, seed=7, optimizer=sgd(momentum=0.9)) for _ in range(2))
+        plain = submit(ann, epochs=2, batch_size=64, shuffle=False, optimizer=sgd(momentum=0.9))
+        assert same(one.result(60), other.result(60), 0.0)
+        assert same(plain.result(60), plain_loop(2, 64, 0.9))
+
+
+def test_a_job_of_many_rounds_trains_from_what_each_round_brings(node, data):
+    with node.client("Ann") as ann:
+        job = submit(ann, rounds=3, batch_size=ROWS, shuffle=False)
+        job.wait(60, until=frozenset({"running"}))
+        weights = dict(model().state_dict())
+        for _ in range(3):
+            weights, metrics, count, steps = job.round(weights)
+            assert (count, steps) == (ROWS, 1)
+            assert set(metrics) == {"loss", "accuracy"}
+        trained = model()
+        trained.load_state_dict(weights)
+        assert same(trained, plain_loop(3, ROWS))
+        assert job.state == "done"
+        assert len(job.history()) == 3
+        with pytest.raises(Conflict, match="done"):
+            job.round(weights)
+
+
+def test_a_round_whose_weights_are_too_many_for_a_frame_goes_by_http(node, data):
+    wide = nn.Sequential(nn.Linear(8, 60_000), nn.ReLU(), nn.Linear(60_000, 3))
+    with node.client("Ann") as ann:
+        job = ann.submit(wide, loss=nn.CrossEntropyLoss(), data=pointers(ann), rounds=2, batch_size=ROWS)
+        job.wait(60, until=frozenset({"running"}))
+        weights, *_ = job.round(dict(wide.state_dict()))
+        assert any(not torch.equal(weights[name], value) for name, value in wide.state_dict().items())
+        job.cancel()
+
+
+def test_a_round_with_weights_that_are_no_numbers_fails_and_says_why(node, data):
+    with node.client("Ann") as ann:
+        job = submit(ann, rounds=3)
+        job.wait(60, until=frozenset({"running"}))
+        weights = {name: torch.full_like(value, float("nan")) for name, value in model().state_dict().items()}
+        with pytest.raises(RemoteOperationError, match="not a number"):
+            job.round(weights)
+        job.round(dict(model().state_dict()))
+        job.cancel()
+
+
+# ------------------------------------------------------------------ who may
+
+
+def test_a_job_whose_owner_was_not_asked_waits_and_nothing_of_it_is_shown(node, data):
+    with node.client("Cem") as cem:
+        job = submit(cem, reason="please")
+        assert job.state == "waiting"
+        assert "Bea" in job.said
+        assert job.info.history is None
+        assert job.info.progress is None
+        with pytest.raises(GetNotPermittedError):
+            job.history()
+        with pytest.raises(GetNotPermittedError):
+            cem_result(node, job)
+        job.cancel()
+        assert job.state == "cancelled"
+
+
+def cem_result(node: GridProcess, job: Job) -> None:
+    token = job.node.token_of(None)
+    transfer(job.node.address, "GET", f"/data-centric/jobs/{job.id}/result", token=token)
+
+
+def test_what_the_owner_approves_runs_and_is_released_and_what_she_denies_does_not(node, data):
+    with node.client("Cem") as cem, node.client("Bea") as bea:
+        job, other = submit(cem, reason="please"), submit(cem, reason="and this")
+        asked = {one.info.shown["job"]: one for one in bea.requests()}
+        assert "log_softmax" in asked[job.id].info.shown["plan"]
+        asked[job.id].approve()
+        assert job.wait(60).info.state == "done", job.log()
+        assert len(job.history()) == 1
+        asked[other.id].deny("not this one")
+        assert other.wait(10).info.state == "denied"
+        assert "not this one" in other.said
+
+
+def test_an_owner_who_looks_first_sees_the_result_and_then_lets_it_go(node, data):
+    with node.client("Cem") as cem, node.client("Bea") as bea:
+        job = submit(cem)
+        diverges = submit(cem, optimizer=sgd(lr=1e30), epochs=50)
+        for request in bea.requests():
+            request.approve(review=True)
+        for one in (job, diverges):
+            assert one.wait(60, until=frozenset({"held"})).info.state == "held", one.log()
+            assert one.info.history is None
+            with pytest.raises(GetNotPermittedError):
+                cem_result(node, one)
+        assert set(Job(bea, bea.job(job.id).info).weights()) == set(model().state_dict())  # who may read all of it
+        for request in bea.requests():
+            request.approve()
+        assert job.wait(60).info.state == "done"
+        assert job.result() is not None
+        assert diverges.wait(60).info.state == "failed"  # told no sooner than a result would be
+
+
+def test_a_whole_step_is_never_accepted_by_a_policy(node, data):
+    x, y = rows()
+    made = model()
+    plan = training_plan(made, nn.CrossEntropyLoss(), torch.optim.SGD(made.parameters(), lr=0.1), inputs=(x[:5], y[:5]))
+    with node.client("Ann") as ann:
+        job = ann.submit(plan, made, data=pointers(ann))
+        assert job.state == "waiting"
+        job.cancel()
+    with node.client("Bea") as bea:  # who may read all of it anyway
+        job = bea.submit(plan, made, data=pointers(bea), batch_size=ROWS, shuffle=False)
+        assert job.wait(60).info.state == "done", job.log()
+        assert same(job.result(), plain_loop(1, ROWS))
+
+
+def test_the_name_of_a_job_leads_nowhere_for_others_and_the_owner_sees_and_ends_all(node, data):
+    with node.client("Ann") as ann, node.client("Cem") as cem, node.client("Bea") as bea:
+        job = submit(ann, rounds=5)
+        assert job.id not in [one.id for one in cem.jobs()]
+        for ask in (cem.job, lambda name: Job(cem, job.info).cancel(), lambda name: Job(cem, job.info).plan()):
+            with pytest.raises(ObjectNotFoundError):
+                ask(job.id)
+        with pytest.raises(ObjectNotFoundError):
+            Job(cem, job.info).round(dict(model().state_dict()))
+        [seen] = [one for one in bea.jobs() if one.id == job.id]
+        assert "by Ann" in repr(seen)
+        seen.cancel()
+        assert job.wait(10).info.state == "cancelled"
+        assert "Bea" in job.said
+
+
+def test_a_reason_is_shown_as_text(node, data):
+    with node.client("Ann") as ann:
+        job = submit(ann, rounds=2, reason="<script>alert(1)</script>")
+        assert "<script>" not in job._repr_html_()
+        job.cancel()
+
+
+def test_a_changed_argument_is_another_binding(node, data):
+    with node.client("Cem") as cem:
+        one, again, other = submit(cem, epochs=2), submit(cem, epochs=2), submit(cem, epochs=3)
+        assert one.info.binding == again.info.binding != other.info.binding
+        for job in (one, again, other):
+            job.cancel()
+
+
+def test_a_policy_that_changes_ends_what_it_let_run(node, data):
+    with node.client("Ann") as ann, node.client("Bea") as bea:
+        job = submit(ann, rounds=9)
+        job.wait(60, until=frozenset({"running"}))
+        job.round(dict(model().state_dict()))
+        bea.edit(data["x"], jobs=JobPolicy(jobs=False))
+        try:
+            with pytest.raises(Conflict, match="takes no jobs"):
+                job.round(dict(model().state_dict()))
+            assert job.state == "denied"
+        finally:
+            bea.edit(data["x"], jobs=JobPolicy(automatic=("Ann",)))
+
+
+# ------------------------------------------------------------------ cancelled, killed, started again
+
+
+def test_a_job_is_cancelled_within_a_second(node, data):
+    with node.client("Ann") as ann:
+        job = submit(ann, epochs=100_000)
+        job.wait(60, until=frozenset({"running"}))
+        before = time.monotonic()
+        job.cancel()
+        assert time.monotonic() - before < 1.0
+        assert job.state == "cancelled"
+        until(lambda: workers_of(node) == 0)
+
+
+def test_a_job_goes_on_where_it_was_when_its_node_is_started_again(small_world: World):
+    node = small_world.start("node", "Dan")
+    node.user("Dan", "Owner")
+    x, y = rows()
+    with node.client("Dan") as dan:
+        dan.publish(x, tags=["#x"])
+        dan.publish(y, tags=["#y"])
+        job = submit(dan, epochs=3000, batch_size=ROWS, optimizer=sgd(0.01, momentum=0.9), seed=3)
+        until(lambda: (job.progress or 0.0) > 0.02)
+        node.kill()
+        node.start()
+        assert job.wait(90).info.state == "done", job.log()
+        assert any("started again" in line for line in job.log())
+        straight = submit(dan, epochs=3000, batch_size=ROWS, optimizer=sgd(0.01, momentum=0.9), seed=3)
+        assert same(job.result(), straight.result(90), 0.0)
+
+
+# ------------------------------------------------------------------ what does not fit
+
+
+def plan_of(made: nn.Module) -> Plan:
+    x, y = rows()
+    return loss_plan(made, nn.CrossEntropyLoss(), inputs=(x[:5], y[:5]))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda text: text.replace('"relu"', '"exec_"'), "exec_"),
+        (lambda text: text.replace('"%6"', '"%900"', 1), "refer"),
+        (lambda text: text.replace('"nodes":[', '"nodes":[' + "[]," * 600_000), "limit"),
+    ],
+    ids=["unknown operation", "cycle", "too many nodes"],
+)
+def test_a_plan_that_is_none_is_refused_at_once(node, data, change, says):
+    made = plan_of(model())
+
+    class Forged(Plan):
+        def to_bytes(self) -> bytes:
+            return bytes(change(made.to_bytes().decode()).encode())
+
+    forged = Forged.__new__(Forged)
+    forged.__dict__.update(made.__dict__)
+    with node.client("Ann") as ann, pytest.raises(PlanInvalidError):
+        ann.submit(forged, model(), data=pointers(ann))
+
+
+def test_data_that_does_not_fit_a_plan_is_refused_at_once(node, data):
+    narrow = nn.Sequential(nn.Linear(4, 3))
+    x, y = rows()
+    plan = loss_plan(narrow, nn.CrossEntropyLoss(), inputs=(x[:5, :4], y[:5]))
+    with node.client("Ann") as ann:
+        with pytest.raises(BadRequest, match="shape"):
+            ann.submit(plan, narrow, data=pointers(ann))
+        found = pointers(ann)
+        with pytest.raises(BadRequest, match="takes the data"):
+            ann.submit(plan_of(model()), model(), data={"x": found["x"]})
+        with pytest.raises(BadRequest):
+            ann.submit(plan_of(model()), model(), data={"x": found["y"], "y": found["x"]})
+
+
+def test_empty_data_is_refused_at_once(node, data):
+    with node.client("Bea") as bea:
+        x = bea.publish(torch.zeros(0, 8), tags=["#none"])
+        y = bea.publish(torch.zeros(0, dtype=torch.int64), tags=["#none"])
+        with pytest.raises(BadRequest, match="empty"):
+            bea.submit(plan_of(model()), model(), data={"x": x, "y": y})
+
+
+def test_a_model_with_nan_is_refused_at_once(node, data):
+    made = model()
+    with torch.no_grad():
+        made[0].weight[0, 0] = float("nan")
+    with node.client("Ann") as ann, pytest.raises(InvalidDataError, match="NaN"):
+        ann.submit(made, loss=nn.CrossEntropyLoss(), data=pointers(ann))
+
+
+def test_training_that_diverges_fails_and_says_what_to_do(node, data):
+    with node.client("Ann") as ann:
+        job = submit(ann, epochs=50, optimizer=sgd(lr=1e30))
+        assert job.wait(60).info.state == "failed"
+        assert "smaller learning rate" in job.said
+        with pytest.raises(RemoteOperationError, match="learning rate"):
+            job.result()
+
+
+def test_a_job_that_takes_too_long_or_too_much_fails_and_leaves_nothing_running(small_world: World):
+    node = small_world.start("node", "Eve", "--job-time", "2s", "--session-memory", "200M")
+    node.user("Eve", "Owner")
+    x, y = rows()
+    with node.client("Eve") as eve:
+        eve.publish(x, tags=["#x"])
+        eve.publish(y, tags=["#y"])
+        job = submit(eve, epochs=100_000)
+        assert job.wait(60).info.state == "failed"
+        assert "--job-time" in job.said
+        wide = nn.Sequential(nn.Linear(8, 900_000), nn.ReLU(), nn.Linear(900_000, 3))
+        with pytest.raises(GridError, match=r"memory|limit"):
+            eve.submit(wide, loss=nn.CrossEntropyLoss(), data=pointers(eve)).result(60)
+        until(lambda: all(one.info.state != "running" for one in eve.jobs()))
+
+
+def test_data_that_goes_ends_the_jobs_that_it_is_for(node, data):
+    with node.client("Bea") as bea, node.client("Cem") as cem:
+        gone = bea.publish(rows()[0], tags=["#gone"])
+        found = {"x": cem.search("#gone")[0], "y": cem.search("#y")[0]}
+        job = cem.submit(plan_of(model()), model(), data=found)
+        bea.unpublish(gone)
+        assert job.wait(10).info.state == "failed"
+        assert "unpublished" in job.said
