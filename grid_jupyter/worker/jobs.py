@@ -80,6 +80,7 @@ class JobRun:
             _write(memory, 0, memoryview(header))
             for place in parse_header(header[:PREFIX_BYTES], header[PREFIX_BYTES:], total):
                 _write(memory, place.begin, to_bytes(named[place.name]))
+            os.lseek(memory, total, os.SEEK_SET)  # its position says that it is whole, also to a Node elsewhere
         except BaseException:
             os.close(memory)
             raise

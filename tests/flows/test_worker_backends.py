@@ -16,6 +16,7 @@ from conftest import SECRETS, World
 from dask_world import DaskCluster, workers_below
 from node_world import GridProcess, until
 from raw_session import RawSession
+from test_jobs import rows, same, sgd, submit
 
 from grid_jupyter.errors import (
     GetNotPermittedError,
@@ -201,6 +202,28 @@ def test_when_a_dask_worker_is_killed_its_sessions_say_so_and_go_on_elsewhere(wo
         assert client.receive(torch.ones(2)).get().tolist() == [1, 1], "the next use is on the other one"
         assert second.receive(torch.ones(2)).get().tolist() == [1, 1]
     cluster.worker()
+
+
+def test_a_job_ends_with_the_same_result_though_its_dask_worker_is_killed(world: World, cluster: DaskCluster):
+    node = dask_node(world, cluster, "Steady")
+    node.user("Bob", "Owner")
+    x, y = rows()
+    with node.client("Bob") as bob:
+        bob.publish(x, tags=["#x"])
+        bob.publish(y, tags=["#y"])
+        until(lambda: not any(cluster.grid_workers().values()))
+        job = submit(bob, epochs=2000, batch_size=len(x), optimizer=sgd(0.01, momentum=0.9), seed=3)
+        until(lambda: (job.progress or 0.0) > 0.02)
+        [pid] = [pid for pid, found in cluster.grid_workers().items() if found]
+        [dying] = [one for one in cluster.workers if one.pid == pid]
+        dying.kill()
+        dying.wait()
+        cluster.workers.remove(dying)
+        cluster.worker()
+        assert job.wait(90).info.state == "done", job.log()
+        assert any("is gone" in line for line in job.log()), job.log()
+        straight = submit(bob, epochs=2000, batch_size=len(x), optimizer=sgd(0.01, momentum=0.9), seed=3)
+        assert same(job.result(), straight.result(90), 0.0)
 
 
 def test_spares_are_kept_ready_and_a_session_takes_one(world: World, cluster: DaskCluster):
