@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import os
 import selectors
 import signal
@@ -19,6 +20,9 @@ from grid_jupyter.wire import frames, worker
 from grid_jupyter.worker.channel import Channel
 from grid_jupyter.worker.confinement import confine, hide
 from grid_jupyter.worker.session import serve, settle
+
+_QUIET_S = 2.0
+"""How long nothing is asked until what only some Workers need is loaded as well."""
 
 
 def main(descriptor: int) -> None:
@@ -38,8 +42,13 @@ def main(descriptor: int) -> None:
     selector.register(wake_out, selectors.EVENT_READ)
     gc.freeze()  # what is loaded by now lives as long as the Workers do: their collections need not look at it
     channel.send(frames.encode(worker.Ready()))
+    complete = False
     while True:
-        for key, _ in selector.select():
+        events = selector.select(None if complete else _QUIET_S)
+        if not events and not complete:
+            _complete()
+            complete = True
+        for key, _ in events:
             if key.fileobj is wake_out:
                 with contextlib.suppress(BlockingIOError):
                     wake_out.recv(4096)
@@ -70,6 +79,12 @@ def main(descriptor: int) -> None:
                 children[pid] = fork.worker
                 os.close(descriptors[0])
                 asked = channel.received()
+
+
+def _complete() -> None:
+    """Load what torch's optimisers and some gradients load at their first use: a second and a half of every job."""
+    importlib.import_module("torch._dynamo")
+    gc.freeze()
 
 
 def _kill(children: dict[int, int], number: int) -> None:
