@@ -155,6 +155,7 @@ class VirtualWorker:
     def clear_objects(self) -> VirtualWorker:
         """Forget all that it holds; returns the worker."""
         self.session.flush()
+        self.session.cleared += 1
         self.shelf.run(self.shelf.clear)
         clear_held(self)
         return self

@@ -18,6 +18,7 @@ from grid_jupyter.plans.engine import Feed, Program, Training
 from grid_jupyter.plans.expressions import size_of
 from grid_jupyter.plans.reader import read_plan
 from grid_jupyter.plans.selftest import compare
+from grid_jupyter.plans.sent import SentPlan
 from grid_jupyter.plans.torch_engine import TorchEngine
 
 Tensors = dict[str, Tensor]
@@ -113,6 +114,13 @@ class Plan:
         return self._state if len(self._state) else State([*self._params.values(), *self.buffers.values()])
 
     @property
+    def carried(self) -> dict[str, Tensors]:
+        """Tensors by role and name that a run takes besides the arguments."""
+        if self._document is None or self._document.takes is None:
+            return {"param": self._params, "buffer": self.buffers}
+        return {"state": self._params or {f"{k}": tensor for k, tensor in enumerate(self._state)}}
+
+    @property
     def params(self) -> Tensors:
         """Parameters by name."""
         return dict(self._params)
@@ -145,6 +153,26 @@ class Plan:
     def __repr__(self) -> str:
         told = f"{self._document.kind} {self._document.sha256[:12]}" if self._document else "not built"
         return f"<Plan {self.name}: {told}>"
+
+    # -------------------------------------------------------------- elsewhere
+
+    def send(self, *places: Any) -> SentPlan:
+        """A plan at these workers and Nodes: its tensors travel now, once for each of their sessions, and follow when
+        they change. It is called on tensors that are there. Raises RuntimeError where the plan is not built yet."""
+        if self._document is None:
+            raise RuntimeError(
+                f"the plan {self.name} is not built yet, and a plan is built before it is sent: call "
+                f"{self.name}.build(…) with example arguments"
+            )
+        if not places or not all(hasattr(place, "session") for place in places):
+            raise TypeError("send() needs a place: a VirtualWorker or a NodeClient")
+        for place in places:
+            place.session.keep_plan(self)
+        return SentPlan(self, places)
+
+    def get(self) -> Plan:
+        """The plan itself, which never left: what is elsewhere is a copy."""
+        return self
 
     # -------------------------------------------------------------- building
 
@@ -191,7 +219,11 @@ class Plan:
     # -------------------------------------------------------------- running
 
     def __call__(self, *arguments: Any) -> Any:
-        """Runs it here. Raises TypeError for another number of arguments, or ones that nest differently."""
+        """Runs it: here, or where all its arguments are if they are remote, by one message (tensors/planned.py).
+
+        Raises TypeError for another number of arguments, or ones that nest differently, and
+        TensorsNotCollocatedException for arguments of several places.
+        """
         if self._document is None:
             if self._function is not None:
                 return self._function(*arguments, *([self._state] if len(self._state) else []))
@@ -199,12 +231,18 @@ class Plan:
         document = self._document
         if document.kind == "step":
             raise TypeError("a training step is run by plan.training(), which keeps its parameters")
-        if self._program is None:
-            self._program = TorchEngine().load(document)
         given = self._given(arguments)
         first = next(iter(given["arg"].values()), None) if "arg" in given else next(iter(given["x"].values()), None)
         batch = int(first.shape[0]) if first is not None and first.dim() else document.batch[0]
-        results = self._program.run(Feed(self._program).values(given, batch))
+        run = next(
+            (found for found in (getattr(leaf, "_run_plan", None) for leaf in _leaves(arguments)) if found), None
+        )
+        if run is not None:
+            results = run(self, given, batch)
+        else:
+            if self._program is None:
+                self._program = TorchEngine().load(document)
+            results = self._program.run(Feed(self._program).values(given, batch))
         if document.gives is not None:
             return unflatten(document.gives, iter(results))
         return results[0] if len(results) == 1 else tuple(results)
@@ -218,13 +256,12 @@ class Plan:
             takes, leaves = flatten(arguments)
             if takes != document.takes:
                 raise TypeError(f"Plan {self.name} requires arguments that nest as those that it was built with.")
-            state = self._params or {f"{k}": tensor for k, tensor in enumerate(self._state)}
-            return {"arg": {f"{k}": leaf for k, leaf in enumerate(leaves)}, "state": state}
+            return {"arg": {f"{k}": leaf for k, leaf in enumerate(leaves)}, **self.carried}
         inputs = document.inputs_of("x", "y")
         leaves = _leaves(arguments)
         if len(leaves) != len(inputs):
             raise TypeError(f"Plan {self.name} requires {len(inputs)} arguments, received {len(leaves)}.")
-        given: dict[str, dict[str, Tensor]] = {"param": self._params, "buffer": self.buffers, "x": {}, "y": {}}
+        given: dict[str, dict[str, Tensor]] = {**self.carried, "x": {}, "y": {}}
         for one, leaf in zip(inputs, leaves, strict=True):
             given[one.role][one.name] = leaf
         return given  # type: ignore[return-value]

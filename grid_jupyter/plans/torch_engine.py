@@ -52,13 +52,14 @@ class TorchProgram:
         self.inputs = tuple(one for one in document.inputs if one.role != "const")
         self._device = device
         self._limits = limits
+        self._kernels = KERNELS
         self._calls: dict[int, tuple[list[tuple[torch.dtype, tuple[int, ...]]], list[Call]]] = {}
         self._size = len(document.specs)
         self._outputs = [int(output.value) for output in document.outputs]
         self._wanted = {int(output.value) for output in document.outputs if wanted(output.role)}
         numbers = [k for k, one in enumerate(document.inputs) if one.role != "const"]
         self._slots = numbers if numbers != list(range(len(numbers))) else None
-        self._constants = [
+        self.constants = [
             (k, from_bytes(bytearray(one.data), one.spec.dtype, _lengths(one.spec.shape)).to(device))
             for k, one in enumerate(document.inputs)
             if one.data is not None
@@ -81,7 +82,7 @@ class TorchProgram:
             slots = [None] * self._size
             for k, value in zip(self._slots, values, strict=True):
                 slots[k] = value
-        for k, constant in self._constants:
+        for k, constant in self.constants:
             slots[k] = constant
         for call in calls:
             call(slots)
@@ -119,7 +120,7 @@ class TorchProgram:
             parameters = OPERATIONS[node.operation].parameters
             pairs = zip(node.arguments, parameters, strict=True)
             arguments = [_native(concrete(argument, parameter, batch), parameter.kind) for argument, parameter in pairs]
-            function = KERNELS[node.operation](arguments, self._device)
+            function = self._kernels[node.operation](arguments, self._device)
             calls.append(_call(function, references(node.arguments), results, dead))
         return calls
 

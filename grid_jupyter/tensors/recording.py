@@ -39,9 +39,11 @@ _MOST_TRACES = 64
 class Recording(Generic[P, R]):
     """A function that is recorded: `recording(function)` makes it. Call it as the function itself."""
 
-    def __init__(self, function: Callable[P, R]) -> None:
+    def __init__(self, function: Callable[P, R], *, steady: bool = False) -> None:
+        """`steady`: what it does depends on nothing but its arguments, so that one call is enough to record it."""
         functools.update_wrapper(self, function)
         self._function = function
+        self._steady = steady
         self._lock = threading.RLock()
         self.forget()
 
@@ -84,13 +86,13 @@ class Recording(Generic[P, R]):
         """As a method: each object has recordings of its own."""
         if instance is None:
             return self
-        bound = Recording(functools.partial(self._function, instance))
+        bound = Recording(functools.partial(self._function, instance), steady=self._steady)
         functools.update_wrapper(bound, self._function)
         vars(instance)[self._function.__name__] = bound  # found there from now on
         return bound
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Recording[P, R]:
-        return Recording(copy.deepcopy(self._function, memo))
+        return Recording(copy.deepcopy(self._function, memo), steady=self._steady)
 
     def __repr__(self) -> str:
         name = getattr(self, "__qualname__", repr(self._function))
@@ -192,11 +194,11 @@ class Recording(Generic[P, R]):
         """Record what two calls did alike. Raises NotRecordableError where they should have and did not."""
         count, before = self._traces.get(key, (0, None))
         self._traces[key] = (count + 1, trace)
-        if before is None or before.guards != trace.guards:
+        if not self._steady and (before is None or before.guards != trace.guards):
             self._warn(count)
             return
-        differs = difference(before.script, trace.script)
-        if not differs and before.returned.shown != trace.returned.shown:
+        differs = difference(before.script, trace.script) if before is not None else ""
+        if not differs and before is not None and before.returned.shown != trace.returned.shown:
             differs = "it returns something else at each call"
         if differs and count < 2:
             return  # the very first call made what the later ones find

@@ -141,6 +141,7 @@ class Session:
         self._ids = itertools.count(NUMBERS.randrange(commands.FIRST_ID, 2 * commands.FIRST_ID))
         self.new_id = self._ids.__next__
         self.limit = 1
+        self.cleared = 0  # how often all values were forgotten
         self._pending_bytes = 0
         self._frames = 0  # the number of the last frame
         self._moving: tuple[list[Any], bytes, int] | None = None  # commands that are leaving the buffer, in a frame
@@ -234,8 +235,15 @@ class Session:
     def clear(self) -> None:
         """Forget every value at the other side; templates stay."""
         with self.lock:
+            self.cleared += 1
             self.buffer.append([commands.CLEAR])
             self.flush()
+
+    def keep_plan(self, plan: Any) -> None:
+        """What `plan.send(place)` calls: its tensors travel now."""
+        from grid_jupyter.tensors.planned import keep  # it is above this module
+
+        keep(plan, self)
 
     def set_grad_mode(self, on: bool) -> None:
         """Follow torch.is_grad_enabled() of this side."""

@@ -19,6 +19,13 @@ class Verbs:
     tags: tuple[str, ...]
     description: str
 
+    @staticmethod
+    def _run_plan(plan: Any, given: Any, batch: int) -> list[Any]:
+        """What a plan calls that is given remote tensors."""
+        from grid_jupyter.tensors.planned import run  # it is above this module
+
+        return run(plan, given, batch)
+
     # -------------------------------------------------------------- fetching
 
     def get(
