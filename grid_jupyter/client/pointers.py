@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
+from grid_jupyter.client.mock import mock_rows, mock_tensors
 from grid_jupyter.client.statistics import Statistics, chosen
 from grid_jupyter.errors import ObjectNotFoundError
 from grid_jupyter.ops.raw import DTYPES
@@ -57,6 +58,10 @@ class DatasetRef:
     def label(self) -> int:
         """The data set's number, which is the same for everybody."""
         return self.dataset.id
+
+    def mock(self, user: str | None) -> torch.Tensor:
+        """The mock rows of this tensor. Raises ObjectNotFoundError where there are none."""
+        return mock_tensors(self.place, self.dataset, user)[self.tensor]
 
 
 def pointer(place: Holder, dataset: DatasetInfo) -> Any:
@@ -118,6 +123,11 @@ class RemoteArrays:
         """All tensors, for one who may read them; the data stays published. Raises GetNotPermittedError."""
         return {name: self[name].get(user=user) for name in self.keys()}
 
+    def mock(self, user: str | None = None) -> Any:
+        """The mock rows that the owner gave: a DataFrame of the same columns and dtypes, or a dict of tensors. `user`
+        presents the stored credential of that user. Raises ObjectNotFoundError where there are none."""
+        return mock_rows(self.location, self.dataset, user)
+
     def _pointer(self, name: str) -> RemoteTensor:
         for tensor in self.dataset.tensors:
             if tensor.name == name:
@@ -133,6 +143,7 @@ class RemoteArrays:
         shown = ", ".join(plain(name, 40) for name in names[:8]) + (", …" if len(names) > 8 else "")
         text = f"\n\tTags: {' '.join(plain(tag) for tag in self.tags)} " if self.tags else ""
         text += f"\n\tContents: {shown}"
+        text += "\n\tMock rows: .mock()" if self.dataset.mock else ""
         if self.description:
             text += f"\n\tDescription: {plain(self.description.split(chr(10))[0])}..."
         return text

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import io
 import secrets
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
 
+from grid_jupyter.client.mock import mock_file
 from grid_jupyter.client.pointers import DatasetRef, RemoteArrays, pointer
-from grid_jupyter.errors import BadRequest, InvalidDataError
+from grid_jupyter.errors import BadRequest, InvalidDataError, ObjectNotFoundError
 from grid_jupyter.link.bulk import Pieces, of_file, of_memory, upload
 from grid_jupyter.link.http import Address, call, transfer
 from grid_jupyter.ops.raw import NAMES, to_bytes
 from grid_jupyter.tensors.private import PrivateTensor, user_names
 from grid_jupyter.tensors.remote import RemoteTensor
-from grid_jupyter.wire.messages import ColumnInfo, DatasetInfo, Edit, JobPolicy, Publish, Unpublished
-from grid_jupyter.wire.safetensors import build_header
+from grid_jupyter.wire.messages import (
+    ColumnInfo,
+    DatasetInfo,
+    Edit,
+    JobPolicy,
+    MockUpload,
+    Publish,
+    TensorInfo,
+    Unpublished,
+)
+from grid_jupyter.wire.mock import Form, check_mock
+from grid_jupyter.wire.safetensors import build_header, read_header
 from grid_jupyter.wire.words import check_jobs, check_users, check_words
 
 _KEEP: Any = object()
@@ -45,6 +59,7 @@ class Publishing:
         public_tags: bool | None = None,
         jobs: JobPolicy | str | None = None,
         replaces: Any = None,
+        mock: Any = None,
         user: str | None = None,
     ) -> Any:
         """Publish a tensor, a pandas DataFrame, or a file (CSV, Parquet, NPZ, safetensors). Returns a pointer.
@@ -53,8 +68,10 @@ class Publishing:
         compute: by default everybody whom the Node lets in. `jobs` says whose jobs run without a decision of yours:
         a JobPolicy, "ask" (every job asks, the default) or "denied". `replaces`, a pointer to a data set of yours,
         makes this its next version, which keeps name, tags, description, compute_users and jobs if none are given.
-        `user` presents that user's stored credential. Publishing the same once more is harmless: it is the same
-        data set.
+        `mock` gives mock rows: rows of the same columns, dtypes and trailing shape, which are not private (everybody
+        who may compute may fetch them, `pointer.mock()`), or the number of random rows to make of the form alone.
+        They belong to this version. `user` presents that user's stored credential. Publishing the same once more is
+        harmless: it is the same data set.
 
         Durable when it returns. Raises SendNotPermittedError, InvalidDataError, LimitExceededError,
         StorageFullError; then nothing is published.
@@ -62,7 +79,6 @@ class Publishing:
         token = self._token_of(user)
         upload = secrets.token_hex(16)
         where = f"/data-centric/uploads/{upload}"
-        columns: tuple[ColumnInfo, ...] = ()
         if isinstance(data, PrivateTensor):
             allowed_users = (*data.allowed_users, *user_names(allowed_users))
         words = (tags,) if isinstance(tags, str) else tuple(tags)
@@ -72,59 +88,38 @@ class Publishing:
         readers, computers, said = user_names(allowed_users), _computers(compute_users), _policy(jobs)
         check_words(name, words, description)  # before what may be a long upload
         check_users((*readers, *(computers if isinstance(computers, tuple) else ())))
-        if isinstance(data, (torch.Tensor, PrivateTensor)):
-            kind = "tensor"
-            self._send_tensor(where, data.unwrap() if isinstance(data, PrivateTensor) else data, token)
-        else:
-            kind, columns = self._send_file(where, data, token)
+        with _prepared(data) as ready:
+            rows = None if mock is None else mock_file(mock, ready.kind, ready.columns, ready.tensors)
+            if rows is not None:
+                mocked = read_header(io.BytesIO(rows[0]))[0]
+                check_mock(ready.kind, ready.columns, ready.tensors, rows[1], mocked)
+            self._upload(where, ready.pieces, ready.length, token)
         request = Publish(
             upload=upload,
-            kind=kind,
+            kind=ready.kind,
             name=name,
             tags=words,
             description=description,
             allowed_users=readers,
             public_tags=public_tags,
-            columns=columns,
+            columns=ready.columns,
             dataset=None if replaces is None else _dataset_id(replaces),
             compute_users=computers,
             jobs=said,
+            mock=None if rows is None else self._send_mock(*rows, token),
         )
         made: DatasetInfo = call(self.address, "POST", "/data-centric/datasets", request, token=token, kind=DatasetInfo)
         holder: Any = self
         return pointer(holder, made)
 
-    def _send_tensor(self, where: str, tensor: torch.Tensor, token: str) -> None:
-        dtype = NAMES.get(tensor.dtype, str(tensor.dtype))
-        if tensor.is_complex() or tensor.dtype not in NAMES:
-            raise InvalidDataError(f"a tensor of {tensor.dtype} cannot be published; convert it, or publish its parts")
-        data = to_bytes(tensor.cpu())
-        header = build_header([("data", dtype, tuple(tensor.shape))], {})
-        self._upload(where, of_memory(header, data), len(header) + len(data), token)
+    def _send_mock(self, data: bytes, columns: tuple[ColumnInfo, ...], token: str) -> MockUpload:
+        number = secrets.token_hex(16)
+        self._upload(f"/data-centric/uploads/{number}", of_memory(b"", memoryview(data)), len(data), token)
+        return MockUpload(upload=number, columns=columns)
 
     def _upload(self, where: str, pieces: Pieces, length: int, token: str) -> None:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         upload(self.address, where, "", pieces, length, headers, "publishing")
-
-    def _send_file(self, where: str, data: Any, token: str) -> tuple[str, tuple[ColumnInfo, ...]]:
-        import pandas
-
-        from grid_jupyter.client.tables import TableSpec, write_file, write_frame
-
-        with tempfile.TemporaryDirectory(prefix="grid-publish-") as folder:
-            path = Path(folder) / "data.safetensors"
-            if isinstance(data, pandas.DataFrame):
-                spec: Any = write_frame(data, path)
-            elif isinstance(data, (str, Path)):
-                spec = write_file(Path(data), path)
-            else:
-                raise InvalidDataError(
-                    f"a {type(data).__name__} cannot be published: give a tensor, a pandas DataFrame, or the path of "
-                    f"a CSV, Parquet, NPZ or safetensors file"
-                )
-            with path.open("rb") as file:
-                self._upload(where, of_file(file), path.stat().st_size, token)
-            return ("table", spec.columns) if isinstance(spec, TableSpec) else ("arrays", ())
 
     def edit(
         self,
@@ -136,9 +131,12 @@ class Publishing:
         compute_users: Any = _KEEP,
         public_tags: bool | None = None,
         jobs: JobPolicy | str | None = None,
+        mock: Any = _KEEP,
         user: str | None = None,
     ) -> DatasetInfo:
-        """Change what is given of a data set of yours; it holds from the next read on. Raises Forbidden."""
+        """Change what is given of a data set of yours; it holds from the next read on. `mock` as in `publish`, for its
+        newest version; None takes its mock rows away. Raises Forbidden, InvalidDataError."""
+        token = self._token_of(user)
         request = Edit(
             tags=None if tags is None else tuple(tags),
             description=description,
@@ -146,9 +144,21 @@ class Publishing:
             public_tags=public_tags,
             compute_users=_computers(compute_users),
             jobs=_policy(jobs),
+            mock=msgspec.UNSET if mock is _KEEP else self._mock_of(mock, _dataset_id(dataset), token),
         )
         where = f"/data-centric/datasets/{_dataset_id(dataset)}"
-        return call(self.address, "PATCH", where, request, token=self._token_of(user), kind=DatasetInfo)
+        return call(self.address, "PATCH", where, request, token=token, kind=DatasetInfo)
+
+    def _mock_of(self, mock: Any, dataset: int, token: str) -> MockUpload | None:
+        if mock is None:
+            return None
+        listed: list[DatasetInfo] = call(
+            self.address, "GET", "/data-centric/datasets", token=token, kind=list[DatasetInfo]
+        )
+        found = next((one for one in listed if one.id == dataset), None)
+        if found is None:
+            raise ObjectNotFoundError("there is no such data set here, or no longer; search again")
+        return self._send_mock(*mock_file(mock, found.kind, found.columns, found.tensors), token)
 
     def unpublish(self, dataset: Any, user: str | None = None) -> Unpublished:
         """End a data set of yours with all its versions. The bytes are gone when this returns; it says which
@@ -171,6 +181,53 @@ class Publishing:
         form, boundary = _form(save(state), {"model_id": model_id, "allow_download": str(allow_download)})
         headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
         transfer(self.address, "POST", "/data-centric/serve-model/", form, headers=headers, token=self._token)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What is about to be uploaded: the bytes of a file, and what it holds."""
+
+    kind: str
+    columns: tuple[ColumnInfo, ...]
+    tensors: tuple[Form, ...]
+    pieces: Pieces
+    length: int
+
+
+@contextmanager
+def _prepared(data: Any) -> Iterator[_Prepared]:
+    """Data as it is uploaded; what is no tensor goes by a file, which is gone afterwards."""
+    if isinstance(data, (torch.Tensor, PrivateTensor)):
+        yield _prepared_tensor(data.unwrap() if isinstance(data, PrivateTensor) else data)
+        return
+    import pandas
+
+    from grid_jupyter.client.tables import TableSpec, write_file, write_frame
+
+    with tempfile.TemporaryDirectory(prefix="grid-publish-") as folder:
+        path = Path(folder) / "data.safetensors"
+        if isinstance(data, pandas.DataFrame):
+            spec: Any = write_frame(data, path)
+        elif isinstance(data, (str, Path)):
+            spec = write_file(Path(data), path)
+        else:
+            raise InvalidDataError(
+                f"a {type(data).__name__} cannot be published: give a tensor, a pandas DataFrame, or the path of "
+                f"a CSV, Parquet, NPZ or safetensors file"
+            )
+        kind, columns = ("table", spec.columns) if isinstance(spec, TableSpec) else ("arrays", ())
+        with path.open("rb") as file:
+            yield _Prepared(kind, columns, spec.tensors, of_file(file), path.stat().st_size)
+
+
+def _prepared_tensor(tensor: torch.Tensor) -> _Prepared:
+    dtype = NAMES.get(tensor.dtype, str(tensor.dtype))
+    if tensor.is_complex() or tensor.dtype not in NAMES:
+        raise InvalidDataError(f"a tensor of {tensor.dtype} cannot be published; convert it, or publish its parts")
+    data = to_bytes(tensor.cpu())
+    of = TensorInfo(name="data", dtype=dtype, shape=tuple(tensor.shape))
+    header = build_header([(of.name, of.dtype, of.shape)], {})
+    return _Prepared("tensor", (), (of,), of_memory(header, data), len(header) + len(data))
 
 
 def _form(model: bytes, fields: dict[str, str]) -> tuple[bytes, str]:

@@ -23,7 +23,15 @@ from grid_jupyter.node.audit import Audit
 from grid_jupyter.node.policy import Rules
 from grid_jupyter.node.uploads import Uploads, check_may_publish
 from grid_jupyter.store.blobs import BlobStore
-from grid_jupyter.store.datasets import KEEP, DatasetTable, NewDataset, StoredColumn, StoredDataset, StoredTensor
+from grid_jupyter.store.datasets import (
+    KEEP,
+    DatasetTable,
+    NewDataset,
+    StoredColumn,
+    StoredDataset,
+    StoredMock,
+    StoredTensor,
+)
 from grid_jupyter.wire.limits import MAX_COLUMNS, MAX_NAME_CHARS
 from grid_jupyter.wire.messages import (
     ASK_ALWAYS,
@@ -31,10 +39,12 @@ from grid_jupyter.wire.messages import (
     DatasetInfo,
     Edit,
     JobPolicy,
+    MockUpload,
     Publish,
     TensorInfo,
     Unpublished,
 )
+from grid_jupyter.wire.mock import Form, check_mock, check_mock_bytes
 from grid_jupyter.wire.safetensors import BlobTensor
 from grid_jupyter.wire.words import check_jobs, check_users, check_words
 
@@ -61,6 +71,7 @@ class Datasets:
         self._public_tags = public_tags
         self._known: dict[tuple[int, int], StoredDataset] = {}
         self._ended: Callable[[int], int] = lambda dataset: 0
+        self._naming = asyncio.Lock()  # an upload becomes the bytes of one row only
         self._gone: Callable[[int], Awaitable[None]] | None = None
 
     def on_unpublish(
@@ -79,13 +90,18 @@ class Datasets:
         InvalidDataError, StorageFullError; then nothing is kept of the upload either.
         """
         check_may_publish(account)
-        try:
-            return await self._publish(account, request)
-        except GridError:
-            refused = self.uploads.claim((account.username, request.upload))
+        async with self._naming:
+            try:
+                return await self._publish(account, request)
+            except GridError:
+                await self._refuse(account, request.upload, *([] if request.mock is None else [request.mock.upload]))
+                raise
+
+    async def _refuse(self, account: Account, *uploads: str) -> None:
+        for upload in uploads:
+            refused = self.uploads.claim((account.username, upload))
             if refused is not None:
                 await asyncio.to_thread(self._blobs.delete, refused.blob.name)
-            raise
 
     async def _publish(self, account: Account, request: Publish) -> DatasetInfo:
         check_words(request.name, request.tags, request.description)
@@ -102,6 +118,9 @@ class Datasets:
             return self.describe(done, account.username)
         blob, tensors = arrived.blob, arrived.tensors
         _check_kind(request, tensors)
+        mock = self._mock(account, request.mock, request.kind, request.columns, tensors)
+        if mock is not None and mock.blob == blob.name:
+            raise InvalidDataError("mock rows are an upload of their own, never that of the data")
         before = None if request.dataset is None else await self._table.get(request.dataset)
         public_tags = self._public_tags if before is None else before.public_tags
         if isinstance(compute_users, msgspec.UnsetType):
@@ -124,19 +143,46 @@ class Datasets:
             blob=blob.name,
             nbytes=blob.nbytes,
             sha256=blob.sha256,
+            mock=mock,
         )
         again = None if request.dataset is not None else await self._same(new)
         if again is not None:
-            self.uploads.claim(key)
-            await asyncio.to_thread(self._blobs.delete, blob.name)
+            await self._refuse(account, request.upload, *([] if request.mock is None else [request.mock.upload]))
             return self.describe(again, account.username)
         found = await self._table.publish(new, request.upload, request.dataset)
         self.uploads.claim(key)
+        if request.mock is not None:
+            self.uploads.claim((account.username, request.mock.upload))
         stored = await self._table.get(*found)
-        self._audit.note("published", account.username, dataset=stored.id, version=stored.version, sha256=stored.sha256)
+        self._audit.note(
+            "published",
+            account.username,
+            dataset=stored.id,
+            version=stored.version,
+            sha256=stored.sha256,
+            mock=_sha256(mock),
+        )
         if stored.blob != blob.name:  # the same upload id came twice, at the same time
             await asyncio.to_thread(self._blobs.delete, blob.name)
         return self.describe(stored, account.username)
+
+    def _mock(
+        self,
+        account: Account,
+        told: MockUpload | None,
+        kind: str,
+        columns: Sequence[ColumnInfo],
+        tensors: Sequence[Form],
+    ) -> StoredMock | None:
+        """The mock rows that a request names, which must have the form of the data."""
+        if told is None:
+            return None
+        arrived = self.uploads.arrived((account.username, told.upload))
+        if arrived is None:
+            raise ObjectNotFoundError("the upload of the mock rows is not here, or no longer; send the bytes again")
+        check_mock_bytes(arrived.blob.nbytes)
+        check_mock(kind, columns, tensors, told.columns, arrived.tensors)
+        return StoredMock(arrived.blob.name, arrived.blob.nbytes, arrived.blob.sha256)
 
     async def _same(self, new: NewDataset) -> StoredDataset | None:
         """A data set of this owner that is the same in all that counts: a cell was run twice, or a reply lost."""
@@ -144,7 +190,7 @@ class Datasets:
         def essence(one: NewDataset) -> tuple[object, ...]:
             return (
                 one.owner, one.sha256, one.kind, one.name, one.tags, one.description, one.columns, one.public_tags,
-                one.allowed_users, one.compute_users, one.jobs,
+                one.allowed_users, one.compute_users, one.jobs, _sha256(one.mock),
             )  # fmt: skip
 
         return next(
@@ -152,13 +198,28 @@ class Datasets:
         )
 
     async def edit(self, account: Account, dataset: int, request: Edit) -> DatasetInfo:
-        """Change tags, description or rules. Raises Forbidden for anyone but the owners, ObjectNotFoundError."""
-        await self._owned(account, dataset)
+        """Change tags, description, rules or mock rows.
+
+        Raises Forbidden for anyone but the owners, ObjectNotFoundError, InvalidDataError for mock rows of another
+        form; then nothing is kept of their upload.
+        """
+        async with self._naming:
+            try:
+                return await self._edit(account, dataset, request)
+            except GridError:
+                if isinstance(request.mock, MockUpload):
+                    await self._refuse(account, request.mock.upload)
+                raise
+
+    async def _edit(self, account: Account, dataset: int, request: Edit) -> DatasetInfo:
+        before = await self._owned(account, dataset)
         check_words("", request.tags or (), request.description or "")
         compute = request.compute_users
         check_users((*(request.allowed_users or ()), *(compute if isinstance(compute, tuple) else ())))
         if not isinstance(request.jobs, msgspec.UnsetType):
             check_jobs(request.jobs)
+        given = request.mock if isinstance(request.mock, MockUpload) else None
+        mock = self._mock(account, given, before.kind, _columns(before), before.tensors)
         stored = await self._table.edit(
             dataset,
             tags=request.tags,
@@ -167,11 +228,17 @@ class Datasets:
             compute_users=compute if compute is None or isinstance(compute, tuple) else KEEP,
             public_tags=request.public_tags,
             jobs=None if isinstance(request.jobs, msgspec.UnsetType) else request.jobs,
+            mock=KEEP if isinstance(request.mock, msgspec.UnsetType) else mock,
         )
-        self._forget(dataset)
+        self._forget(dataset)  # at once: what is denied now is denied from the next read on
+        if given is not None:
+            self.uploads.claim((account.username, given.upload))
+        if before.mock is not None and before.mock != stored.mock:
+            await asyncio.to_thread(self._blobs.delete, before.mock.blob)
         changed = [name for name in request.__struct_fields__ if getattr(request, name) not in (None, msgspec.UNSET)]
         said = {"allowed_users": stored.allowed_users, "compute_users": stored.compute_users}
         rules = {**said, "public_tags": stored.public_tags, "jobs": msgspec.to_builtins(stored.jobs)}
+        rules["mock"] = _sha256(stored.mock)
         self._audit.note("edited", account.username, dataset=dataset, changed=changed, **rules)
         return self.describe(stored, account.username)
 
@@ -187,9 +254,10 @@ class Datasets:
         self._forget(dataset)
         ended += self._ended(dataset)  # those that were just opening it
         await self._end_requests(dataset)
-        self._audit.note("unpublished", account.username, dataset=dataset, versions=len(gone))
+        versions = sum(not blob.mock for blob in gone)
+        self._audit.note("unpublished", account.username, dataset=dataset, versions=versions)
         return Unpublished(
-            dataset=dataset, versions=len(gone), nbytes=sum(blob.nbytes for blob in gone), sessions_ended=ended
+            dataset=dataset, versions=versions, nbytes=sum(blob.nbytes for blob in gone), sessions_ended=ended
         )
 
     async def _end_requests(self, dataset: int) -> None:
@@ -236,6 +304,16 @@ class Datasets:
         """A descriptor of the bytes, to hand to a Worker."""
         return self._blobs.open(stored.blob)
 
+    async def open_mock(self, caller: str, dataset: int, version: int) -> tuple[int, int]:
+        """A descriptor of a version's mock rows, which the caller of this closes, and how many bytes they are; for
+        whoever may compute on the data set. Raises ObjectNotFoundError."""
+        stored = await self._table.get(dataset, version)
+        if not policy.may_compute(caller, rules_of(stored)):
+            raise ObjectNotFoundError("there is no such data set or version here, or no longer; search again")
+        if stored.mock is None:
+            raise ObjectNotFoundError(f"{stored.owner} gave no mock rows for this data set; ask for some")
+        return self._blobs.open(stored.mock.blob), stored.mock.nbytes
+
     async def used_bytes(self) -> int:
         """Bytes on the disk."""
         return await asyncio.to_thread(self._blobs.used_bytes)
@@ -261,15 +339,24 @@ class Datasets:
                 for t in stored.tensors
                 if reads or not is_vocabulary(t.name)
             ),
-            columns=tuple(ColumnInfo(name=c.name, dtype=c.dtype) for c in stored.columns),
+            columns=_columns(stored),
             allowed_users=stored.allowed_users if reads else None,
             jobs=stored.jobs if caller == stored.owner else _seen_by(caller, stored.jobs),
+            mock=stored.mock is not None,
         )
 
 
 def rules_of(stored: StoredDataset) -> Rules:
     """What the owner said, as the gates take it."""
     return Rules(stored.id, stored.owner, stored.allowed_users, stored.compute_users, jobs=stored.jobs)
+
+
+def _columns(stored: StoredDataset) -> tuple[ColumnInfo, ...]:
+    return tuple(ColumnInfo(name=c.name, dtype=c.dtype) for c in stored.columns)
+
+
+def _sha256(mock: StoredMock | None) -> str | None:
+    return None if mock is None else mock.sha256
 
 
 def _seen_by(caller: str, jobs: JobPolicy) -> JobPolicy:

@@ -129,6 +129,13 @@ class DatasetDoor(NodeDoor):
         self.reply(await self.node.datasets.unpublish(await self.require(), int(dataset)))
 
 
+class MockRows(GuestDoor):
+    """GET: the mock rows of a version of a data set, for whoever may compute on it."""
+
+    async def get(self, dataset: str, version: str) -> None:
+        await self.send_blob(*await self.node.datasets.open_mock(await self.caller(), int(dataset), int(version)))
+
+
 # ------------------------------------------------------------------ models and workers
 
 
@@ -209,6 +216,7 @@ NODE_RULES: list[tuple[str, type[Door]]] = [
     (r"/data-centric/datasets/?", Datasets),
     (r"/data-centric/datasets/([0-9]{1,18})", DatasetDoor),
     *JOB_RULES,
+    (r"/data-centric/datasets/([0-9]{1,18})/([0-9]{1,18})/mock", MockRows),
     *STREAM_RULES,
     *BULK_RULES,
     *REQUEST_RULES,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Awaitable
 from typing import Any
 
 from tornado.iostream import StreamClosedError
-from tornado.web import stream_request_body
+from tornado.web import HTTPError, stream_request_body
 from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketProtocol, WebSocketProtocol13
 
 from grid_jupyter.errors import BadRequest, GridError, InvalidDataError, LimitExceededError
@@ -51,6 +52,23 @@ class NodeDoor(Door):
     def node(self) -> GridNode:
         node: GridNode = self.settings["node"]
         return node
+
+    async def send_blob(self, descriptor: int, nbytes: int) -> None:
+        """Answer with the bytes of an open file, piece by piece, and close it."""
+        try:
+            self.set_header("Content-Type", "application/octet-stream")
+            self.set_header("Content-Length", str(nbytes))
+            sent = 0
+            while sent < nbytes:
+                piece = await asyncio.to_thread(os.pread, descriptor, CHUNK, sent)
+                if not piece:
+                    raise HTTPError(500)
+                self.write(piece)
+                await self.flush()
+                sent += len(piece)
+            self.finish()
+        finally:
+            os.close(descriptor)
 
 
 class SessionDoor(NodeDoor, WebSocketHandler):

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict
 
 import msgspec
-from tornado.web import HTTPError
 
 from grid_jupyter.errors import BadRequest
 from grid_jupyter.identity.accounts import Account
@@ -17,7 +14,7 @@ from grid_jupyter.identity.roles import FLAGS, OWNER
 from grid_jupyter.node.requests import TRIAGE, info
 from grid_jupyter.node.service import GridNode
 from grid_jupyter.server.door import Door, JsonDoor
-from grid_jupyter.server.node_streams import CHUNK, NodeDoor
+from grid_jupyter.server.node_streams import NodeDoor
 from grid_jupyter.wire.requests import Approve, AuditEvent, AuditVerified, RequestInfo, Say
 
 MAX_AUDIT_ROWS = 1_000
@@ -66,22 +63,9 @@ class RequestedValue(NodeDoor):
     async def get(self, request: str) -> None:
         account = await self.require()
         value = await self.node.held.release(account.username, int(request))
-        try:
-            form = {"dtype": value.dtype, "shape": value.shape, "readers": value.readers}
-            self.set_header("Content-Type", "application/octet-stream")
-            self.set_header("Content-Length", str(value.nbytes))
-            self.set_header(TENSOR_HEADER, json.dumps(form))
-            sent = 0
-            while sent < value.nbytes:
-                piece = await asyncio.to_thread(os.pread, value.descriptor, CHUNK, sent)
-                if not piece:
-                    raise HTTPError(500)
-                self.write(piece)
-                await self.flush()
-                sent += len(piece)
-            self.finish()
-        finally:
-            os.close(value.descriptor)
+        form = {"dtype": value.dtype, "shape": value.shape, "readers": value.readers}
+        self.set_header(TENSOR_HEADER, json.dumps(form))
+        await self.send_blob(value.descriptor, value.nbytes)
 
 
 class AuditLog(NodeDoor):

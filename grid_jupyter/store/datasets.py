@@ -50,6 +50,15 @@ class StoredColumn:
     dtype: str
 
 
+@dataclass(frozen=True)
+class StoredMock:
+    """The blob of a version's mock rows, which its row names besides that of its data."""
+
+    blob: str
+    nbytes: int
+    sha256: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class NewDataset:
     """What is published: a blob that is on the disk already, and what its owner says about it."""
@@ -68,6 +77,7 @@ class NewDataset:
     blob: str
     nbytes: int
     sha256: str
+    mock: StoredMock | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +95,7 @@ class StoredBlob:
 
     name: str
     nbytes: int
+    mock: bool = False  # of mock rows, no version's data
 
 
 class DatasetTable:
@@ -130,6 +141,7 @@ class DatasetTable:
                     columns=[asdict(column) for column in dataset.columns],
                     created=now,
                     upload_id=upload_id,
+                    mock=None if dataset.mock is None else asdict(dataset.mock),
                 )
             )
             return row.id, row.current_version
@@ -188,10 +200,11 @@ class DatasetTable:
         compute_users: Sequence[str] | Keep | None = KEEP,
         public_tags: bool | None = None,
         jobs: JobPolicy | None = None,
+        mock: StoredMock | Keep | None = KEEP,
     ) -> StoredDataset:
-        """Change what is given. Tags and description are the current version's; who may read or compute, whether
-        tags are public, and what is said about jobs goes for all versions, so that nobody reads in an old one what
-        the new one denies."""
+        """Change what is given. Tags, description and mock rows are the current version's; who may read or compute,
+        whether tags are public, and what is said about jobs goes for all versions, so that nobody reads in an old one
+        what the new one denies."""
 
         def change(session: Session) -> StoredDataset:
             row = _find_version(session, dataset_id, None)
@@ -208,6 +221,8 @@ class DatasetTable:
                 row.dataset.public_tags = public_tags
             if jobs is not None:
                 row.dataset.jobs = msgspec.to_builtins(jobs)
+            if not isinstance(mock, Keep):
+                row.mock = None if mock is None else asdict(mock)
             return _stored(row)
 
         return await self._run(change)
@@ -218,15 +233,22 @@ class DatasetTable:
 
         def remove(session: Session) -> tuple[StoredBlob, ...]:
             row = _find(session, dataset_id)
-            blobs = tuple(StoredBlob(version.blob, version.nbytes) for version in _versions(session, dataset_id))
+            versions = _versions(session, dataset_id)
+            blobs = [StoredBlob(version.blob, version.nbytes) for version in versions]
+            blobs += [StoredBlob(one.mock["blob"], one.mock["nbytes"], mock=True) for one in versions if one.mock]
             session.delete(row)  # its versions go with it
-            return blobs
+            return tuple(blobs)
 
         return await self._run(remove)
 
     async def blobs(self) -> frozenset[str]:
         """The names of all blobs that a row names."""
-        return await self._run(lambda session: frozenset(session.scalars(select(DatasetVersion.blob))))
+
+        def find(session: Session) -> frozenset[str]:
+            mocks = session.scalars(select(DatasetVersion.mock).where(DatasetVersion.mock.is_not(None)))
+            return frozenset(session.scalars(select(DatasetVersion.blob))) | {mock["blob"] for mock in mocks if mock}
+
+        return await self._run(find)
 
     def _next_version(self, session: Session, dataset: NewDataset, dataset_id: int | None, now: float) -> Dataset:
         if dataset_id is None:
@@ -302,4 +324,5 @@ def _stored(row: DatasetVersion) -> StoredDataset:
         nbytes=row.nbytes,
         sha256=row.sha256,
         created=row.created,
+        mock=None if row.mock is None else StoredMock(**row.mock),
     )

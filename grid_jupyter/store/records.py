@@ -179,6 +179,7 @@ class DatasetVersion(Base):
     columns: Mapped[list[dict[str, Any]]] = mapped_column(JSON)  # {name, dtype}
     created: Mapped[float]
     upload_id: Mapped[str] = mapped_column(String(128), unique=True)
+    mock: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # {blob, nbytes, sha256}
 
     dataset: Mapped[Dataset] = relationship(lazy="joined", innerjoin=True)
 

@@ -97,6 +97,17 @@ class Verbs:
             session.asked[identity] = asked
         return asked
 
+    def mock(self: Any, user: str | None = None) -> Any:
+        """The mock rows that the owner of this published tensor gave: an ordinary tensor of its dtype and trailing
+        shape, to try things on. `user` presents the stored credential of that user.
+
+        Raises ObjectNotFoundError where there are none, BadRequest for a pointer to anything else.
+        """
+        fetch = getattr(self._ref, "mock", None)
+        if fetch is None:
+            raise BadRequest("only published data has mock rows; compute on those as you did to get this pointer")
+        return fetch(user)
+
     def get_(self: Any, user: str | None = None, reason: str = "") -> Any:
         """As `get`, in place: this very object becomes the tensor, or the pointer that it pointed to."""
         found = self.get(user=user, reason=reason)

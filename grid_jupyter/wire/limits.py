@@ -29,6 +29,8 @@ MAX_COLUMNS = 10_000
 """Tensors (columns) of one data set."""
 MAX_RANK = 64
 """Dimensions of one tensor (torch's own limit)."""
+MAX_MOCK_BYTES = 64 << 20
+"""Length of the file of a data set's mock rows, in bytes."""
 MAX_BLOB_HEADER_BYTES = 16 << 20
 """Length of the JSON header of a safetensors file, in bytes."""
 MAX_VALUES = 200_000

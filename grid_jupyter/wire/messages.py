@@ -71,6 +71,7 @@ class DatasetInfo(Message, frozen=True):
     columns: tuple[ColumnInfo, ...] = ()
     allowed_users: tuple[str, ...] | None = None  # may read values; None: not for this caller to know
     jobs: JobPolicy = ASK_ALWAYS
+    mock: bool = False  # whether its owner gave mock rows, which all who may compute may fetch
 
 
 class Limits(Message, frozen=True):
@@ -342,11 +343,19 @@ def reply_frame(request_id: int, reply: Reply, payload: bytes | memoryview = b""
 # ------------------------------------------------------------------ HTTP bodies of the Node
 
 
+class MockUpload(Message, frozen=True):
+    """Mock rows for a data set: an upload of their own, of the same columns, dtypes and trailing shapes."""
+
+    upload: str
+    columns: tuple[ColumnInfo, ...] = ()
+
+
 class Publish(Message, frozen=True):
     """POST /data-centric/datasets: make an uploaded safetensors file a data set. Reply: DatasetInfo.
 
     `upload` is the id under which the bytes were PUT, and makes a retry harmless. A next version keeps what is
-    not given of name, tags, description, compute_users, public_tags and jobs; its readers are named anew.
+    not given of name, tags, description, compute_users, public_tags and jobs; its readers are named anew, and so are
+    its mock rows.
     """
 
     upload: str
@@ -360,6 +369,7 @@ class Publish(Message, frozen=True):
     columns: tuple[ColumnInfo, ...] = ()
     dataset: int | None = None  # publish the next version of this one
     jobs: JobPolicy | msgspec.UnsetType = msgspec.UNSET
+    mock: MockUpload | None = None
 
 
 class Edit(Message, frozen=True):
@@ -371,6 +381,7 @@ class Edit(Message, frozen=True):
     compute_users: tuple[str, ...] | msgspec.UnsetType | None = msgspec.UNSET
     public_tags: bool | None = None
     jobs: JobPolicy | msgspec.UnsetType = msgspec.UNSET
+    mock: MockUpload | msgspec.UnsetType | None = msgspec.UNSET  # of the newest version; None: it has none any more
 
 
 class Unpublished(Message, frozen=True):

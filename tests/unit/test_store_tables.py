@@ -15,7 +15,7 @@ from grid_jupyter.identity import roles
 from grid_jupyter.network.registry import Registry
 from grid_jupyter.store.accounts import AccountTable
 from grid_jupyter.store.database import Database, sqlite_url
-from grid_jupyter.store.datasets import DatasetTable, NewDataset, StoredBlob, StoredColumn, StoredTensor
+from grid_jupyter.store.datasets import DatasetTable, NewDataset, StoredBlob, StoredColumn, StoredMock, StoredTensor
 from grid_jupyter.store.models import ModelTable, StoredModel
 from grid_jupyter.store.records import FLAG_COLUMNS
 
@@ -169,6 +169,24 @@ def test_taking_away_a_reader_goes_for_old_versions_too(datasets: DatasetTable) 
     run(datasets.edit(id_, allowed_users=("Bob",), tags=("#now",)))
     assert run(datasets.get(id_, 1)).allowed_users == run(datasets.get(id_, 2)).allowed_users == ("Bob",)
     assert run(datasets.get(id_, 1)).tags == HEIGHTS.tags
+
+
+def test_mock_rows_are_a_version_s_and_their_blobs_are_named_until_they_are_replaced(datasets: DatasetTable) -> None:
+    first, second = StoredMock("a", 7, "1" * 64), StoredMock("b", 9, "2" * 64)
+    id_, _ = run(datasets.publish(like("0", mock=first), "one"))
+    run(datasets.publish(like("1"), "two", id_))
+    assert (run(datasets.get(id_, 1)).mock, run(datasets.get(id_)).mock) == (first, None)
+    assert run(datasets.edit(id_, mock=second)).mock == second
+    assert run(datasets.edit(id_, tags=("#x",))).mock == second
+    assert run(datasets.blobs()) == {"0", "1", "a", "b"}
+    assert run(datasets.edit(id_, mock=None)).mock is None
+    assert run(datasets.blobs()) == {"0", "1", "a"}
+    assert [(blob.name, blob.nbytes, blob.mock) for blob in run(datasets.unpublish(id_))] == [
+        ("0", 32, False),
+        ("1", 32, False),
+        ("a", 7, True),
+    ]
+    assert run(datasets.blobs()) == frozenset()
 
 
 def test_unpublishing_forgets_every_version_and_names_the_blobs(datasets: DatasetTable) -> None:
