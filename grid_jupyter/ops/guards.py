@@ -172,6 +172,11 @@ def _ctc(
     return loss, torch.zeros_like(alphas)  # autograd keeps them itself; beyond the lengths they were never written
 
 
+def _plain(t: torch.Tensor) -> bool:
+    """Whether rows lie one behind the other, and none in another's place: the result is strided as they are."""
+    return t.stride(3) == 1 and torch._debug_has_internal_overlap(t) == 0
+
+
 def _attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float = 0.0, causal: bool = False, *,
     attn_mask: torch.Tensor | None = None, scale: float | None = None,
@@ -184,7 +189,7 @@ def _attention(
         wanted = (query.shape[0], query.shape[1], query.shape[2], key.shape[2])
         _need(attn_mask.dtype in (torch.bool, query.dtype) and attn_mask.dim() in (2, 4), "a mask of bools or floats")
         attn_mask = attn_mask.expand(wanted if attn_mask.dim() == 4 else wanted[2:])
-    query, key, value = (t if t.stride(3) == 1 else t.contiguous() for t in (query, key, value))
+    query, key, value = (t if _plain(t) else t.contiguous() for t in (query, key, value))
     return aten._scaled_dot_product_flash_attention_for_cpu.default(
         query, key, value, dropout, causal, attn_mask=attn_mask, scale=scale
     )

@@ -139,6 +139,27 @@ def _recurrence(kernel: Any) -> Callable[..., Any]:
     return guarded
 
 
+def _polynomial(kernel: Any) -> Callable[..., Any]:
+    """The kernel stops at NaN before it wrote a result, and returns what its memory held."""
+
+    def guarded(x: torch.Tensor, n: torch.Tensor) -> Any:
+        return kernel(x, n).masked_fill_(x.isnan() & (n >= 2), float("nan"))
+
+    return guarded
+
+
+def _lstsq(a: torch.Tensor, b: torch.Tensor, rcond: float | None = None, *, driver: str | None = None) -> Any:
+    need(b.numel() > 0, "right-hand sides")  # LAPACK's gelss leaves its memory where there are none
+    return aten.linalg_lstsq.default(a, b, rcond, driver=driver)
+
+
+_POLYNOMIALS = (
+    aten.special_chebyshev_polynomial_t.default, aten.special_chebyshev_polynomial_u.default,
+    aten.special_chebyshev_polynomial_v.default, aten.special_chebyshev_polynomial_w.default,
+    aten.special_shifted_chebyshev_polynomial_t.default, aten.special_shifted_chebyshev_polynomial_u.default,
+    aten.special_shifted_chebyshev_polynomial_v.default, aten.special_shifted_chebyshev_polynomial_w.default,
+)  # fmt: skip
+
 _RESAMPLING = (
     aten.upsample_nearest1d.default, aten.upsample_nearest2d.default, aten.upsample_nearest3d.default,
     aten._upsample_nearest_exact1d.default, aten._upsample_nearest_exact2d.default,
@@ -161,6 +182,8 @@ NUMERIC_GUARDS: dict[str, Callable[..., Any]] = {
     "aten.multilabel_margin_loss_forward.default": _multilabel_margin,
     "aten.special_laguerre_polynomial_l.default": _recurrence(aten.special_laguerre_polynomial_l.default),
     "aten.special_legendre_polynomial_p.default": _recurrence(aten.special_legendre_polynomial_p.default),
+    "aten.linalg_lstsq.default": _lstsq,
+    **{str(kernel): _polynomial(kernel) for kernel in _POLYNOMIALS},
     **{str(kernel): _resampled(kernel) for kernel in _RESAMPLING},
 }
 """Full name of an operation → the callable that checks its arguments and then runs it."""

@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from grid_jupyter.ops.allowed import ALLOWED
+from grid_jupyter.ops.kernels import kernel
 
 _ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="marks fresh memory through glibc")
@@ -78,6 +80,17 @@ def test_calls_that_kill_a_process_are_refused():
             assert code in ("remote-operation", "operation-not-allowed"), name
 
 
+@pytest.mark.parametrize("shifted", ["", "shifted_"])
+@pytest.mark.parametrize("letter", ["t", "u", "v", "w"])
+def test_a_polynomial_of_nan_is_nan_and_not_what_memory_held(shifted: str, letter: str):
+    run = kernel(f"aten.special_{shifted}chebyshev_polynomial_{letter}.default").run
+    x = torch.tensor([float("nan"), 0.5, float("nan"), 2.0])
+    degrees = torch.tensor([5.0, 5.0, 0.0, 3.0])
+    found, of_numbers = run(x, degrees), run(x.nan_to_num(), degrees)
+    assert found.isnan().tolist() == [True, False, False, False]
+    assert found[1:].tolist() == of_numbers[1:].tolist()
+
+
 def test_runs_of_the_fuzzer_add_up_and_a_new_guard_starts_anew(tmp_path: Path):
     state = tmp_path / "fuzz.json"
     command = ("-m", "tests.fuzz", "--only", "add.Tensor", "--only", "median.dim", "--state", str(state))
@@ -96,7 +109,6 @@ def test_runs_of_the_fuzzer_add_up_and_a_new_guard_starts_anew(tmp_path: Path):
 
 def test_what_was_survived_is_known_by_the_guard_that_stood_before_it():
     from grid_jupyter.ops import guards
-    from grid_jupyter.ops.kernels import kernel
     from tests.fuzz.survived import mark_of
 
     names = sorted(guards.GUARDS)
