@@ -10,7 +10,7 @@ import copy
 import queue
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,16 +44,18 @@ class LocalSteps:
     seed: int
     rounds: int
     asked: int
-    """How often a Node may be asked at most."""
+    """How often a Node may be asked in a round at most."""
     proximal: float
     """mu of FedProx."""
     corrected: bool
     """Each round brings what is added to every gradient (SCAFFOLD)."""
+    reason: str
+    """What owners read."""
 
 
 AfterRound = Callable[[Fit], object]
 OpenJob = Callable[[torch.nn.Module, Any, LocalSteps, str], RoundJob]
-"""Opens the job of one Node: (model, loss, steps, id of the job that a checkpoint has, or "")."""
+"""Opens the job of one Node: (model, loss, steps with the rounds that are left, id of a checkpoint's job, or "")."""
 
 
 def fit(
@@ -146,8 +148,9 @@ class _Training:
         self._counts: dict[str, int] = {}
         self.participants: dict[str, Participant] = {}
         if self.done < steps.rounds:
+            left = replace(steps, rounds=steps.rounds - self.done)
             for name in sorted(nodes):
-                opening = partial(nodes[name], model, loss, steps, jobs.get(name, ""))
+                opening = partial(nodes[name], model, loss, left, jobs.get(name, ""))
                 self.participants[name] = Participant(name, opening, self._events)
 
     @property

@@ -9,6 +9,7 @@ from typing import Any
 
 from grid_jupyter.client.credentials import Credentials
 from grid_jupyter.client.node import NodeClient
+from grid_jupyter.client.training import Trains
 from grid_jupyter.errors import BadRequest, GridError
 from grid_jupyter.link.http import Address, call
 from grid_jupyter.tensors.text import plain
@@ -17,7 +18,7 @@ log = logging.getLogger("grid_jupyter")
 _AT_ONCE = 16
 
 
-class PublicGridNetwork:
+class PublicGridNetwork(Trains):
     """The Nodes of a Network: `PublicGridNetwork(hook, "http://localhost:5000").search("#x-ray")`."""
 
     def __init__(

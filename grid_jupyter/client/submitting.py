@@ -81,7 +81,7 @@ class Submitting:
             if loss is None:
                 raise BadRequest("a module is submitted with its loss: submit(model, loss=torch.nn.…, data=…)")
             model = plan if model is None else model
-            x, y = (_example(places[name]) for name in ("x", "y")) if {"x", "y"} <= places.keys() else (None, None)
+            x, y = (example_of(places[name]) for name in ("x", "y")) if {"x", "y"} <= places.keys() else (None, None)
             if x is None or y is None:
                 raise BadRequest("a job takes data={'x': …, 'y': …}; capture plans with other inputs by loss_plan")
             plan = loss_plan(plan, loss, inputs=(x, y), metrics=metrics)
@@ -170,7 +170,7 @@ def _ref(data: Any) -> DatasetRef:
     return data._ref
 
 
-def _example(place: Place) -> torch.Tensor:
+def example_of(place: Place) -> torch.Tensor:
     """Rows of the same form, which are nobody's: what a plan is captured with."""
     _, dtype, shape = place
     if dtype == "float64":

@@ -1,4 +1,4 @@
-"""`grid.train`: federated training over what a search found."""
+"""`grid.train`: federated training over what a search found, by jobs on each Node."""
 
 from __future__ import annotations
 
@@ -12,9 +12,14 @@ from grid_jupyter.aggregation.strategies import FedAvg, FedBuff, Strategy
 from grid_jupyter.client.federation import AfterRound, LocalSteps, OpenJob, fit
 from grid_jupyter.client.fits import Fit, HeldOut, Metric
 from grid_jupyter.client.local_jobs import LocalJob
+from grid_jupyter.client.node import NodeClient
+from grid_jupyter.client.node_jobs import NodeJob
+from grid_jupyter.client.submitting import example_of, place_of
 from grid_jupyter.client.virtual import VirtualWorker
 from grid_jupyter.errors import BadRequest, InvalidDataError
+from grid_jupyter.plans.models import BATCHES, loss_plan
 from grid_jupyter.plans.optimisers import optimiser_of
+from grid_jupyter.plans.plan import Plan
 from grid_jupyter.tensors.text import plain
 
 Found = Mapping[str, Any]
@@ -51,6 +56,7 @@ class Trains:
         minimum: int = 1,
         deadline_s: float | None = None,
         sign_off_s: float | None = None,
+        reason: str = "",
         checkpoint: str | Path | None = None,
         live: bool = True,
         after_round: AfterRound | None = None,
@@ -60,8 +66,9 @@ class Trains:
         `optimizer` is one of torch's, or `SGD(…)` and `Adam(…)`; each round begins with a fresh one.
         `data` says where rows and targets are: what a search for "#X" found, whose Nodes have the targets under the
         same other tags and "#Y" (or "#data" and "#target"); or `(found_x, found_y)`; or `{name: (x, y)}`. Each round,
-        every member trains by `optimizer` for `local_epochs` from the weights of the moment, and `strategy` (FedAvg)
-        makes one model of it. Members are VirtualWorkers.
+        every Node trains by `optimizer` for `local_epochs` from the weights of the moment, as a job that its owners
+        have signed off (a Node whose owners refuse is left out, with the reason), and `strategy` (FedAvg) makes one
+        model of it.
 
         `loss(scores, targets)` is a scalar tensor. After each round the model is tried on `held_out`, rows and
         targets of the caller's own, by `metrics`, functions of (scores, targets); without them, by accuracy where
@@ -82,7 +89,8 @@ class Trains:
         if deadline_s is not None and not deadline_s > 0:
             raise BadRequest("deadline_s is a number of seconds, more than 0")
         found = pairs(self, data)
-        nodes = {name: _opener(x, y) for name, (x, y) in found.items()}
+        plans: dict[Any, Plan] = {}
+        nodes = {name: _opener(x, y, model, loss, batch_size, plans) for name, (x, y) in found.items()}
         steps = LocalSteps(
             optimizer=optimiser_of(optimizer),
             epochs=local_epochs,
@@ -90,9 +98,10 @@ class Trains:
             shuffle=shuffle,
             seed=seed,
             rounds=rounds,
-            asked=rounds * strategy.goal if isinstance(strategy, FedBuff) else rounds,
+            asked=strategy.goal if isinstance(strategy, FedBuff) else 1,
             proximal=strategy.proximal,
             corrected=strategy.corrected,
+            reason=reason,
         )
         return fit(
             model, loss, nodes, steps, strategy, held_out=held_out, metrics=metrics, minimum=minimum,
@@ -150,11 +159,25 @@ def _beside(grid: Searchable, name: str, rows: Any) -> Any:
     return at_node[0]
 
 
-def _opener(rows: Any, targets: Any) -> OpenJob:
-    """Who opens the job at the place of these data."""
-    place = getattr(rows, "location", None)
-    if place is not getattr(targets, "location", None):
+def _opener(
+    rows: Any, targets: Any, model: torch.nn.Module, loss: Any, batch_size: int, plans: dict[Any, Plan]
+) -> OpenJob:
+    """Who opens the job at the place of these data. Nodes whose rows look alike get the same plan, captured once."""
+    place = _place(rows)
+    if place is not _place(targets):
         raise InvalidDataError("rows and targets of a training lie at one Node")
-    if not isinstance(place, VirtualWorker):
-        raise BadRequest("a training takes pointers to data of VirtualWorkers")
-    return lambda model, loss, steps, job: LocalJob(model, loss, rows, targets, steps)
+    if isinstance(place, VirtualWorker):
+        return lambda model, loss, steps, job: LocalJob(model, loss, rows, targets, steps)
+    if not isinstance(place, NodeClient):
+        raise BadRequest("a training takes pointers to what Nodes have published, or to data of VirtualWorkers")
+    examples = example_of(place_of(rows)), example_of(place_of(targets))
+    form = tuple((one.dtype, one.shape) for one in examples)
+    if form not in plans:
+        plans[form] = loss_plan(model, loss, inputs=examples, batch=(1, max(batch_size, BATCHES[1])))
+    plan = plans[form]
+    return lambda model, loss, steps, job: NodeJob.open(place, plan, model, {"x": rows, "y": targets}, steps, job)
+
+
+def _place(data: Any) -> Any:
+    """The Node or worker of a pointer, or of a table and its columns."""
+    return getattr(data[0] if isinstance(data, tuple) else data, "location", None)

@@ -264,7 +264,7 @@ def run(grid: PrivateGridNetwork, make: MakeJob | Mapping[str, MakeJob], **optio
     rounds = options.pop("rounds", 3)
     steps = LocalSteps(
         optimizer=SGD(lr=0.2), epochs=1, batch_size=options.pop("batch_size", 8), shuffle=True, seed=0, rounds=rounds,
-        asked=rounds, proximal=strategy.proximal, corrected=strategy.corrected,
+        asked=1, proximal=strategy.proximal, corrected=strategy.corrected, reason="",
     )  # fmt: skip
     given: dict[str, Any] = {
         "held_out": None, "metrics": None, "minimum": 1, "deadline_s": None, "sign_off_s": None, "checkpoint": None,
