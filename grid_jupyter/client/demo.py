@@ -1,4 +1,4 @@
-"""The main job from end to end, on a running grid: publish, find, be refused, compute, train. `jupyter grid demo`."""
+"""The main job from end to end, on a running grid: publish, find, be refused, train by jobs. `jupyter grid demo`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy
 import torch
-from tqdm import tqdm
 
-from grid_jupyter.client.fedavg import federated_rounds
+from grid_jupyter.client.fits import Fit
 from grid_jupyter.client.grid import PublicGridNetwork
 from grid_jupyter.client.local import local
 from grid_jupyter.client.node import NodeClient
 from grid_jupyter.errors import GetNotPermittedError, GridError
-from grid_jupyter.tensors.remote import RemoteTensor
+from grid_jupyter.wire.messages import JobPolicy
 
 ROUNDS, LOCAL_EPOCHS, LR, BATCH, SEED = 10, 5, 0.3, 16, 0
 SCIENTIST = "Ana"
@@ -90,8 +89,13 @@ def pooled(shards: dict[str, tuple[torch.Tensor, torch.Tensor]], epochs: int) ->
 # ------------------------------------------------------------------ the steps
 
 
-def publish(nodes: dict[str, str], shards: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Each owner publishes his shard, readable by the scientist."""
+def publish(
+    nodes: dict[str, str],
+    shards: dict[str, tuple[torch.Tensor, torch.Tensor]],
+    readers: tuple[str, ...] = (SCIENTIST,),
+) -> None:
+    """Each owner publishes his shard: the `readers` may read it, and the scientist's jobs run unasked, if they take
+    some steps on some rows."""
     for name, (inputs, classes) in shards.items():
         with NodeClient(None, nodes[name]) as node:
             for data, part in ((inputs, "#X"), (classes, "#Y")):
@@ -100,13 +104,14 @@ def publish(nodes: dict[str, str], shards: dict[str, tuple[torch.Tensor, torch.T
                     name=f"digits {part[1:]}",
                     tags=("#digits", "#demo", part),
                     description=f"Handwritten digits of {name}.\n8x8 pixels in 0..1, or the digit.",
-                    allowed_users=SCIENTIST,
+                    allowed_users=readers,
                     user=name,
+                    jobs=JobPolicy(automatic=(SCIENTIST,), min_rows=50, min_steps=10),
                 )
 
 
 def refused(pointers: list[Any]) -> int:
-    """A guest computes, and tries to read in every way there is; how often it was refused.
+    """Somebody computes, and tries to read in every way there is; how often it was refused.
 
     Raises GridError if anything was given out.
     """
@@ -121,21 +126,13 @@ def refused(pointers: list[Any]) -> int:
             except GetNotPermittedError:
                 count += 1
             else:
-                raise GridError("a guest was given a value; this must never happen")
+                raise GridError("somebody was given a value who may not read it; this must never happen")
     return count
 
 
 def _size(pointer: Any) -> Any:
     """How many pixels are not black: a size that depends on values, whose number is a value."""
     return int(pointer[pointer > 0].shape[0])
-
-
-def statistics(found: dict[str, list[RemoteTensor]]) -> dict[str, float]:
-    """What the scientist computes first: rows and mean brightness, over all Nodes."""
-    rows = {name: len(pointers[0]) for name, pointers in found.items()}
-    means = {name: pointers[0].mean().item() for name, pointers in found.items()}
-    total = sum(rows.values())
-    return {"rows": total, "mean_pixel": sum(rows[name] * means[name] for name in rows) / total}
 
 
 def plot(history: list[dict[str, float]], reference: float, path: Path) -> None:
@@ -160,8 +157,9 @@ def run(output: Path, say: Callable[[str], None]) -> dict[str, Any]:
     grid = local()
     names = sorted(grid.nodes)
     parts = digits(names)
-    publish(grid.nodes, parts.shards)
-    say(f"{len(names)} owners published {sum(len(x) for x, _ in parts.shards.values())} rows, readable by {SCIENTIST}")
+    publish(grid.nodes, parts.shards, readers=())
+    rows = sum(len(x) for x, _ in parts.shards.values())
+    say(f"{len(names)} owners published {rows} rows that nobody may read; jobs of {SCIENTIST} may train on them")
 
     guest = PublicGridNetwork(None, grid.network)
     seen = guest.search("#digits", "#demo", "#X")
@@ -172,24 +170,34 @@ def run(output: Path, say: Callable[[str], None]) -> dict[str, Any]:
     say(f"a guest found them through the Network, computed on them, and was refused {refusals} times of {refusals}")
 
     scientist = PublicGridNetwork(None, grid.network, user=SCIENTIST)
-    inputs, classes = (scientist.search("#digits", "#demo", part) for part in ("#X", "#Y"))
-    found = statistics(inputs)
-    say(f"{SCIENTIST} computed: {found['rows']} rows, mean pixel {found['mean_pixel']:.4f}")
+    inputs = scientist.search("#digits", "#demo", "#X")
+    own = refused([pointers[0] for pointers in inputs.values()])
+    say(f"{SCIENTIST} computed on them as well, and was refused {own} times of {own}")
 
     model = network()
-    data = {name: (inputs[name][0], classes[name][0]) for name in names}
     history: list[dict[str, float]] = []
-    training = federated_rounds(
-        model, data, rounds=ROUNDS, local_epochs=LOCAL_EPOCHS, lr=LR, batch_size=BATCH, seed=SEED
+
+    def after_round(fit: Fit) -> None:
+        done = fit.records[-1]
+        if len(done.participants) < len(names):
+            raise GridError(f"round {done.round} went without {', '.join(done.left_out)}: {done.left_out}")
+        history.append({"round": done.round, "accuracy": done.figures["accuracy"], "loss": done.figures["loss"]})
+        if not sys.stderr.isatty():
+            say(f"round {done.round:2d}  accuracy {history[-1]['accuracy']:.3f}  loss {history[-1]['loss']:.3f}")
+
+    scientist.train(
+        model,
+        torch.nn.functional.cross_entropy,
+        data=(inputs, scientist.search("#digits", "#demo", "#Y")),
+        rounds=ROUNDS,
+        local_epochs=LOCAL_EPOCHS,
+        batch_size=BATCH,
+        seed=SEED,
+        optimizer=torch.optim.SGD(model.parameters(), lr=LR),
+        held_out=parts.held_out,
+        reason="the demo: digits over all Nodes",
+        after_round=after_round,
     )
-    terminal = sys.stderr.isatty()
-    with tqdm(training, total=ROUNDS, desc="federated rounds", disable=not terminal) as bar:
-        for done in bar:
-            accuracy, loss = evaluate(model, parts.held_out)
-            history.append({"round": done.number, "accuracy": accuracy, "loss": loss})
-            bar.set_postfix(accuracy=f"{accuracy:.3f}")
-            if not terminal:
-                say(f"round {done.number:2d}  accuracy {accuracy:.3f}  loss {loss:.3f}")
     scientist.close()
     reference, _ = evaluate(pooled(parts.shards, ROUNDS * LOCAL_EPOCHS), parts.held_out)
     final = history[-1]["accuracy"]
@@ -201,8 +209,7 @@ def run(output: Path, say: Callable[[str], None]) -> dict[str, Any]:
     return {
         "ok": True,
         "nodes": {name: len(x) for name, (x, _) in parts.shards.items()},
-        "refusals": refusals,
-        "statistics": found,
+        "refusals": refusals + own,
         "rounds": history,
         "accuracy": final,
         "pooled_accuracy": reference,
