@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import socket
 import subprocess
 import sys
 import time
@@ -30,6 +31,12 @@ def eventually(look: Callable[[], T], what: str, deadline_s: float = DEADLINE_S)
         assert time.monotonic() < end, f"{what} did not happen within {deadline_s:.0f} s"
         time.sleep(0.05)
     return seen
+
+
+def _listens(port: int) -> bool:
+    """Whether a server takes connections: Jupyter tells where it is before it does."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 class Jupyter:
@@ -81,7 +88,8 @@ class Jupyter:
     def _find_url(self) -> str:
         assert self.process.poll() is None, self.log.read_text()
         texts = [file.read_text() for file in (self.home / "runtime").glob("jpserver-*.json")]
-        return next((str(json.loads(text)["url"]) for text in texts if text.endswith("}")), "")
+        found = [json.loads(text) for text in texts if text.endswith("}")]
+        return next((str(info["url"]) for info in found if _listens(info["port"])), "")
 
     def status(self) -> dict[str, Any]:
         """The answer of the status route; {} while nothing answers."""
