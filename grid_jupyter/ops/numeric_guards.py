@@ -129,21 +129,22 @@ def _convolution(x: torch.Tensor, weight: torch.Tensor, bias: Any, stride: list[
     return aten.convolution.default(x, weight, bias, stride, *options)
 
 
-def _recurrence(kernel: Any) -> Callable[..., Any]:
-    """The kernel counts up to the degree, however large that is."""
-
-    def guarded(x: torch.Tensor, n: torch.Tensor) -> Any:
-        need(not bool((n > _MAX_DEGREE).any()), f"degrees up to {_MAX_DEGREE}")
-        return kernel(x, n)
-
-    return guarded
-
-
 def _polynomial(kernel: Any) -> Callable[..., Any]:
     """The kernel stops at NaN before it wrote a result, and returns what its memory held."""
 
     def guarded(x: torch.Tensor, n: torch.Tensor) -> Any:
         return kernel(x, n).masked_fill_(x.isnan() & (n >= 2), float("nan"))
+
+    return guarded
+
+
+def _recurrence(kernel: Any) -> Callable[..., Any]:
+    """Such a kernel that counts up to the degree besides, however large that is."""
+    polynomial = _polynomial(kernel)
+
+    def guarded(x: torch.Tensor, n: torch.Tensor) -> Any:
+        need(not bool((n > _MAX_DEGREE).any()), f"degrees up to {_MAX_DEGREE}")
+        return polynomial(x, n)
 
     return guarded
 

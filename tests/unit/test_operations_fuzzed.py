@@ -80,10 +80,16 @@ def test_calls_that_kill_a_process_are_refused():
             assert code in ("remote-operation", "operation-not-allowed"), name
 
 
-@pytest.mark.parametrize("shifted", ["", "shifted_"])
-@pytest.mark.parametrize("letter", ["t", "u", "v", "w"])
-def test_a_polynomial_of_nan_is_nan_and_not_what_memory_held(shifted: str, letter: str):
-    run = kernel(f"aten.special_{shifted}chebyshev_polynomial_{letter}.default").run
+_POLYNOMIALS = [
+    *(f"{shifted}chebyshev_polynomial_{letter}" for shifted in ("", "shifted_") for letter in "tuvw"),
+    "laguerre_polynomial_l",
+    "legendre_polynomial_p",
+]
+
+
+@pytest.mark.parametrize("name", _POLYNOMIALS)
+def test_a_polynomial_of_nan_is_nan_and_not_what_memory_held(name: str):
+    run = kernel(f"aten.special_{name}.default").run
     x = torch.tensor([float("nan"), 0.5, float("nan"), 2.0])
     degrees = torch.tensor([5.0, 5.0, 0.0, 3.0])
     found, of_numbers = run(x, degrees), run(x.nan_to_num(), degrees)
