@@ -21,8 +21,8 @@ Answer = tuple[worker.Reply, memoryview, list[int]]
 """A reply, its payload, and its descriptors, which belong to whom it is given to."""
 Answered = Callable[[Answer | GridError], None]
 
-_LAST_WORDS_S = 2.0
-"""How long the fork server, which knows why a Worker ended, is waited for."""
+_LAST_WORDS_S = 10.0
+"""How long the fork server, which knows why a Worker ended and may be loading something, is waited for."""
 
 
 class WayToWorker(Protocol):
