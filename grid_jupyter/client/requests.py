@@ -48,7 +48,7 @@ class Request:
 
     @property
     def state(self) -> str:
-        """waiting, question, approved, denied, expired, revoked or used; granted where nobody had to be asked."""
+        """waiting, question, approved, denied, expired, revoked, withdrawn or used; granted where nobody is asked."""
         return self.info.state
 
     def _ask(self, method: str, verb: str, body: Any = None) -> RequestInfo:

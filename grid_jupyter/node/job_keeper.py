@@ -37,7 +37,19 @@ from grid_jupyter.node.job_queue import Waiting, next_job
 from grid_jupyter.node.job_records import MAX_HISTORY, LiveJob
 from grid_jupyter.node.job_runs import JobWorker, header_of
 from grid_jupyter.node.requests import Requests
-from grid_jupyter.node.verdicts import DENIED, GRANTED, JOB, QUESTION, USED, WAITING, Asked, Verdict, binding_of
+from grid_jupyter.node.verdicts import (
+    DENIED,
+    EXPIRED,
+    GRANTED,
+    JOB,
+    QUESTION,
+    USED,
+    WAITING,
+    WITHDRAWN,
+    Asked,
+    Verdict,
+    binding_of,
+)
 from grid_jupyter.plans.document import Document
 from grid_jupyter.plans.reader import read_plan
 from grid_jupyter.store.blobs import BlobStore
@@ -100,6 +112,9 @@ class JobKeeper:
             if row.ended is None or row.state == "done":
                 live = self._live[row.id] = LiveJob(row)
                 await self.apply(live, machine.Restarted())
+        for key in await self._requests.open_keys(JOB):
+            if self.get(key.removesuffix(RESULT)) is None:  # it ended, and then the Node, before this was written
+                await self._requests.close(key, WITHDRAWN, "", "the job is over")
         self._sweeper = asyncio.create_task(self._sweep(), name="jobs")
         for live in list(self._live.values()):
             self._spawn(self.reconsider(live))
@@ -218,7 +233,13 @@ class JobKeeper:
         except GridError as error:
             event = machine.Refused(str(error))
         await self.apply(live, event)
+        if live.machine.ended and live.machine.state != "done":  # while it was asked for
+            await self._close_requests(live, machine.CloseRequest("withdrawn", why=f"the job is {live.machine.state}"))
         self._schedule()
+
+    async def _close_requests(self, live: LiveJob, closing: machine.CloseRequest) -> None:
+        for key in (live.id, live.id + RESULT):
+            await self._requests.close(key, closing.state, closing.by, closing.why)
 
     async def _verdict(self, live: LiveJob) -> machine.Event:
         found = await self.find(live.by, live.document.data)
@@ -247,6 +268,10 @@ class JobKeeper:
         if verdict.state == WAITING:
             return machine.Asked(f"it waits for the word of {owners}" + (", who look at the result" if looked else ""))
         said = f": {verdict.reason}" if verdict.reason else ""
+        if verdict.state == EXPIRED:
+            return machine.Lapsed(f"its request, or its approval, is expired{said}: ask {owners}, then submit it again")
+        if verdict.state == WITHDRAWN:
+            return machine.Denied(f"its request was withdrawn{said}; submit it again")
         return machine.Denied(f"{'denied' if verdict.state == DENIED else f'the approval is {verdict.state}'}{said}")
 
     async def stands(self, live: LiveJob) -> bool:
@@ -294,6 +319,8 @@ class JobKeeper:
     async def _act(self, live: LiveJob, action: machine.Action) -> None:
         if isinstance(action, machine.EndRun):
             await self._end_worker(live)
+        elif isinstance(action, machine.CloseRequest):
+            await self._close_requests(live, action)
         elif isinstance(action, machine.AskRelease):
             self._spawn(self.reconsider(live))
         elif isinstance(action, machine.DropWork):

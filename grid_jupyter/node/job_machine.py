@@ -119,6 +119,13 @@ class Stopped:
 
 
 @dataclass(frozen=True)
+class Lapsed:
+    """The time of what it was asked by, or approved by, is over."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Refused:
     """It cannot run at all, for a reason that does not depend on the data's values."""
 
@@ -148,8 +155,8 @@ class Tick:
 
 
 Event = Union[
-    Granted, Asked, Denied, Begun, Checkpointed, RoundDone, Finished, Broke, Stopped, Refused, Released, Cancelled,
-    Restarted, Tick,
+    Granted, Asked, Denied, Begun, Checkpointed, RoundDone, Finished, Broke, Stopped, Lapsed, Refused, Released,
+    Cancelled, Restarted, Tick,
 ]  # fmt: skip
 
 # ------------------------------------------------------------------ actions
@@ -175,7 +182,16 @@ class DropResult:
     """Delete what it came to."""
 
 
-Action = Union[EndRun, AskRelease, DropWork, DropResult]
+@dataclass(frozen=True)
+class CloseRequest:
+    """What was asked of its owners is over with it: `state` is what becomes of what waits still, or is approved."""
+
+    state: Literal["withdrawn", "expired", "used"]
+    by: str = ""  # who ended the job; empty: nobody did
+    why: str = ""
+
+
+Action = Union[EndRun, AskRelease, DropWork, DropResult, CloseRequest]
 Step = tuple[Job, tuple[Action, ...]]
 
 # ------------------------------------------------------------------ the machine
@@ -186,13 +202,15 @@ def on(job: Job, event: Event, now: float, terms: Terms = TERMS) -> Step:
     if job.ended:
         return _ended(job, event, now)
     if isinstance(event, Cancelled):
-        return _over(job, "cancelled", f"cancelled by {event.who}")
+        return _over(job, "cancelled", f"cancelled by {event.who}", CloseRequest("withdrawn", event.who))
     if isinstance(event, Tick):
         return _tick(job, now)
     if job.state == "held":
         return _held(job, event, now, terms)
     if isinstance(event, Denied):
         return _over(job, "denied", event.text)
+    if isinstance(event, Lapsed):
+        return _over(job, "expired", event.text)
     if isinstance(event, Asked):
         after = replace(job, state="waiting", said=event.text, expires=now + terms.undecided_s)
         return after, (EndRun(),) if job.state == "running" else ()
@@ -215,7 +233,7 @@ def _running(job: Job, event: Event, now: float, terms: Terms) -> Step:
         after = replace(job, rounds_done=job.rounds_done + 1, tries=0, expires=now + terms.idle_s)
         if after.rounds_done < job.rounds:
             return after, ()
-        return _over(after, "done", "each round gave its result", expires=now + terms.result_s)
+        return _over(replace(after, expires=now + terms.result_s), "done", "each round gave its result")
     if isinstance(event, Finished | Broke):
         outcome = event.text if isinstance(event, Broke) else ""
         said = "what it came to waits for its release" + (", which its owner decides" if job.look else "")
@@ -234,12 +252,12 @@ smaller batch or model"
 
 def _held(job: Job, event: Event, now: float, terms: Terms) -> Step:
     if isinstance(event, Released) and job.outcome:
-        return _over(job, "failed", job.outcome)
+        return _over(job, "failed", job.outcome, CloseRequest("used"))
     if isinstance(event, Released):
         after = replace(job, state="done", said="", expires=now + terms.result_s)
-        return after, (DropWork(),)
-    if isinstance(event, Denied | Refused):
-        after, actions = _over(job, "denied", event.text)
+        return after, (DropWork(), CloseRequest("used"))
+    if isinstance(event, Denied | Refused | Lapsed):
+        after, actions = _over(job, "expired" if isinstance(event, Lapsed) else "denied", event.text)
         return replace(after, outcome=""), actions
     if isinstance(event, Asked):
         return replace(job, said=event.text, look=True), ()
@@ -269,7 +287,10 @@ def _ended(job: Job, event: Event, now: float) -> Step:
     return job, ()
 
 
-def _over(job: Job, state: State, said: str, expires: float | None = None) -> Step:
-    after = replace(job, state=state, said=said, expires=expires)
-    actions: tuple[Action, ...] = (EndRun(), DropWork())
-    return after, actions if state == "done" else (*actions, DropResult())
+def _over(job: Job, state: State, said: str, closed: CloseRequest | None = None) -> Step:
+    if state == "done":
+        return replace(job, state=state, said=said), (EndRun(), DropWork(), CloseRequest("used"))
+    if closed is None:
+        closed = CloseRequest("expired" if state == "expired" else "withdrawn")
+    after = replace(job, state=state, said=said, expires=None)
+    return after, (EndRun(), DropWork(), DropResult(), replace(closed, why=f"the job is {state}: {said}"))

@@ -144,7 +144,7 @@ def describe(
         ended=row.ended,
         expires=machine.expires,
         rounds_done=machine.rounds_done,
-        progress=min(1.0, done / total) if shown else None,
+        progress=None if not shown else 1.0 if machine.state == "done" else min(1.0, done / total),
         history=tuple(row.history) if shown else None,
         log=tuple(LogLine(at=line["at"], text=line["text"]) for line in row.log),
     )

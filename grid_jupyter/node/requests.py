@@ -36,6 +36,7 @@ from grid_jupyter.node.verdicts import (
     USED,
     VALUE,
     WAITING,
+    WITHDRAWN,
     Asked,
     Verdict,
     demand,
@@ -177,8 +178,8 @@ class Requests:
             found = self._on_time(rows, events, _asked_by(account.username, rows.get(request)), self._clock())
             if found.state not in (*OPEN, APPROVED):
                 raise Conflict(f"request {request} is {found.state}, so there is nothing to withdraw")
-            rows.set_state(request, REVOKED)
-            rows.say(request, self._clock(), account.username, "withdrawn", "")
+            rows.set_state(request, WITHDRAWN)
+            rows.say(request, self._clock(), account.username, WITHDRAWN, "")
             events.append(self._audit.event("withdrawn", account.username, request=request))
             return rows.get(request)
 
@@ -311,6 +312,27 @@ class Requests:
         for request in await self._table.change(work):
             await self._change(partial(end, request))
 
+    async def close(self, key: str, state: str, by: str, why: str) -> None:
+        """What was asked for under a key is over: what of it waits, or is approved, becomes withdrawn, expired or
+        used, in the audit log as well."""
+
+        def work(rows: RequestRows) -> list[int]:
+            return [one.id for one in rows.under(key, (*OPEN, APPROVED))]
+
+        def end(request: int, rows: RequestRows, events: list[Event]) -> StoredRequest:
+            rows.set_state(request, state)
+            rows.say(request, self._clock(), by, state, why)
+            events.append(self._audit.event(state, by, request=request, key=key))
+            return rows.get(request)
+
+        for request in await self._table.change(work):
+            await self._change(partial(end, request))
+
+    async def open_keys(self, kind: str) -> frozenset[str]:
+        """The keys of what waits, or is approved, of a kind."""
+        found = await self._table.change(lambda rows: rows.listed(states=(*OPEN, APPROVED)))
+        return frozenset(one.key for one in found if one.kind == kind)
+
     async def held_bytes(self, asker: str) -> int:
         """Bytes of the values that are held for somebody."""
         return await self._table.change(lambda rows: rows.held_bytes(asker))
@@ -337,7 +359,7 @@ class Requests:
                 found = refused
             touched = [rows.get(request) for request in dict.fromkeys(event.details["request"] for event in events)]
             for one in touched:
-                if one.blob is not None and one.state in (DENIED, EXPIRED, REVOKED):
+                if one.blob is not None and one.state in (DENIED, EXPIRED, REVOKED, WITHDRAWN):
                     dropped.extend(blob for blob in [rows.let_go(one.id)] if blob)
             append(rows.session, [*before, *events])
             return found, touched
@@ -451,6 +473,7 @@ def _not_granted(found: StoredRequest) -> GetNotPermittedError:
         DENIED: "ask for something else, or talk to the owner",
         EXPIRED: "ask again with .request(reason)",
         REVOKED: "ask again with .request(reason)",
+        WITHDRAWN: "ask again with .request(reason)",
         USED: "an approval is good once; what it released is yours, ask again with .request(reason) for more",
     }[found.state]
     return GetNotPermittedError(f"request {found.id} is {found.state}{f' ({said})' if said else ''}: {remedy}")

@@ -14,7 +14,7 @@ from grid_jupyter.node.policy import GUEST, Rules, may_read
 
 JOB, VALUE = "job", "value"
 GRANTED, WAITING, QUESTION, APPROVED = "granted", "waiting", "question", "approved"
-DENIED, EXPIRED, REVOKED, USED = "denied", "expired", "revoked", "used"
+DENIED, EXPIRED, REVOKED, WITHDRAWN, USED = "denied", "expired", "revoked", "withdrawn", "used"
 OPEN = (WAITING, QUESTION)
 """States of a request in which somebody is to say something."""
 

@@ -101,6 +101,11 @@ class RequestRows:
         row = self.session.scalars(query).first()
         return None if row is None else _stored(row)
 
+    def under(self, key: str, states: Sequence[str]) -> tuple[StoredRequest, ...]:
+        """Requests with a key, in these states."""
+        query = select(ReleaseRequest).where(ReleaseRequest.key == key, ReleaseRequest.state.in_(states))
+        return tuple(_stored(row) for row in self.session.scalars(query))
+
     def listed(
         self,
         *,

@@ -16,7 +16,7 @@ class RequestedData(Message, frozen=True):
 
 
 class Remark(Message, frozen=True):
-    """One thing that was said about a request, at a time in UTC seconds. `what` is question, answer, withdrawn, or
+    """One thing that was said about a request, at a time in UTC seconds. `what` is question, answer, or
     the state that it led to; `by` is empty where nobody said it."""
 
     at: float
@@ -36,8 +36,9 @@ class OwnerDecision(Message, frozen=True):
 class RequestInfo(Message, frozen=True):
     """A request for a job or a value, as its asker and its owners see it.
 
-    `state` is waiting, question, approved, denied, expired, revoked or used. `expires` (UTC seconds) ends the waiting,
-    or the approval. `shown` and `binding` are for those who decide: of a value they tell more than its asker may know.
+    `state` is waiting, question, approved, denied, expired, revoked, withdrawn or used. `expires` (UTC seconds) ends
+    the waiting, or the approval. `shown` and `binding` are for those who decide: of a value they tell more than its
+    asker may know.
     """
 
     id: int

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from grid_jupyter.node.job_machine import (
     ENDS,
     MAX_TRIES,
+    TERMS,
     Asked,
     AskRelease,
     Begun,
     Broke,
     Cancelled,
     Checkpointed,
+    CloseRequest,
     Denied,
     DropResult,
     DropWork,
@@ -24,6 +27,7 @@ from grid_jupyter.node.job_machine import (
     Finished,
     Granted,
     Job,
+    Lapsed,
     Refused,
     Released,
     Restarted,
@@ -39,6 +43,7 @@ EVENTS = st.one_of(
     st.builds(Granted, look=st.booleans()),
     st.builds(Asked, text=st.just("wait")),
     st.builds(Denied, text=st.just("no")),
+    st.builds(Lapsed, text=st.just("over")),
     st.just(Begun()),
     st.builds(Checkpointed, epoch=st.integers(1, 9)),
     st.just(RoundDone()),
@@ -67,7 +72,7 @@ def test_a_job_that_is_granted_runs_and_is_released():
     assert actions == (EndRun(), AskRelease())
     job, actions = on(job, Released(), 6.0)
     assert job.state == "done"
-    assert actions == (DropWork(),)
+    assert actions == (DropWork(), CloseRequest("used"))
     assert job.expires is not None
 
 
@@ -174,3 +179,29 @@ def test_a_user_who_runs_as_many_as_allowed_waits_while_others_do_not():
     queued = [Waiting("1", "Ann", 0.0), Waiting("2", "Bob", 9.0)]
     assert next_job(queued, ["Ann"], {}, 1) == "2"
     assert next_job(queued[:1], ["Ann"], {}, 1) is None
+
+
+@pytest.mark.parametrize(
+    ("events", "state", "closed"),
+    [
+        ([Cancelled("Ann")], "cancelled", ("withdrawn", "Ann")),
+        ([Asked("Bea"), Cancelled("Bea")], "cancelled", ("withdrawn", "Bea")),
+        ([Granted(), Begun(), Cancelled("Ann")], "cancelled", ("withdrawn", "Ann")),
+        ([Granted(), Refused("gone")], "failed", ("withdrawn", "")),
+        ([Lapsed("nobody said a word")], "expired", ("expired", "")),
+        ([Granted(), Begun(), Lapsed("the approval is over")], "expired", ("expired", "")),
+        ([Granted(look=True), Begun(), Finished(), Lapsed("nobody looked")], "expired", ("expired", "")),
+        ([Granted(look=True), Begun(), Broke("no number"), Released()], "failed", ("used", "")),
+    ],
+)
+def test_what_ends_a_job_ends_what_was_asked_of_its_owners(events: list[Event], state: str, closed: tuple[str, str]):
+    job, actions = on(after(JOB, *events[:-1]), events[-1], 1.0)
+    assert job.state == state
+    assert [(one.state, one.by) for one in actions if isinstance(one, CloseRequest)] == [closed]
+
+
+def test_a_request_that_nobody_answers_expires_with_its_job():
+    job = after(JOB, Asked("it waits for the word of Bea"))
+    job, actions = on(job, Tick(), TERMS.undecided_s + 1.0)
+    assert (job.state, job.said.partition(";")[0]) == ("expired", "nobody decided about it in time")
+    assert CloseRequest("expired", why=f"the job is expired: {job.said}") in actions

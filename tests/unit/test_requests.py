@@ -279,6 +279,20 @@ def test_requests_of_one_user_are_limited_and_withdrawing_makes_room(world: Worl
     world.asks(value(key="one more"))
 
 
+def test_a_job_that_is_over_closes_what_was_asked_for_it_and_the_log_says_so(world: World):
+    waits, other = world.asks(value(kind=JOB, key="job")), world.asks(value(kind=JOB, key="another"))
+    assert run(world.requests.open_keys(JOB)) == {"job", "another"}
+    run(world.requests.close("job", "withdrawn", "Ana", "the job is cancelled"))
+    assert [one.id for one in run(world.requests.to_decide(BOB))] == [other]
+    assert run(world.requests.visible(BOB, waits)).dialogue[-1]["text"] == "the job is cancelled"
+    assert world.told[-1] == (JOB, "job", Verdict("withdrawn", waits, "the job is cancelled"))
+    with pytest.raises(Conflict, match="is withdrawn"):
+        run(world.requests.approve(BOB, waits))
+    with pytest.raises(GetNotPermittedError, match="is withdrawn"):
+        run(world.requests.use(waits, "Ana"))
+    assert world.events() == ["requested", "requested", "withdrawn"]
+
+
 def test_what_is_too_large_to_be_shown_is_refused(world: World):
     with pytest.raises(LimitExceededError, match="1024 KiB"):
         world.decide(value(shown={"plan": "x" * (1 << 20)}))
