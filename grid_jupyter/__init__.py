@@ -19,6 +19,7 @@ _PUBLIC: dict[str, str] = {
     "JobPolicy": "grid_jupyter.wire.messages",
     "ModelCentricFLClient": "grid_jupyter.client.model_centric",
     "Adam": "grid_jupyter.plans.optimisers",
+    "GridJobs": "grid_jupyter.client.grid_jobs",
     "Job": "grid_jupyter.client.jobs",
     "MultiPointerTensor": "grid_jupyter.tensors.multi",
     "NodeClient": "grid_jupyter.client.node",

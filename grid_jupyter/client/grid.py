@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from grid_jupyter.client.credentials import Credentials
+from grid_jupyter.client.grid_jobs import Submits
 from grid_jupyter.client.node import NodeClient
 from grid_jupyter.client.training import Trains
 from grid_jupyter.errors import BadRequest, GridError
@@ -18,7 +19,7 @@ log = logging.getLogger("grid_jupyter")
 _AT_ONCE = 16
 
 
-class PublicGridNetwork(Trains):
+class PublicGridNetwork(Trains, Submits):
     """The Nodes of a Network: `PublicGridNetwork(hook, "http://localhost:5000").search("#x-ray")`."""
 
     def __init__(

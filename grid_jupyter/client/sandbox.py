@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from grid_jupyter.client.grid_jobs import Submits
 from grid_jupyter.client.node import NodeClient
 from grid_jupyter.client.training import Trains
 from grid_jupyter.client.virtual import TorchHook, VirtualWorker
@@ -22,7 +23,7 @@ _DATASETS = {
 }
 
 
-class PrivateGridNetwork(Trains):
+class PrivateGridNetwork(Trains, Submits):
     """Workers that are known here, searched as a Network is: `PrivateGridNetwork(bob, alice).search("#iris")`."""
 
     def __init__(self, *workers: Any) -> None:

@@ -81,10 +81,7 @@ class Submitting:
             if loss is None:
                 raise BadRequest("a module is submitted with its loss: submit(model, loss=torch.nn.…, data=…)")
             model = plan if model is None else model
-            x, y = (example_of(places[name]) for name in ("x", "y")) if {"x", "y"} <= places.keys() else (None, None)
-            if x is None or y is None:
-                raise BadRequest("a job takes data={'x': …, 'y': …}; capture plans with other inputs by loss_plan")
-            plan = loss_plan(plan, loss, inputs=(x, y), metrics=metrics)
+            plan = captured(plan, loss, places, metrics)
         document = plan.document
         known = tuple(one.name for one in document.outputs_of("metric"))
         chosen = known if metrics is None or isinstance(metrics, Mapping) else tuple(metrics)
@@ -142,6 +139,22 @@ class Submitting:
 
 Place = tuple[Rows, str, tuple[int, ...]]
 """Where one input lies, and the dtype and shape that it has."""
+
+
+def captured(module: torch.nn.Module, loss: Any, places: Mapping[str, Place], metrics: Any) -> Plan:
+    """The plan of a module and its loss, for data of the form that lies there.
+
+    Raises BadRequest, NotCapturableError, InvalidDataError for a model that does not take rows of this form.
+    """
+    if not {"x", "y"} <= places.keys():
+        raise BadRequest("a job takes data={'x': …, 'y': …}; capture plans with other inputs by loss_plan")
+    examples = example_of(places["x"]), example_of(places["y"])
+    try:
+        return loss_plan(module, loss, inputs=examples, metrics=metrics)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:  # torch's, of examples that are nobody's
+        forms = " and ".join(f"{one.dtype} {['rows', *one.shape[1:]]}" for one in examples)
+        said = str(error).partition("\n")[0]
+        raise InvalidDataError(f"model and loss do not take the data, which is {forms}: {said}") from error
 
 
 def place_of(data: Any) -> Place:

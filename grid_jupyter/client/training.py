@@ -118,13 +118,13 @@ def pairs(grid: Searchable, data: Any) -> dict[str, tuple[Any, Any]]:
         rows, targets = data if isinstance(data, tuple) and len(data) == 2 else (data, None)
         if not isinstance(rows, Mapping) or not (targets is None or isinstance(targets, Mapping)):
             raise BadRequest("data= is what a search found, or a pair of such, or {name: (x, y)}")
-        ones = {name: _one(name, pointers) for name, pointers in rows.items()}
+        ones = {name: only_one(name, pointers) for name, pointers in rows.items()}
         found = {}
         for name, x in ones.items():
             if targets is not None:
                 if name not in targets:
                     raise InvalidDataError(f"{plain(name)} has rows, and no targets among what was found")
-                found[name] = x, _one(name, targets[name])
+                found[name] = x, only_one(name, targets[name])
             else:
                 found[name] = x, _beside(grid, name, x)
     if not found:
@@ -132,7 +132,8 @@ def pairs(grid: Searchable, data: Any) -> dict[str, tuple[Any, Any]]:
     return found
 
 
-def _one(name: str, pointers: Any) -> Any:
+def only_one(name: str, pointers: Any) -> Any:
+    """The pointer that a search found at a Node. Raises InvalidDataError where it found several."""
     if not isinstance(pointers, Sequence) or isinstance(pointers, torch.Tensor):
         return pointers
     if len(pointers) != 1:
@@ -163,8 +164,8 @@ def _opener(
     rows: Any, targets: Any, model: torch.nn.Module, loss: Any, batch_size: int, plans: dict[Any, Plan]
 ) -> OpenJob:
     """Who opens the job at the place of these data. Nodes whose rows look alike get the same plan, captured once."""
-    place = _place(rows)
-    if place is not _place(targets):
+    place = location_of(rows)
+    if place is not location_of(targets):
         raise InvalidDataError("rows and targets of a training lie at one Node")
     if isinstance(place, VirtualWorker):
         return lambda model, loss, steps, job: LocalJob(model, loss, rows, targets, steps)
@@ -178,6 +179,6 @@ def _opener(
     return lambda model, loss, steps, job: NodeJob.open(place, plan, model, {"x": rows, "y": targets}, steps, job)
 
 
-def _place(data: Any) -> Any:
+def location_of(data: Any) -> Any:
     """The Node or worker of a pointer, or of a table and its columns."""
     return getattr(data[0] if isinstance(data, tuple) else data, "location", None)
