@@ -100,7 +100,7 @@ class DaskPool:
             where = self._link or Link(way_to(urlsplit(address).netloc))
             self._host = where.host
             await self._door.open(where.host, where.port)
-            if urlsplit(address).scheme != "tls":
+            if urlsplit(address).scheme not in ("tls", "gateway"):  # dask-gateway's proxy takes TLS alone
                 log.warning(
                     "the way to Dask's scheduler %s is not encrypted, and tickets of Workers go by it: use tls://, "
                     "unless nobody else is on that network", address,

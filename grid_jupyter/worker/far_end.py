@@ -22,7 +22,7 @@ from grid_jupyter.worker.relay import PIECE_BYTES, Coming, Stream
 
 _FILLING_S = 0.001
 """How often it is looked whether a value that its Worker fills has more."""
-_LAST_WORDS_S = 2.0
+_LAST_WORDS_S = 10.0
 _UNSENT_BYTES = 64 << 20
 """What a Worker may say that its Node has not taken yet."""
 _FIXED = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from dask_world import DaskCluster
 from node_world import GridProcess
 from raw_session import RawSession
 
@@ -84,6 +85,24 @@ def alice(world: World) -> GridProcess:
     for name, role in (("Alice", "Owner"), ("Ana", "User"), ("Bob", "Publisher")):
         node.user(name, role)
     return node
+
+
+@pytest.fixture(scope="session")
+def cluster(grid_home: Path) -> Iterator[DaskCluster]:
+    """A Dask scheduler and two workers of four threads. Whoever kills one starts another."""
+    made = DaskCluster(grid_home / "dask")
+    try:
+        made.worker()
+        made.worker()
+        yield made
+    finally:
+        made.end()
+
+
+@pytest.fixture(scope="module")
+def backend() -> tuple[str, ...]:
+    """Options that say where the Workers of a Node run: on its own machine. A module may have others."""
+    return ()
 
 
 @pytest.fixture

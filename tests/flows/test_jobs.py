@@ -44,9 +44,9 @@ def rows() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def node(world: World) -> Iterator[GridProcess]:
+def node(world: World, backend: tuple[str, ...]) -> Iterator[GridProcess]:
     """Bea's Node: her data, open to Ann's jobs; Cem's ask first."""
-    made = world.start("node", "Bea")
+    made = world.start("node", "Bea", *backend)
     made.user("Bea", "Owner")
     made.user("Ann")
     made.user("Cem")
@@ -294,20 +294,20 @@ def test_a_job_is_cancelled_within_a_second(node, data):
         until(lambda: workers_of(node) == 0)
 
 
-def test_a_job_goes_on_where_it_was_when_its_node_is_started_again(small_world: World):
-    node = small_world.start("node", "Dan")
+def test_a_job_goes_on_where_it_was_when_its_node_is_started_again(small_world: World, backend: tuple[str, ...]):
+    node = small_world.start("node", "Dan", *backend)
     node.user("Dan", "Owner")
     x, y = rows()
     with node.client("Dan") as dan:
         dan.publish(x, tags=["#x"])
         dan.publish(y, tags=["#y"])
-        job = submit(dan, epochs=3000, batch_size=ROWS, optimizer=sgd(0.01, momentum=0.9), seed=3)
+        job = submit(dan, epochs=800, batch_size=ROWS, optimizer=sgd(0.01, momentum=0.9), seed=3)
         until(lambda: (job.progress or 0.0) > 0.02)
         node.kill()
         node.start()
         assert job.wait(90).info.state == "done", job.log()
         assert any("started again" in line for line in job.log())
-        straight = submit(dan, epochs=3000, batch_size=ROWS, optimizer=sgd(0.01, momentum=0.9), seed=3)
+        straight = submit(dan, epochs=800, batch_size=ROWS, optimizer=sgd(0.01, momentum=0.9), seed=3)
         assert same(job.result(), straight.result(90), 0.0)
 
 
@@ -380,8 +380,10 @@ def test_training_that_diverges_fails_and_says_what_to_do(node, data):
             job.result()
 
 
-def test_a_job_that_takes_too_long_or_too_much_fails_and_leaves_nothing_running(small_world: World):
-    node = small_world.start("node", "Eve", "--job-time", "2s", "--session-memory", "200M")
+def test_a_job_that_takes_too_long_or_too_much_fails_and_leaves_nothing_running(
+    small_world: World, backend: tuple[str, ...]
+):
+    node = small_world.start("node", "Eve", "--job-time", "2s", "--session-memory", "200M", *backend)
     node.user("Eve", "Owner")
     x, y = rows()
     with node.client("Eve") as eve:

@@ -46,9 +46,9 @@ def publishing(node: GridProcess, name: str, policy: JobPolicy) -> None:
 
 
 @pytest.fixture(scope="module")
-def nodes(world: World) -> Iterator[dict[str, GridProcess]]:
+def nodes(world: World, backend: tuple[str, ...]) -> Iterator[dict[str, GridProcess]]:
     """Three Nodes, each with its owner's rows, on which Sam's jobs run unasked."""
-    started = {name: world.start("node", name) for name in NAMES}
+    started = {name: world.start("node", name, *backend) for name in NAMES}
     for name, node in started.items():
         publishing(node, name, JobPolicy(automatic=("Sam",)))
     yield started

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -27,18 +26,6 @@ from grid_jupyter.errors import (
 
 LARGE = 1_500_000
 """Numbers of a tensor that is far above what travels inside a frame: 6 MB."""
-
-
-@pytest.fixture(scope="module")
-def cluster(grid_home: Path) -> Iterator[DaskCluster]:
-    """A scheduler and two workers of four threads."""
-    made = DaskCluster(grid_home / "dask")
-    try:
-        made.worker()
-        made.worker()
-        yield made
-    finally:
-        made.end()
 
 
 def options_of(backend: str, request: pytest.FixtureRequest) -> tuple[str, ...]:
