@@ -16,6 +16,8 @@ from grid_jupyter.ops.numeric_guards import NUMERIC_GUARDS
 from grid_jupyter.ops.numeric_guards import need as _need
 
 aten = torch.ops.aten
+MAX_PIECES = 100_000
+"""Tensors that one operation takes another apart into."""
 _FAR = 1e9
 _INDEX = (torch.int64, torch.int32)
 _SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
@@ -319,6 +321,28 @@ def _dense_first(kernel: Any) -> Callable[..., Any]:
     return guarded
 
 
+def _pieces(kernel: Any, count: Callable[..., int]) -> Callable[..., Any]:
+    """Memory that ends while torch makes a list of tensors ends the process."""
+
+    def guarded(x: torch.Tensor, *args: Any) -> Any:
+        _need(count(x, *args) <= MAX_PIECES, f"a tensor comes apart into {MAX_PIECES:,} pieces at most")
+        return kernel(x, *args)
+
+    return guarded
+
+
+def _by_size(x: torch.Tensor, size: int, dim: int = 0) -> int:
+    return -(-_each(x, dim) // size) if size > 0 else 0
+
+
+def _by_sizes(x: torch.Tensor, sizes: list[int], dim: int = 0) -> int:
+    return len(sizes)
+
+
+def _each(x: torch.Tensor, dim: int = 0) -> int:
+    return x.shape[dim] if -x.dim() <= dim < x.dim() else 0  # what does not fit, torch refuses in its own words
+
+
 GUARDS: dict[str, Callable[..., Any]] = {
     "aten.native_batch_norm.default": _batch_norm(aten.native_batch_norm.default),
     "aten._native_batch_norm_legit.default": _batch_norm(aten._native_batch_norm_legit.default),
@@ -353,6 +377,11 @@ GUARDS: dict[str, Callable[..., Any]] = {
     "aten.kthvalue.default": _dense_first(aten.kthvalue.default),
     "aten.median.dim": _dense_first(aten.median.dim),
     "aten.nanmedian.dim": _dense_first(aten.nanmedian.dim),
+    "aten.split.Tensor": _pieces(aten.split.Tensor, _by_size),
+    "aten.split_with_sizes.default": _pieces(aten.split_with_sizes.default, _by_sizes),
+    "aten.split_with_sizes_copy.default": _pieces(aten.split_with_sizes_copy.default, _by_sizes),
+    "aten.unbind.int": _pieces(aten.unbind.int, _each),
+    "aten.unbind_copy.int": _pieces(aten.unbind_copy.int, _each),
     **NUMERIC_GUARDS,
 }
 """Full name of an operation → the callable that checks its arguments and then runs it."""

@@ -44,8 +44,8 @@ _REPLACED: dict[str, Callable[..., Any]] = {
     "aten.new_empty_strided.default": _zeros_strided,
     # views that keep a version of their own would let autograd take in what was written to them since
     "aten._unsafe_view.default": aten.view.default,
-    "aten.unsafe_split.Tensor": _apart(aten.split.Tensor),
-    "aten.unsafe_split_with_sizes.default": _apart(aten.split_with_sizes.default),
+    "aten.unsafe_split.Tensor": _apart(GUARDS["aten.split.Tensor"]),
+    "aten.unsafe_split_with_sizes.default": _apart(GUARDS["aten.split_with_sizes.default"]),
     # a client's tensor cannot carry the conjugate or negative bit, so these are computed
     "aten._conj.default": aten._conj_physical.default,
     "aten._neg_view.default": aten.neg.default,

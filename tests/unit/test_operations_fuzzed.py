@@ -127,3 +127,22 @@ def test_what_was_survived_is_known_by_the_guard_that_stood_before_it():
     finally:
         guards.GUARDS["aten.median.dim"] = guarded
         kernel.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("aten.split.Tensor", (1,)),
+        ("aten.split_with_sizes.default", ([1] * 100_001,)),
+        ("aten.split_with_sizes_copy.default", ([1] * 100_001,)),
+        ("aten.unbind.int", ()),
+        ("aten.unbind_copy.int", ()),
+        ("aten.unsafe_split.Tensor", (1,)),
+        ("aten.unsafe_split_with_sizes.default", ([1] * 100_001,)),
+    ],
+)
+def test_a_tensor_comes_apart_into_so_many_pieces_as_memory_has_room_for(name, arguments):
+    with pytest.raises(ValueError, match="100,000 pieces at most"):
+        kernel(name).run(torch.zeros(100_001), *arguments)
+    fewer = [argument[:3] if isinstance(argument, list) else argument for argument in arguments]
+    assert len(kernel(name).run(torch.zeros(3), *fewer)) == 3
