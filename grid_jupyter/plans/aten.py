@@ -50,6 +50,7 @@ _UNARY = """
 """
 _BINARY = "mul div eq ne lt le gt ge fmod remainder bitwise_and bitwise_or"
 _PLACES = ("self", "ScalarSelf", "ScalarOther", "Scalar")
+_WEIGHTS = ("input_weight", "state_weight", "input_bias", "state_bias")
 _WINDOW = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
 
 SAME: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -65,6 +66,9 @@ SAME: dict[str, tuple[str, tuple[str, ...]]] = {
     "convolution": ("convolution", ("input", "weight", "bias", *_WINDOW)),
     "embedding": ("embedding", ("weight", "indices")),
     "constant_pad_nd": ("pad", ("self", "pad", "value")),
+    "grid_plan.lstm": ("lstm", ("x", "h", "c", *_WEIGHTS, "reverse")),
+    "grid_plan.gru": ("gru", ("x", "h", *_WEIGHTS, "reverse")),
+    "grid_plan.rnn": ("rnn", ("x", "h", *_WEIGHTS, "relu", "reverse")),
 }
 """ATen operations that are one operation of a plan on these of their arguments."""
 NOISE = {"rand": "uniform", "rand_like": "uniform", "randn": "normal", "randn_like": "normal"}
@@ -224,6 +228,22 @@ def _gelu(draft: Draft, given: Given, _traced: Any) -> Ref:
     return draft.add("gelu", given["self"], given["approximate"] == "tanh")
 
 
+def _loss(operation: str, *names: str) -> Lowered:
+    """The loss of these tensors, all of one dtype, as it is, its mean or its sum."""
+
+    def lowered(draft: Draft, given: Given, traced: Any) -> Ref:
+        dtype = value_of(traced).dtype
+        tensors = (None if given[name] is None else draft.add("cast", given[name], dtype) for name in names)
+        return draft.add(operation, *tensors, int(given["reduction"]))
+
+    return lowered
+
+
+def _nll_loss(draft: Draft, given: Given, _traced: Any) -> Results:
+    numbers = int(given["reduction"]), int(given["ignore_index"])
+    return draft.add("nll_loss", given["self"], given["target"], given["weight"], *numbers), None
+
+
 def _slice(draft: Draft, given: Given, _traced: Any) -> Ref:
     dim = _dim(draft, given)
     length = draft.values[given["self"]].shape[dim]
@@ -299,6 +319,12 @@ LOWERED: dict[str, Lowered] = {
     "embedding_dense_backward": _embedding_backward,
     "native_layer_norm": _layer_norm,
     "gelu": _gelu,
+    "mse_loss": _loss("mse_loss", "self", "target"),
+    "binary_cross_entropy": _loss("binary_cross_entropy", "self", "target", "weight"),
+    "grid_plan.binary_cross_entropy_with_logits": _loss(
+        "binary_cross_entropy_with_logits", "x", "target", "weight", "positive"
+    ),
+    "nll_loss_forward": _nll_loss,
     "slice.Tensor": _slice,
     "select.int": _select,
     "split_with_sizes": _split,

@@ -106,7 +106,7 @@ def _traced(
 def _trace(function: Callable[..., Any], tensors: list[Tensor], whole: bool) -> GraphModule:
     table = decompositions.table(whole)
     try:
-        with warnings.catch_warnings(), enable_python_dispatcher(), composites.in_place():
+        with warnings.catch_warnings(), enable_python_dispatcher(), composites.in_place(whole):
             warnings.simplefilter("ignore")
             graph = make_fx(function, decomposition_table=table, tracing_mode="real")(*tensors)
     except NotImplementedError as error:

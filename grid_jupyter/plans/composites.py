@@ -1,8 +1,8 @@
 """Functions of torch that are put in place of torch's own while a plan is traced.
 
 torch's own would fix the batch size, hide their randomness or be one opaque operation: linear layers on more than two
-dimensions, attention, dropout, recurrent layers (unrolled over time: one input product for all steps of a layer, one
-recurrent product for each step).
+dimensions, attention, dropout, recurrent layers: one operation for each layer and direction in plans that have them
+whole, else unrolled over time (one input product for all steps of a layer, one recurrent product for each step).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,24 +23,28 @@ _lock = threading.RLock()
 
 
 @contextlib.contextmanager
-def in_place() -> Iterator[None]:
-    """Within it torch's functions are those of this module, for this whole process; one thread at a time."""
+def in_place(whole: bool = False) -> Iterator[None]:
+    """Within it torch's functions are those of this module, for this thread; one thread at a time. `whole` leaves
+    recurrent layers and losses that plans have as one operation as they are."""
     layers: Any = torch._VF
     mine: list[tuple[Any, str, Callable[..., Any]]] = [
         (_functional, "linear", linear),
         (_functional, "dropout", dropout),
         *((_functional, name, channel_dropout) for name in ("dropout1d", "dropout2d", "dropout3d")),
         (_functional, "scaled_dot_product_attention", attention),
-        (layers, "lstm", _lstm),
-        (layers, "gru", _gru),
-        (layers, "rnn_tanh", _rnn_tanh),
-        (layers, "rnn_relu", _rnn_relu),
+        *((layers, name, _stacked(kind, whole)) for name, kind in _KINDS.items()),
+        *([(torch, "binary_cross_entropy_with_logits", _bce_with_logits)] if whole else ()),
     ]
+    thread = threading.get_ident()
+
+    def here(function: Callable[..., Any], otherwise: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *given, **named: (function if threading.get_ident() == thread else otherwise)(*given, **named)
+
     with _lock:
         before = [(owner, name, getattr(owner, name)) for owner, name, _ in mine]
         try:
-            for owner, name, function in mine:
-                setattr(owner, name, function)
+            for (owner, name, function), (_, _, otherwise) in zip(mine, before, strict=True):
+                setattr(owner, name, here(function, otherwise))
             yield
         finally:
             for owner, name, function in before:
@@ -93,6 +98,8 @@ def attention(
 
 # ------------------------------------------------------------------ recurrent layers
 
+Layer = Callable[..., tuple[Tensor, ...]]
+"""One layer in one direction: x (steps first), states, weights and biases, whether backwards in time → y, states."""
 Cell = Callable[[Tensor, Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]
 
 
@@ -112,8 +119,95 @@ def _plain_cell(activation: Callable[[Tensor], Tensor]) -> Cell:
     return lambda given, again, _state: (activation(given + again),)
 
 
+def _unrolled(cell: Cell) -> Layer:
+    def layer(
+        x: Tensor, state: tuple[Tensor, ...], of_input: Tensor, of_state: Tensor, first: Any, second: Any, reverse: bool
+    ) -> tuple[Tensor, ...]:
+        given = linear(x, of_input, first)
+        seen: dict[int, Tensor] = {}
+        steps = range(x.shape[0])
+        for t in reversed(steps) if reverse else steps:
+            state = cell(given[t], _linear(state[0], of_state, second), state)
+            seen[t] = state[0]
+        return (torch.stack([seen[t] for t in steps]), *state)
+
+    return layer
+
+
+_library = torch.library.Library("grid_plan", "DEF")
+"""What a trace shows as one operation, by the name that it has in plans. It has no gradient: a forward plan needs
+none."""
+_WEIGHTS = "Tensor input_weight, Tensor state_weight, Tensor? input_bias, Tensor? state_bias"
+_library.define(f"lstm(Tensor x, Tensor h, Tensor c, {_WEIGHTS}, bool reverse) -> (Tensor, Tensor, Tensor)")
+_library.define(f"gru(Tensor x, Tensor h, {_WEIGHTS}, bool reverse) -> (Tensor, Tensor)")
+_library.define(f"rnn(Tensor x, Tensor h, {_WEIGHTS}, bool relu, bool reverse) -> (Tensor, Tensor)")
+_library.define(
+    "binary_cross_entropy_with_logits(Tensor x, Tensor target, Tensor? weight, Tensor? positive, int reduction)"
+    " -> Tensor"
+)
+_whole: Any = torch.ops.grid_plan
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of recurrent layer, with so many states: unrolled, and as one operation with `more` arguments."""
+
+    states: int
+    unrolled: Layer
+    operation: Callable[..., tuple[Tensor, ...]]
+    more: tuple[bool, ...] = ()
+
+    def whole(self, x: Tensor, state: tuple[Tensor, ...], *weights_and_reverse: Any) -> tuple[Tensor, ...]:
+        *weights, reverse = weights_and_reverse
+        return self.operation(x, *state, *weights, *self.more, reverse)
+
+    def compute(self, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        """What the operation does, without `more`."""
+        return self.unrolled(x, rest[: self.states], *rest[self.states :])
+
+
+_KINDS = {
+    "lstm": _Kind(2, _unrolled(_lstm_cell), _whole.lstm),
+    "gru": _Kind(1, _unrolled(_gru_cell), _whole.gru),
+    "rnn_tanh": _Kind(1, _unrolled(_plain_cell(torch.tanh)), _whole.rnn, (False,)),
+    "rnn_relu": _Kind(1, _unrolled(_plain_cell(torch.relu)), _whole.rnn, (True,)),
+}
+"""By the names of torch's functions."""
+_bce_of_torch = torch.binary_cross_entropy_with_logits
+
+
+def _rnn(*given: Any) -> tuple[Tensor, ...]:
+    *values, relu, reverse = given
+    return _KINDS["rnn_relu" if relu else "rnn_tanh"].compute(*values, reverse)
+
+
+for _name, _compute in (
+    ("lstm", _KINDS["lstm"].compute),
+    ("gru", _KINDS["gru"].compute),
+    ("rnn", _rnn),
+    ("binary_cross_entropy_with_logits", _bce_of_torch),
+):
+    _library.impl(_name, _compute, "CompositeExplicitAutograd")
+
+
+def _bce_with_logits(
+    input: Tensor, target: Tensor, weight: Any = None, pos_weight: Any = None, reduction: int = 1  # noqa: A002
+) -> Tensor:  # fmt: skip
+    made: Tensor = _whole.binary_cross_entropy_with_logits(input, target, weight, pos_weight, reduction)
+    return made
+
+
+def _stacked(kind: _Kind, whole: bool) -> Callable[..., tuple[Tensor, ...]]:
+    layer = kind.whole if whole else kind.unrolled
+
+    def run(x: Tensor, states: Any, *rest: Any) -> tuple[Tensor, ...]:
+        return _layers(layer, x, states if kind.states > 1 else [states], *rest)
+
+    return run
+
+
 def _layers(
-    cell: Cell, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], bias: bool, layers: int, drop: float,
+    layer: Layer, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], bias: bool, layers: int, drop: float,
     training: bool, both_ways: bool, batch_first: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     ways, per = (2 if both_ways else 1), (4 if bias else 2)
@@ -121,39 +215,17 @@ def _layers(
         raise NotImplementedError("recurrent layers on packed sequences, or with projections")
     x = x.transpose(0, 1) if batch_first else x
     last: list[list[Tensor]] = [[] for _ in states]
-    for layer in range(layers):
+    for number in range(layers):
         sides: list[Tensor] = []
         for way in range(ways):
-            k = layer * ways + way
+            k = number * ways + way
             of_input, of_state, *biases = weights[k * per : (k + 1) * per]
             first, second = biases or (None, None)
-            given = linear(x, of_input, first)
-            state = tuple(one[k] for one in states)
-            seen: dict[int, Tensor] = {}
-            steps = range(x.shape[0])
-            for t in steps if way == 0 else reversed(steps):
-                state = cell(given[t], _linear(state[0], of_state, second), state)
-                seen[t] = state[0]
-            sides.append(torch.stack([seen[t] for t in steps]))
+            y, *state = layer(x, tuple(one[k] for one in states), of_input, of_state, first, second, way == 1)
+            sides.append(y)
             for kept, one in zip(last, state, strict=True):
                 kept.append(one)
         x = torch.cat(sides, 2) if both_ways else sides[0]
-        if layer < layers - 1:
+        if number < layers - 1:
             x = dropout(x, drop, training)
     return (x.transpose(0, 1) if batch_first else x, *(torch.stack(kept) for kept in last))
-
-
-def _lstm(x: Tensor, states: Any, weights: Any, *options: Any) -> tuple[Tensor, ...]:
-    return _layers(_lstm_cell, x, states, weights, *options)
-
-
-def _gru(x: Tensor, state: Tensor, weights: Any, *options: Any) -> tuple[Tensor, ...]:
-    return _layers(_gru_cell, x, [state], weights, *options)
-
-
-def _rnn_tanh(x: Tensor, state: Tensor, weights: Any, *options: Any) -> tuple[Tensor, ...]:
-    return _layers(_plain_cell(torch.tanh), x, [state], weights, *options)
-
-
-def _rnn_relu(x: Tensor, state: Tensor, weights: Any, *options: Any) -> tuple[Tensor, ...]:
-    return _layers(_plain_cell(torch.relu), x, [state], weights, *options)

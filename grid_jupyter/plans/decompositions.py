@@ -32,8 +32,12 @@ _KEPT = """
     avg_pool2d_backward convolution_backward embedding_dense_backward fmod.Scalar index_add index_select _log_softmax
     max_pool2d_with_indices_backward remainder.Scalar _softmax
 """
-_WHOLE = "gelu native_layer_norm _native_batch_norm_legit _native_batch_norm_legit_no_training native_batch_norm"
-"""One operation in a forward plan; engines that derive gradients have their fast kernels."""
+_WHOLE = """
+    gelu native_layer_norm _native_batch_norm_legit _native_batch_norm_legit_no_training native_batch_norm
+    binary_cross_entropy mse_loss nll_loss_forward
+"""
+"""One operation in a forward plan; engines that derive gradients have their fast kernels. So are those of
+plans/composites.py."""
 
 
 @functools.cache

@@ -73,7 +73,8 @@ def _node_text(node: Node) -> str:
         if argument is None:
             continue
         text = _argument_text(argument)
-        parts.append(text if parameter.kind in ("tensor", "tensors", "operand") else f"{parameter.name}={text}")
+        plain = parameter.kind in ("tensor", "tensors", "operand") and not parameter.optional
+        parts.append(text if plain else f"{parameter.name}={text}")
     return f"{node.operation}({', '.join(parts)})"
 
 

@@ -77,6 +77,8 @@ class Lowering:
             return (self.draft.add_input(label, "noise", value, noise=NOISE[name]),)
         if name.startswith(("_native_batch_norm_legit", "native_batch_norm")):
             return self._batch_norm(given, node)
+        if name == "copy_" and _is_alone(node.args[0]):
+            return self._copy(given, node)
         raise NotCapturableError(
             f"the operation {node.target} has no place in a plan (docs/plans.md#what-can-be-captured lists what has)"
         )
@@ -93,6 +95,13 @@ class Lowering:
                 # The operation writes to its argument: whatever is computed later means what was written.
                 self._known[source] = (results[1 + position],)
         return results[:1]
+
+    def _copy(self, given: Given, node: Traced) -> Results:
+        """A result that is written over: whatever is computed later means what was written."""
+        before = self.draft.values[given["self"]]
+        written = self.draft.add("expand", self.draft.add("cast", given["src"], before.dtype), before.shape)
+        self._known[node.args[0]] = (written,)  # type: ignore[index]
+        return (written,)
 
     def _given(self, node: Traced) -> Given:
         defaults = {one.name: one.default_value for one in node.target._schema.arguments}  # type: ignore[union-attr]
@@ -118,6 +127,16 @@ class Lowering:
         for ref, tensor in zip(results, values, strict=False):
             if ref is not None and isinstance(tensor, torch.Tensor) and self.draft.values[ref] != value_of(tensor):
                 raise NotCapturableError(f"{name} gives {value_of(tensor)} in torch, {self.draft.values[ref]} in plans")
+
+
+def _is_alone(node: Any) -> bool:
+    """Whether no other value of the trace is the same memory: neither input, nor view, nor seen through a view."""
+    return node.op == "call_function" and not any(map(_is_view, (node, *node.users)))
+
+
+def _is_view(node: Traced) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is None or any(one.alias_info and not one.alias_info.is_write for one in schema.returns)
 
 
 def _names(node: Traced) -> list[str]:

@@ -20,11 +20,11 @@ ELEMENT_TYPES = {
     "float32": 1, "uint8": 2, "int8": 3, "int16": 5, "int32": 6, "int64": 7, "bool": 9, "float16": 10, "float64": 11,
     "bfloat16": 16,
 }  # fmt: skip
-_FLOAT, _INT, _STRING, _TENSOR, _INTS = 1, 2, 3, 4, 7
+_FLOAT, _INT, _STRING, _TENSOR, _INTS, _STRINGS = 1, 2, 3, 4, 7, 8
 """What an attribute holds."""
 
 Array = npt.NDArray[Any]
-Attribute = Union[int, float, str, Array, Sequence[int]]
+Attribute = Union[int, float, str, Array, Sequence[int], Sequence[str]]
 Length = Union[int, str]
 """Of a dimension; a text names one that is known when the model runs."""
 
@@ -104,7 +104,9 @@ def _attribute(name: str, value: Attribute) -> bytes:
         return _text(1, name) + _text(4, value) + _integer(20, _STRING)
     if isinstance(value, np.ndarray):
         return _text(1, name) + _bytes(5, tensor("", value)) + _integer(20, _TENSOR)
-    return _text(1, name) + b"".join(_integer(8, number) for number in value) + _integer(20, _INTS)
+    if value and isinstance(value[0], str):
+        return _text(1, name) + b"".join(_text(9, str(text)) for text in value) + _integer(20, _STRINGS)
+    return _text(1, name) + b"".join(_integer(8, int(number)) for number in value) + _integer(20, _INTS)
 
 
 # ------------------------------------------------------------------ protobuf

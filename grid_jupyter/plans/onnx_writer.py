@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from grid_jupyter.errors import PlanInvalidError
-from grid_jupyter.plans import onnx_arithmetic, onnx_windows
+from grid_jupyter.plans import onnx_arithmetic, onnx_layers, onnx_windows
 from grid_jupyter.plans.document import Argument, Document, Node, Ref, Spec
 from grid_jupyter.plans.expressions import BATCH, evaluate, has_batch
 from grid_jupyter.plans.onnx_arithmetic import Conversion, narrowed, widened
@@ -264,6 +264,7 @@ CONVERSIONS: dict[str, Conversion] = {
     **onnx_arithmetic.CONVERSIONS,
     "softmax": _softmax("Softmax"), "log_softmax": _softmax("LogSoftmax"),
     "layer_norm": _layer_norm, "batch_norm": _batch_norm, **onnx_windows.CONVERSIONS,
+    **onnx_layers.CONVERSIONS,
     "embedding": _embedding, "embedding_backward": _embedding_backward,
     "sum": _reduced("ReduceSum"), "mean": _reduced("ReduceMean"), "amax": _reduced("ReduceMax"),
     "amin": _reduced("ReduceMin"), "any": _any, "argmax": _position("ArgMax"), "argmin": _position("ArgMin"),

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from grid_jupyter.plans import rules, shapes, windows
+from grid_jupyter.plans import layers, rules, shapes, windows
 from grid_jupyter.plans.shapes import Value
 
 Rule = Callable[..., tuple[Value, ...]]
@@ -93,6 +93,18 @@ def _table() -> dict[str, Operation]:
     add("layer_norm", "x:tensor dims:integer weight:tensor? bias:tensor? eps:number", windows.layer_norm)
     add("batch_norm", "x:tensor weight:tensor? bias:tensor? mean:tensor? variance:tensor? training:flag "
         "momentum:number eps:number", windows.batch_norm)  # fmt: skip
+    weights = "input_weight:tensor state_weight:tensor input_bias:tensor? state_bias:tensor?"
+    recurrent: dict[str, Any] = {"work": layers.recurrent_work}
+    add("lstm", f"x:tensor h:tensor c:tensor {weights} reverse:flag", layers.lstm, **recurrent)
+    add("gru", f"x:tensor h:tensor {weights} reverse:flag", layers.gru, **recurrent)
+    add("rnn", f"x:tensor h:tensor {weights} relu:flag reverse:flag", layers.rnn, **recurrent)
+    loss: dict[str, Any] = {"work": shapes.argument_elements}
+    add("mse_loss", "x:tensor target:tensor reduction:integer", layers.mse_loss, **loss)
+    add("binary_cross_entropy", "x:tensor target:tensor weight:tensor? reduction:integer",
+        layers.binary_cross_entropy, **loss)  # fmt: skip
+    add("binary_cross_entropy_with_logits", "x:tensor target:tensor weight:tensor? positive:tensor? reduction:integer",
+        layers.binary_cross_entropy_with_logits, **loss)  # fmt: skip
+    add("nll_loss", "x:tensor target:tensor weight:tensor? reduction:integer ignored:integer", layers.nll_loss, **loss)
 
     add("sum", "x:tensor dims:integers keep:flag", rules.summed, work=shapes.argument_elements)
     add("mean", "x:tensor dims:integers keep:flag", rules.mean, work=shapes.argument_elements)

@@ -19,6 +19,7 @@ Maker = Callable[[Sequence[Any], torch.device], Kernel]
 
 aten = torch.ops.aten
 _nn: Any = torch._C._nn
+_layers: Any = torch._VF  # looked up when it runs: a trace has others in their place (plans/composites.py)
 
 
 def _bound(function: Kernel) -> Maker:
@@ -171,6 +172,45 @@ def _pad(x: torch.Tensor, amounts: Sequence[int], value: float) -> torch.Tensor:
     return torch.constant_pad_nd(x, amounts, value)
 
 
+def _bce(x: torch.Tensor, target: torch.Tensor, weight: Any, reduction: int) -> torch.Tensor:
+    return _nn.binary_cross_entropy(x, target, weight, reduction)  # type: ignore[no-any-return]
+
+
+def _lstm(
+    x: torch.Tensor, h: torch.Tensor, c: torch.Tensor, input_weight: torch.Tensor, state_weight: torch.Tensor,
+    input_bias: Any, state_bias: Any, reverse: bool,
+) -> Any:  # fmt: skip
+    weights = _weights(input_weight, state_weight, input_bias, state_bias)
+    states = (h.unsqueeze(0), c.unsqueeze(0))
+    x = x.flip(0) if reverse else x
+    # one layer, no dropout; "training", without which a GPU gives no gradient
+    y, h, c = _layers.lstm(x, states, weights, len(weights) == 4, 1, 0.0, True, False, False)
+    return (y.flip(0) if reverse else y), h.squeeze(0), c.squeeze(0)
+
+
+def _recurrent(layer: Callable[[], Kernel]) -> Kernel:
+    def run(
+        x: torch.Tensor, h: torch.Tensor, input_weight: torch.Tensor, state_weight: torch.Tensor, input_bias: Any,
+        state_bias: Any, reverse: bool,
+    ) -> Any:  # fmt: skip
+        weights = _weights(input_weight, state_weight, input_bias, state_bias)
+        x = x.flip(0) if reverse else x
+        y, h = layer()(x, h.unsqueeze(0), weights, len(weights) == 4, 1, 0.0, True, False, False)
+        return (y.flip(0) if reverse else y), h.squeeze(0)
+
+    return run
+
+
+def _weights(*given: torch.Tensor | None) -> list[torch.Tensor]:
+    return [weight for weight in given if weight is not None]
+
+
+def _rnn(arguments: Sequence[Any], device: torch.device) -> Kernel:
+    *values, relu, reverse = arguments
+    layer = _recurrent(lambda: _layers.rnn_relu if relu else _layers.rnn_tanh)
+    return _bound(layer)([*values, reverse], device)
+
+
 _PLAIN: dict[str, Kernel] = {
     "neg": torch.neg, "abs": torch.abs, "sign": torch.sign, "floor": torch.floor, "ceil": torch.ceil,
     "round": torch.round, "trunc": torch.trunc, "relu": torch.relu, "exp": torch.exp, "log": torch.log,
@@ -191,7 +231,9 @@ _PLAIN: dict[str, Kernel] = {
     "reshape": torch.reshape, "permute": torch.permute, "expand": _expand, "slice": _slice, "select": torch.select,
     "pad": _pad, "flip": torch.flip, "tril": torch.tril, "triu": torch.triu, "index_select": torch.index_select,
     "index_add": torch.index_add, "gather": torch.gather, "scatter": torch.scatter,
-    "scatter_add": torch.scatter_add,
+    "scatter_add": torch.scatter_add, "mse_loss": _nn.mse_loss, "binary_cross_entropy": _bce,
+    "binary_cross_entropy_with_logits": torch.binary_cross_entropy_with_logits, "nll_loss": _nn.nll_loss_nd,
+    "lstm": _lstm, "gru": _recurrent(lambda: _layers.gru),
 }  # fmt: skip
 
 KERNELS: dict[str, Maker] = {
@@ -203,6 +245,7 @@ KERNELS: dict[str, Maker] = {
     "any": _any_maker,
     "convolution_backward": _convolution_backward,
     "batch_norm": _batch_norm,
+    "rnn": _rnn,
     "split": _split,
     "cat": _cat,
     "full": _full,

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from grid_jupyter.plans.engine import Feed
-from grid_jupyter.plans.models import training_plan
+from grid_jupyter.plans.models import loss_plan, training_plan
 from grid_jupyter.plans.torch_engine import TorchEngine
 
 HERE = Path(__file__).parent
@@ -128,8 +128,31 @@ CASES: dict[str, Case] = {
 }  # fmt: skip
 
 
+class Both(nn.Module):
+    """The last outputs of recurrent layers in both directions."""
+
+    def __init__(self, kind: type[nn.Module], **options: Any) -> None:
+        super().__init__()
+        self.layer, self.fc = kind(4, 5, bidirectional=True, **options), nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.layer(x.transpose(0, 1))[0][-1])
+
+
+FORWARD: dict[str, Case] = {
+    "forward-lstm": Case(lambda: Both(nn.LSTM, num_layers=2), F.cross_entropy, _sgd, _normal(6, 4), _classes(3)),
+    "forward-gru": Case(lambda: Both(nn.GRU, bias=False), F.mse_loss, _sgd, _normal(6, 4), _normal(3)),
+    "forward-rnn": Case(lambda: Both(nn.RNN, nonlinearity="relu"), nn.BCEWithLogitsLoss(pos_weight=torch.tensor(2.0)),
+                        _sgd, _normal(6, 4), lambda batch: torch.randint(2, (batch, 3)).float()),
+    "forward-logistic-regression": CASES["logistic-regression"],
+}  # fmt: skip
+"""Plans of forward and loss."""
+
+
 def main() -> None:
     """Writes all files anew."""
+    for name, case in FORWARD.items():
+        _forward(name, case)
     for name, case in CASES.items():
         torch.manual_seed(0)
         model = case.model()
@@ -137,6 +160,25 @@ def main() -> None:
         document, tensors = _vectors(case, model, optimizer)
         (HERE / f"{name}.json").write_bytes(document)
         save_file(tensors, HERE / f"{name}.safetensors")
+
+
+def _forward(name: str, case: Case) -> None:
+    torch.manual_seed(0)
+    model = case.model()
+    plan = loss_plan(model, case.loss, inputs=(case.x(4), case.y(4)))
+    program = TorchEngine().load(plan.document)
+    tensors = {f"in:param:{key}": value.numpy() for key, value in plan.params.items()}
+    for batch in BATCHES:
+        x, y = case.x(batch), case.y(batch)
+        tensors |= {f"B{batch}:in:x:x": x.numpy(), f"B{batch}:in:y:y": y.numpy()}
+        values = Feed(program).values({"param": plan.params, "x": {"x": x}, "y": {"y": y}}, batch)
+        with torch.no_grad():
+            for output, value in zip(plan.document.outputs, program.run(values), strict=True):
+                tensors[f"B{batch}:out:{output.role}:{output.name}"] = value.numpy()
+            value = case.loss(model(x), y).numpy()
+        np.testing.assert_allclose(tensors[f"B{batch}:out:loss:loss"], value, atol=1e-6)
+    (HERE / f"{name}.json").write_bytes(plan.document.to_bytes())
+    save_file(tensors, HERE / f"{name}.safetensors")
 
 
 def _vectors(

@@ -111,6 +111,8 @@ def samples() -> Iterator[Sample]:
     yield "addmm", (normal(2), normal(3, 5), normal(5, 2)), (x, y, z)
     yield from convolutions()
     yield from poolings()
+    yield from recurrent_layers()
+    yield from losses()
     yield "embedding", (normal(6, 3), whole(6, 2, 4)), (x, y)
     yield "embedding_backward", (normal(2, 4, 3), whole(6, 2, 4)), (x, y, 6, -1)
     yield "embedding_backward", (normal(2, 4, 3), whole(6, 2, 4)), (x, y, 6, 2)
@@ -192,6 +194,39 @@ def convolutions() -> Iterator[Sample]:
         gradient = normal(*result.shape, seed=4)
         for wanted in ((True, True, True), (False, True, False), (True, False, True)):
             yield "convolution_backward", (gradient, data, kernel), (x, y, z, *how, wanted)
+
+
+def recurrent_layers() -> Iterator[Sample]:
+    """Forwards and backwards in time, with biases and without, one step and several."""
+    for name, gates, states in [("lstm", 4, 2), ("gru", 3, 1), ("rnn", 1, 1)]:
+        for steps, reverse in [(1, False), (5, False), (5, True)]:
+            given = (normal(steps, 2, 3), *(normal(2, 4, seed=k) for k in range(states)))
+            weights = (normal(gates * 4, 3), normal(gates * 4, 4))
+            biases = (normal(gates * 4), normal(gates * 4, seed=1))
+            refs = tuple(map(Ref, range(states + 5)))
+            more = [(True,), (False,)] if name == "rnn" else [()]
+            for one in more:
+                yield name, (*given, *weights, *biases), (*refs, *one, reverse)
+                yield name, (*given, *weights), (*refs[:-2], None, None, *one, reverse)
+
+
+def losses() -> Iterator[Sample]:
+    """As they are, their mean, their sum; with weights; certain and wrong, classes that do not count."""
+    sure = np.array([[0.0, 1.0, 0.3, 0.9], [1.0, 0.0, 0.5, 1e-8]], np.float32)
+    right = np.array([[0.0, 0.0, 1.0, 0.25], [1.0, 1.0, 0.0, 1.0]], np.float32)
+    logits, weight = np.array([[90.0, -90.0, 0.3, -2.0], [0.0, 1e-4, -5.0, 7.0]], np.float32), np.abs(normal(4))
+    scores, classes = normal(5, 3), np.array([0, 2, 1, 2, 0])
+    for reduction in (0, 1, 2):
+        yield "mse_loss", (X, normal(3, 4, seed=2)), (x, y, reduction)
+        yield "binary_cross_entropy", (sure, right), (x, y, None, reduction)
+        yield "binary_cross_entropy", (sure, right, weight), (x, y, z, reduction)
+        yield "binary_cross_entropy_with_logits", (logits, right), (x, y, None, None, reduction)
+        yield "binary_cross_entropy_with_logits", (logits, right, weight), (x, y, None, z, reduction)
+        yield "binary_cross_entropy_with_logits", (logits, right, weight), (x, y, z, z, reduction)
+        yield "nll_loss", (scores, classes), (x, y, None, reduction, -100)
+        yield "nll_loss", (scores, classes), (x, y, None, reduction, 2)
+        yield "nll_loss", (scores, classes, normal(3)), (x, y, z, reduction, 0)
+        yield "nll_loss", (normal(3), np.array(1)), (x, y, None, reduction, -100)
 
 
 def poolings() -> Iterator[Sample]:

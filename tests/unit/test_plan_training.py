@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from unit.plan_models import CASES, made
 
 from grid_jupyter.errors import NotCapturableError, PlanInvalidError
+from grid_jupyter.plans import composites
 from grid_jupyter.plans.check import Limits, check
 from grid_jupyter.plans.derived import DerivedTraining, derive_step
 from grid_jupyter.plans.engine import Feed
@@ -119,12 +121,73 @@ def test_every_optimiser_moves_as_torchs_own(name: str, optimiser: str):
     assert losses < 1e-5
 
 
-@pytest.mark.parametrize("name", ["logreg", "mlp", "cnn", "batch-norm-cnn", "gru", "transformer"])
+@pytest.mark.parametrize("name", CASES)
 def test_steps_that_are_derived_from_forward_and_loss_are_those_of_eager_torch(name: str):
     params, buffers, losses = compared(name, "momentum", derived=True)
     assert params < 1e-6
     assert buffers < 1e-6
     assert losses < 2e-6
+
+
+class Recurrent(nn.Module):
+    """Every kind of recurrent layer: both directions, several layers with dropout between, with biases and without."""
+
+    def __init__(self, drop: float = 0.0) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(3, 4, 2, bidirectional=True, dropout=drop, batch_first=True)
+        self.gru, self.relu = nn.GRU(8, 4, bias=False), nn.RNN(4, 5, nonlinearity="relu", bidirectional=True)
+        self.last = nn.RNN(10, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.gru(self.lstm(x)[0].transpose(0, 1))[0]
+        return self.last(self.relu(h)[0])[1][0]
+
+
+LOSSES: dict[str, tuple[Any, Callable[[int], Tensor]]] = {
+    "mse": (nn.MSELoss(), lambda b: torch.randn(b, 2)),
+    "mse, summed": (nn.MSELoss(reduction="sum"), lambda b: torch.randn(b, 2)),
+    "bce": (lambda o, y: nn.functional.binary_cross_entropy(o.sigmoid(), y, y + 0.5), lambda b: torch.rand(b, 2)),
+    "bce with logits": (nn.BCEWithLogitsLoss(pos_weight=torch.tensor([2.0, 0.5])), lambda b: torch.rand(b, 2)),
+    "nll": (nn.CrossEntropyLoss(torch.tensor([0.3, 1.0]), ignore_index=1), lambda b: torch.arange(b) % 2),
+    "nll, smoothed": (nn.CrossEntropyLoss(label_smoothing=0.1), lambda b: torch.arange(b) % 2),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_layers_and_losses_that_stay_whole_are_one_operation_and_learn_as_eager_ones(loss: str):
+    torch.manual_seed(0)
+    model, (function, targets) = Recurrent(), LOSSES[loss]
+    steps = [(torch.randn(b, 5, 3), targets(b)) for b in (6, 6, 4, 1, 6)]
+    plan = loss_plan(model, function, inputs=steps[0], metrics=())
+    kinds = [node.operation for node in plan.document.nodes]
+    assert [kinds.count(kind) for kind in ("lstm", "gru", "rnn")] == [4, 1, 3]
+    assert len(kinds) < 50
+    rule = SGD(lr=0.05, momentum=0.9)
+    training, optimizer = DerivedTraining(plan.document, rule, plan.params, {}), rule.build(model.parameters())
+    for x, y in steps:
+        optimizer.zero_grad()
+        value = function(model(x), y)
+        value.backward()
+        optimizer.step()
+        assert float(training.step({"x": x}, {"y": y}, len(x))["loss"]) == pytest.approx(value.item(), abs=2e-6)
+    assert apart(training.params, {k: v.detach() for k, v in model.named_parameters()}) < 1e-6
+
+
+def test_torch_is_as_always_in_other_threads_while_a_model_is_traced():
+    model, x = nn.LSTM(3, 4), torch.randn(5, 2, 3)
+    grads: list[Tensor] = []
+
+    def learn() -> None:
+        model(x)[0].sum().backward()
+        grads.append(model.weight_hh_l0.grad.clone())  # type: ignore[union-attr]
+
+    learn()
+    model.zero_grad()
+    with composites.in_place(whole=True):
+        thread = threading.Thread(target=learn)
+        thread.start()
+        thread.join()
+    assert torch.equal(*grads)
 
 
 def normed() -> tuple[nn.Module, Any, Callable[[int], tuple[Tensor, Tensor]]]:
@@ -142,7 +205,15 @@ def normed() -> tuple[nn.Module, Any, Callable[[int], tuple[Tensor, Tensor]]]:
     return model, nn.CrossEntropyLoss(), lambda b: (torch.randn(b, 8), torch.randint(3, (b,)))
 
 
-@pytest.mark.parametrize("make", [normed, functools.partial(made, "batch-norm-cnn")], ids=["normed", "cnn"])
+def recurrent() -> tuple[nn.Module, Any, Callable[[int], tuple[Tensor, Tensor]]]:
+    """Every recurrent layer, and a loss, that forward plans have as one operation; dropout between them."""
+    torch.manual_seed(0)
+    return Recurrent(drop=0.3), nn.BCEWithLogitsLoss(), lambda b: (torch.randn(b, 4, 3), torch.rand(b, 2))
+
+
+@pytest.mark.parametrize(
+    "make", [normed, recurrent, functools.partial(made, "batch-norm-cnn")], ids=["normed", "recurrent", "cnn"]
+)
 def test_a_derived_step_as_a_plan_is_the_step_that_is_captured(make: Any):
     model, loss, rows = make()
     rule = SGD(lr=0.05, momentum=0.9)
