@@ -133,4 +133,10 @@ def meaning(error: Exception, limit: int) -> GridError:
         return LimitExceededError(
             f"the job took more than its memory of {limit >> 20} MB: try smaller batches, or a smaller model"
         )
+    if "between 0 and 1" in str(error):
+        return RemoteOperationError(
+            "binary cross entropy is for outputs and targets between 0 and 1, and was given something else, or what "
+            "is no number: let the model end with a Sigmoid, or take BCEWithLogitsLoss; if it does, training "
+            "diverged: try a smaller learning rate, or scale the data"
+        )
     return RemoteOperationError(f"the plan failed on this data ({type(error).__name__}): try it on rows like these")

@@ -18,6 +18,7 @@ from grid_jupyter.plans.document import Document, Input
 from grid_jupyter.plans.expressions import size_of
 from grid_jupyter.wire.dtypes import nbytes
 from grid_jupyter.wire.jobs import Arguments, Part, offsets
+from grid_jupyter.worker.updates import Tensors, update_of
 
 Program = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 """A plan made runnable: values of all its inputs but constants in, those of its outputs out, in the plan's order."""
@@ -26,12 +27,16 @@ _TOGETHER = 256
 NOT_FINITE = (
     "the {} is not a number any more, or infinite: training diverged. Try a smaller learning rate, or scale the data"
 )
+_BESIDE_BYTES = 32 << 20
+"""Columns of up to so many bytes together are put side by side once, larger ones for each batch."""
 
 
 class Rows:
-    """One input's data: a tensor with rows, or columns that are put side by side for each batch."""
+    """One input's data: a tensor with rows, or columns that are put side by side."""
 
     def __init__(self, tensors: Sequence[torch.Tensor], columns: bool, dtype: torch.dtype) -> None:
+        if columns and len(tensors) * len(tensors[0]) * dtype.itemsize <= _BESIDE_BYTES:
+            tensors, columns = [torch.stack([one.to(dtype) for one in tensors], dim=1)], False
         self._tensors = tensors
         self._columns = columns
         self._dtype = dtype
@@ -40,7 +45,7 @@ class Rows:
         return len(self._tensors[0])
 
     def take(self, order: torch.Tensor | None, begin: int, end: int) -> torch.Tensor:
-        """Rows begin to end of the order, or of the data as it lies; nothing else of it is read or copied."""
+        """Rows begin to end of the order, or of the data as it lies."""
         if order is None:
             taken = [tensor[begin:end] for tensor in self._tensors]
         else:
@@ -124,13 +129,7 @@ class Training:
         for param in self._params:
             param.requires_grad_(param.is_floating_point())
         self._trained = [param for param in self._params if param.requires_grad]
-        self._optimizer = _optimizer(self._trained, arguments)
-        # plain descent is one call; torch's optimiser takes as long as a small network's whole backward pass
-        self._descends = arguments.optimizer == "sgd" and not (
-            arguments.proximal
-            or arguments.corrected
-            or any(arguments.numbers.get(name) for name in ("momentum", "dampening", "weight_decay"))
-        )
+        self._update = update_of(self._trained, arguments)
         self._start: list[torch.Tensor] = []
         self._correction: list[torch.Tensor] = []
 
@@ -142,7 +141,7 @@ class Training:
             for state in self._state:
                 state.zero_()
             return
-        self._optimizer.state.clear()
+        self._update.clear()
         if self.arguments.proximal:
             self._start = [param.detach().clone() for param in self._trained]
         by_param = {id(param): one for param, one in zip(self._params, correction, strict=False)}
@@ -152,21 +151,15 @@ class Training:
         """What the optimiser remembers, by a name for each tensor."""
         if self._whole:
             return {str(number): state for number, state in enumerate(self._state)}
-        return {
-            f"{number}.{name}": value
-            for number, param in enumerate(self._trained)
-            for name, value in self._optimizer.state.get(param, {}).items()
-            if isinstance(value, torch.Tensor)
-        }
+        return self._update.state()
 
     def restore(self, state: dict[str, torch.Tensor]) -> None:
         """Remember it again."""
-        for name, value in state.items():
-            number, _, field = name.partition(".")
-            if self._whole:
+        if self._whole:
+            for number, value in state.items():
                 self._state[int(number)].copy_(value)
-            else:
-                self._optimizer.state[self._trained[int(number)]][field] = value.clone()
+        else:
+            self._update.restore(state)
 
     # -------------------------------------------------------------- epochs
 
@@ -213,39 +206,19 @@ class Training:
         grads = torch.autograd.grad(outputs[self._loss], self._trained, allow_unused=True, materialize_grads=True)
         with torch.no_grad():
             self._renew(outputs)
-            if self._descends:
-                torch._foreach_add_(self._trained, grads, alpha=-self.arguments.numbers["lr"])
-                return outputs
-            for number, (param, grad) in enumerate(zip(self._trained, grads, strict=True)):
-                if self.arguments.proximal:
-                    grad = grad.add(param.detach() - self._start[number], alpha=self.arguments.proximal)
-                param.grad = grad + self._correction[number] if self._correction else grad
-        self._optimizer.step()
+            self._update.move(self._steered(grads))
         return outputs
+
+    def _steered(self, grads: Tensors) -> Tensors:
+        if self.arguments.proximal:
+            away = torch._foreach_sub(self._trained, self._start)
+            grads = torch._foreach_add(grads, away, alpha=self.arguments.proximal)
+        return torch._foreach_add(grads, self._correction) if self._correction else grads
 
     def _renew(self, outputs: Sequence[torch.Tensor]) -> None:
         fresh = [outputs[number].detach().clone() for number, _ in self._renewed]  # one may be another's old value
         for (_, at), value in zip(self._renewed, fresh, strict=True):
             self._values[at].copy_(value)
-
-
-def _optimizer(params: Sequence[torch.Tensor], arguments: Arguments) -> torch.optim.Optimizer:
-    """torch's own. The numbers were checked where the job was taken (node/job_documents.py)."""
-    numbers = arguments.numbers
-    decay = numbers.get("weight_decay", 0.0 if arguments.optimizer != "adamw" else 0.01)
-    if arguments.optimizer == "sgd":
-        return torch.optim.SGD(
-            params,
-            lr=numbers["lr"],
-            momentum=numbers.get("momentum", 0.0),
-            dampening=numbers.get("dampening", 0.0),
-            nesterov=bool(numbers.get("nesterov", 0.0)),
-            weight_decay=decay,
-            foreach=True,
-        )
-    kind = torch.optim.AdamW if arguments.optimizer == "adamw" else torch.optim.Adam
-    betas = (numbers.get("beta1", 0.9), numbers.get("beta2", 0.999))
-    return kind(params, lr=numbers["lr"], betas=betas, eps=numbers.get("eps", 1e-8), weight_decay=decay, foreach=True)
 
 
 def _zeros(one: Input) -> torch.Tensor:
