@@ -6,6 +6,7 @@ Node decides whether that leaves. The commands are those of wire/commands.py.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -71,8 +72,10 @@ class Executor:
         self._memory_bytes = memory_bytes
         self.templates: dict[int, Template | Poison] = {}
         self.grad_mode = True
-        self._gradients_held = Gradients()
+        self.gradients = Gradients()
+        self.around_backward: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         self._grad_error: tuple[Poison, int] | None = None
+        self.faults = 0  # how many commands failed
         self._errors: dict[int, Poison] = {}  # by what it derives from: one must not hide that there is another
         self.verbs: dict[int, Callable[..., None]] = {
             commands.DEFINE: self._define,
@@ -145,7 +148,7 @@ class Executor:
 
     def _failed(self, command: list[Any], template: Template, error: BaseException) -> None:
         try:
-            self._poison(command, template, error)
+            self.fail(template, command, error)
         except (InvalidMessageError, LimitExceededError, MemoryError):
             raise
         except _KERNEL_ERRORS as worse:
@@ -170,9 +173,9 @@ class Executor:
         try:
             template.run(self.values, self.boxes, command, self.closed, self.memory)
         except _KERNEL_ERRORS as error:
-            self._poison(command, template, error)
+            self.fail(template, command, error)
 
-    def _poison(self, command: list[Any], template: Template, error: BaseException) -> None:
+    def fail(self, template: Template, command: list[Any], error: BaseException) -> None:
         """Mark what a failed command would have made. Text of private origin says no more than its class."""
         if isinstance(error, OperationNotAllowedError):  # so it is whatever the values are: nobody learns of these
             self.mark(command[1], Poison(error.code, str(error)), 0)
@@ -210,6 +213,7 @@ class Executor:
 
     def mark(self, out: Any, poison: Poison, sources: int) -> None:
         """Put `poison` in place of results: one id, a list of ids, or 0 for an operation without results."""
+        self.faults += 1
         identities = out if isinstance(out, list) else [out]
         if identities and not poison.origin and type(identities[0]) is int:
             poison = poison._replace(origin=identities[0])
@@ -287,13 +291,13 @@ class Executor:
                 self.mark(identity, self._reason("requires_grad_", error, 0), self.boxes[identity].sources)
                 return
             if on:
-                self._gradients_held.watch(value)
+                self.gradients.watch(value)
 
     def _retain_grad(self, identity: int) -> None:
         value = self.values.get(identity)
         if isinstance(value, torch.Tensor) and value.requires_grad:
             value.retain_grad()
-            self._gradients_held.watch(value)
+            self.gradients.watch(value)
 
     def _backward(self, identity: int, gradient: int, retain: bool, create: bool, number: int = 0) -> None:
         self._backward_many([identity], [gradient], [], retain, create, number)
@@ -311,32 +315,41 @@ class Executor:
         try:
             for identity in inputs:
                 if isinstance(value := self.values.get(identity), torch.Tensor):
-                    self._gradients_held.watch(value)
+                    self.gradients.watch(value)
             only = [self._tensor(i) for i in inputs]
-            torch.autograd.backward(
-                [self._tensor(i) for i in identities],
-                [self._tensor(i) if i else None for i in gradients],
-                retain_graph=bool(retain),
-                create_graph=bool(create),
-                inputs=only or None,
-            )
+            seeds = [self._tensor(i) if i else None for i in gradients]
+            with self.around_backward:
+                torch.autograd.backward(
+                    [self._tensor(i) for i in identities],
+                    seeds,
+                    retain_graph=bool(retain),
+                    create_graph=bool(create),
+                    inputs=only or None,
+                )
             self._grad_error = None
         except _KERNEL_ERRORS as error:
+            self.faults += 1
             reason = self._reason("backward", error, sources)
             self._grad_error = (reason if reason.origin else reason._replace(origin=int(number)), sources)
             self._errors.setdefault(sources, self._grad_error[0])
         finally:
-            self._gradients_held.settle(sources)
-            self._gradients_held.tell_nothing(sources)
+            self.gradients.settle(sources)
+            self.gradients.tell_nothing(sources)
+
+    def settle(self, sources: int) -> None:
+        """A backward pass of that lineage went well, and its gradients are there (compiled.py)."""
+        self._grad_error = None
+        self.gradients.settle(sources)
+        self.gradients.tell_nothing(sources)
 
     def _grad_of(self, out: int, identity: int) -> None:
         value = self.values.get(identity)
         if isinstance(value, Poison):
             self.mark(out, value, self.boxes[identity].sources)
             return
-        found = self._gradients_held.of(value) if isinstance(value, torch.Tensor) else None
+        found = self.gradients.of(value) if isinstance(value, torch.Tensor) else None
         # that there is none may tell that a backward pass failed, or what was assigned
-        sources = self._gradients_held.sources(value) if isinstance(value, torch.Tensor) else 0
+        sources = self.gradients.sources(value) if isinstance(value, torch.Tensor) else 0
         if found is not None:
             self.keep(out, *found)
         elif self._grad_error is not None and not self._grad_error[1] & ~sources:
@@ -345,7 +358,7 @@ class Executor:
             # the client took it for reached by a backward pass: what stands in the graph is known here alone
             zeros = torch.zeros_like(value)
             box = Box(sources | self.boxes[identity].sources, storage=storage_of(zeros))  # its shape may tell of them
-            self._gradients_held.assign(value, zeros, box)
+            self.gradients.assign(value, zeros, box)
             self.keep(out, zeros, box)
         else:
             self.mark(out, Poison(RemoteOperationError.code, "there is no gradient: call backward() first"), sources)
@@ -355,20 +368,20 @@ class Executor:
         if not isinstance(value, torch.Tensor):
             return
         if not gradient:
-            self._gradients_held.assign(value, None, Box())
+            self.gradients.assign(value, None, Box())
             return
         sources = self._work_on((identity, gradient))
         try:
             given, box = self._tensor(gradient), self.boxes[gradient]
             if box.frozen:
                 raise OperationNotAllowedError("published data cannot be a gradient, which would be added to")
-            self._gradients_held.assign(value, given, box)
+            self.gradients.assign(value, given, box)
         except OperationNotAllowedError as error:
             self._errors.setdefault(0, Poison(error.code, str(error)))
         except _KERNEL_ERRORS as error:
             self._errors.setdefault(sources, self._reason("grad", error, sources))
             if sources:  # the old one must not tell that there is no new one
-                self._gradients_held.assign(value, None, Box(sources))
+                self.gradients.assign(value, None, Box(sources))
 
     def _gradients(
         self,
@@ -401,7 +414,7 @@ class Executor:
             self.mark(list(out), self._reason("autograd.grad", error, sources), sources)
             return
         finally:
-            self._gradients_held.settle(sources)
+            self.gradients.settle(sources)
         for identity, made in zip(out, own, strict=True):
             self.keep(identity, made, Box(sources, storage=storage_of(made)))
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 
 import torch
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from grid_jupyter.worker.templates import Box, storage_of
 
 _use_count: Callable[[int], int] | None = getattr(torch._C, "_storage_Use_Count", None)
 
 
-class _Held:
+class Held:
     """The gradient last seen in one tensor: the object, its version, its lineage."""
 
-    __slots__ = ("box", "gradient", "version")
+    __slots__ = ("box", "gradient", "tensor", "version")
 
-    def __init__(self) -> None:
+    def __init__(self, tensor: weakref.ref[torch.Tensor]) -> None:
+        self.tensor = tensor
         self.gradient: torch.Tensor | None = None
         self.version = 0
         self.box = Box()
@@ -27,24 +28,43 @@ class Gradients:
     """Lineage of `.grad` of the tensors that can have one: those watched, and those assigned to."""
 
     def __init__(self) -> None:
-        self._held = WeakTensorKeyDictionary()
+        self._held: dict[int, Held] = {}  # by the address of a tensor's object, which goes when that does
 
-    def watch(self, tensor: torch.Tensor) -> None:
+    def watch(self, tensor: torch.Tensor) -> Held:
         """A backward pass may leave a gradient in this tensor from here on."""
-        if tensor not in self._held:
-            self._held[tensor] = _Held()
+        found = self.held(tensor)
+        if found is None:
+            key, everything = id(tensor), self._held
+
+            def gone(reference: weakref.ref[torch.Tensor]) -> None:
+                held = everything.get(key)
+                if held is not None and held.tensor is reference:
+                    del everything[key]
+
+            found = everything[key] = Held(weakref.ref(tensor, gone))
+        return found
+
+    def held(self, tensor: torch.Tensor) -> Held | None:
+        """What is known of the gradient of a tensor that can have one."""
+        found = self._held.get(id(tensor))
+        return found if found is not None and found.tensor() is tensor else None
 
     def assign(self, tensor: torch.Tensor, gradient: torch.Tensor | None, box: Box) -> None:
         """`tensor.grad = gradient`, whose lineage is `box`. Raises what torch raises for one that does not fit."""
         tensor.grad = gradient
-        held = self._held.get(tensor)
-        if held is None:
-            held = self._held[tensor] = _Held()
+        held = self.watch(tensor)
         held.gradient, held.version, held.box = gradient, 0 if gradient is None else gradient._version, box
+
+    def receive(self, tensor: torch.Tensor, gradient: torch.Tensor, sources: int) -> None:
+        """A backward pass of that lineage leaves a gradient, in memory of its own, where there was none."""
+        tensor.grad = gradient
+        held = self.watch(tensor)
+        held.gradient, held.version = gradient, gradient._version
+        held.box = Box(held.box.sources | sources, storage=storage_of(gradient))
 
     def settle(self, sources: int) -> None:
         """After a backward pass, also one that failed half way: what it changed derives from `sources` too."""
-        for tensor, held in list(self._held.items()):
+        for tensor, held in self._living():
             gradient = tensor.grad
             if gradient is None or (gradient is held.gradient and gradient._version == held.version):
                 continue
@@ -68,13 +88,20 @@ class Gradients:
 
     def sources(self, tensor: torch.Tensor) -> int:
         """What a tensor's gradient, or that there is none, derives from."""
-        held = self._held.get(tensor)
+        held = self.held(tensor)
         return 0 if held is None else held.box.sources
 
     def of(self, tensor: torch.Tensor) -> tuple[torch.Tensor, Box] | None:
         """The gradient of a tensor with its lineage, if there is one."""
-        held = self._held.get(tensor)
+        held = self.held(tensor)
         return None if held is None or held.gradient is None else (held.gradient, held.box)
+
+    def _living(self) -> Iterator[tuple[torch.Tensor, Held]]:
+        for held in list(self._held.values()):
+            tensor = held.tensor()
+            if tensor is not None:
+                tensor._fix_weakref()  # type: ignore[attr-defined]  # torch's own: see torch.utils.weak
+                yield tensor, held
 
 
 def _owners(tensor: torch.Tensor) -> int:

@@ -1,13 +1,14 @@
 """Recordings of a session: lists of commands on slots, checked once when they are defined and run by number.
 
 A recording is data. It holds nothing but commands of the stream, and running it calls what the stream calls
-(templates, verbs) with slots in place of ids: lineage, limits and failures are the stream's own.
+(templates, verbs) with slots in place of ids: lineage, limits and failures are the stream's own. Later runs may do
+the same with less (course.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,41 +16,9 @@ from grid_jupyter.errors import InvalidMessageError, LimitExceededError
 from grid_jupyter.ops.raw import from_bytes
 from grid_jupyter.wire import commands
 from grid_jupyter.wire.limits import MAX_INLINE_BYTES, MAX_RECORDED_COMMANDS, MAX_RECORDINGS
-from grid_jupyter.worker.templates import Box, Template
-
-Step = tuple[Callable[..., None], tuple[Any, ...], tuple[int, ...]]
-"""What to call, with what, and the slots that nothing needs afterwards."""
-
-
-class Stage(Protocol):
-    """The executor, as recordings need it."""
-
-    values: dict[int, Any]
-    boxes: dict[int, Box]
-    grad_mode: bool
-    templates: dict[int, Any]
-    verbs: dict[int, Callable[..., None]]
-
-    def perform(self, template: Template, command: list[Any]) -> None:
-        """Run one operation; if it fails, its results are poisoned."""
-
-    def mark(self, out: Any, poison: Any, sources: int) -> None:
-        """Poison results."""
-
-    def put(self, identity: int, tensor: torch.Tensor) -> None:
-        """Take in a tensor."""
-
-    def keep(self, identity: int, value: Any, box: Box) -> None:
-        """Let an id stand for a value."""
-
-    def free(self, *identities: int) -> None:
-        """Forget values; unknown ids are fine."""
-
-    def seed(self, seed: int) -> None:
-        """Seed the generator."""
-
-    def set_grad_mode(self, on: bool) -> None:
-        """Whether operations are recorded for gradients."""
+from grid_jupyter.worker.course import Course
+from grid_jupyter.worker.stage import Stage, Step
+from grid_jupyter.worker.templates import Template
 
 
 class Recording(NamedTuple):
@@ -57,7 +26,8 @@ class Recording(NamedTuple):
 
     captured: tuple[int, ...]  # ids of the session, in the first slots
     inputs: int  # how many slots after these a run fills
-    steps: tuple[Step, ...]
+    size: int  # commands
+    course: Course
     outs: tuple[int, ...]
     seeds: int
     replaced: tuple[int, ...]  # slots from outside for which a step may put another object in place
@@ -75,7 +45,7 @@ class Recordings:
         """Check a recording and keep it. Raises InvalidMessageError, LimitExceededError."""
         if type(number) is not int or number in self._held:
             raise InvalidMessageError("a recording has a number of its own")
-        recorded = sum(len(held.steps) for held in self._held.values())
+        recorded = sum(held.size for held in self._held.values())
         if len(self._held) >= MAX_RECORDINGS or recorded + len(body) > MAX_RECORDED_COMMANDS:
             raise LimitExceededError(
                 f"a session keeps {MAX_RECORDINGS} recordings, of {MAX_RECORDED_COMMANDS} commands in all"
@@ -89,10 +59,12 @@ class Recordings:
         if not known.issuperset(outs):
             raise InvalidMessageError("what a recording gives is one of its slots")
         replaced = {command[1] for command in body if command[0] == commands.REQUIRE_GRAD and command[1] <= outside}
+        steps = tuple(_with_ends(reading, outside, frozenset(outs)))
         self._held[number] = Recording(
             tuple(captured),
             inputs,
-            tuple(_with_ends(reading, outside, frozenset(outs))),
+            len(body),
+            Course(self._stage, steps, body, outside, tuple(outs)),
             tuple(outs),
             sum(command[0] == commands.SEED for command in body),
             tuple(replaced),
@@ -119,10 +91,7 @@ class Recordings:
         stage.values, stage.boxes = inside, lineage
         self._seeds = iter(seeds)
         try:
-            for call, arguments, ended in recording.steps:
-                call(*arguments)
-                if ended:
-                    stage.free(*ended)
+            recording.course.run(stage)
         finally:
             stage.values, stage.boxes = values, boxes
             if stage.grad_mode is not grad_mode:

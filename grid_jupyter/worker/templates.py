@@ -26,7 +26,7 @@ Getter = Callable[[dict[int, Any], list[Any]], Any]
 _NUMBERS = (int, float)
 _NAMES = ("t", "m")
 _MASKS = (torch.bool, torch.uint8)
-_bump_version: Callable[[torch.Tensor], None] = torch.autograd.graph.increment_version
+increment_version: Callable[[torch.Tensor], None] = torch.autograd.graph.increment_version
 
 
 UNLIMITED = Halves()
@@ -185,7 +185,7 @@ class Template:
         finally:
             for tensor, version in zip(written, versions, strict=True):
                 if tensor._version == version:
-                    _bump_version(tensor)
+                    increment_version(tensor)
             if sources and self.kernel.seeded:
                 # how much randomness it took may depend on values: what is drawn next must not tell
                 torch.default_generator.manual_seed(secrets.randbits(63))
@@ -206,6 +206,27 @@ class Template:
                 box = self._box(value, sources, boxes, command)
                 values[identity] = value
                 boxes[identity] = made.setdefault(box.storage, box)
+
+    def arguments(self, command: list[Any], place: Callable[[int], Any]) -> tuple[list[Any], dict[str, Any]]:
+        """What the kernel is called with for a command, with `place(id)` where the value of an id stands.
+
+        Raises InvalidMessageError for what is no number where one belongs.
+        """
+        placed = {command[slot]: place(command[slot]) for slot in self.refs}
+        return (
+            [get(placed, command) for get in self._positional],
+            {name: get(placed, command) for name, get in self._keywords.items()},
+        )
+
+    def written(self, command: list[Any]) -> list[int]:
+        """The ids of the values that a command writes to."""
+        return [command[slot] for slot in self._mutated]
+
+    def fresh_results(self, count: int) -> list[int]:
+        """Where among the kernel's results the `count` are that a command with a list of ids gets."""
+        if self.kernel.returns_list:
+            return list(range(count))
+        return [index for index in range(self.kernel.results) if index not in self.kernel.writes]
 
     def _is_sized(self, values: dict[int, Any], command: list[Any]) -> bool:
         if self.kernel.name != "aten.index.Tensor":

@@ -1,0 +1,460 @@
+"""A recording's work as a flat list of calls below autograd, made from a run that was watched (traced.py).
+
+It does what the ordinary run does, bit for bit, and leaves the same lineage, gradients and versions; decision 0014
+says why that is so. Where anything is not as it was when it was watched, `fits` says no.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import weakref
+from collections.abc import Callable
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import torch
+
+from grid_jupyter.errors import GridError
+from grid_jupyter.ops.raw import to_bytes
+from grid_jupyter.worker.stage import Stage
+from grid_jupyter.worker.tape import Noted, Ref, is_plain
+from grid_jupyter.worker.templates import Box, increment_version, storage_of
+from grid_jupyter.worker.traced import Cleared, Given, Made, Node, Published, Trace, is_free
+
+Values = list[Any]
+Call = Callable[[Values], None]
+Get = Callable[[Values], Any]
+
+_guard: Callable[[], Any] | None = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
+CAN_COMPILE = _guard is not None
+"""Whether this torch lets kernels be called as its autograd calls them."""
+_below_autograd: Callable[[], Any] = _guard or contextlib.nullcontext
+_set_grad_mode: Callable[[bool], None] = torch._C._set_grad_enabled
+_ERRORS = (
+    RuntimeError, TypeError, ValueError, LookupError, AttributeError, MemoryError, ArithmeticError, GridError,
+)  # fmt: skip
+
+
+class Failed(Exception):
+    """A call failed. `step` is the one of the recording, with the cause; None: nothing was done that lasts."""
+
+    def __init__(self, step: int | None, error: BaseException) -> None:
+        super().__init__()
+        self.step = step
+        self.error = error
+
+
+class _Seen(NamedTuple):
+    """A value from outside that was found to fit: as long as nobody writes to it, it does."""
+
+    tensor: Callable[[], Any]
+    version: int
+
+
+class Program:
+    """The calls of one recording. Holds no tensor of the session.
+
+    One that is for rehearsals keeps gradients until its end.
+    """
+
+    def __init__(self, trace: Trace, outs: tuple[int, ...], *, rehearses: bool = False) -> None:
+        self._trace = trace
+        self._rehearses = rehearses
+        self._outside = [(slot, trace.numbers[slot]) for slot in range(1, len(trace.given) + 1)]
+        self._seen: list[_Seen | None] = [None] * len(trace.given)
+        self._published = {
+            slot: number
+            for node in trace.nodes
+            if isinstance(node.what, Published)
+            for slot, number in node.what.gradients.items()
+        }
+        self._given = [(slot, trace.numbers[slot]) for slot in outs]
+        self._changed_views = [slot for slot in trace.changed if trace.given[slot - 1].is_view]
+        self._stage_at = trace.width  # where among the values the stage itself stands
+        self._empty: Values = [None] * (trace.width + 1)
+        for number, constant in trace.constants.items():
+            self._empty[number] = constant
+        self._calls: list[Call] = []
+        self._steps: list[int] = []  # by call: the recording's step that it is part of
+        self._kernels: list[bool] = []  # by call: whether it calls a kernel; else it changes the session's gradients
+        self._lasting = 0  # the first call with an effect that lasts
+        self._build()
+
+    # -------------------------------------------------------------- making it
+
+    def _build(self) -> None:
+        nodes = self._needed()
+        ended = self._ended(nodes)
+        grad_mode, lasting = self._trace.grad_mode, -1
+        for at, node in enumerate(nodes):
+            what = node.what
+            if isinstance(what, Made) and what.noted.grad_mode is not grad_mode:
+                grad_mode = what.noted.grad_mode
+                self._add(node.step, True, _switch(grad_mode))
+            if lasting < 0 and (isinstance(what, Published) or (isinstance(what, Made) and what.lasts)):
+                lasting = len(self._calls)
+            if isinstance(what, Cleared):
+                self._add(node.step, False, self._clear(what))
+            elif isinstance(what, Published):
+                self._add(node.step, False, self._publish(what, tuple(ended[at])))
+            else:
+                self._add(node.step, True, self._make(what, tuple(ended[at])))
+        self._lasting = len(self._calls) if lasting < 0 else lasting
+
+    def _add(self, step: int, kernel: bool, call: Call) -> None:
+        self._calls.append(call)
+        self._steps.append(step)
+        self._kernels.append(kernel)
+
+    def _needed(self) -> list[Node]:
+        """Without what autograd does for itself alone, such as looks at what it kept."""
+        wanted = {number for _, number in self._given} | set(self._published.values())
+        found = []
+        for node in reversed(self._trace.nodes):
+            what = node.what
+            if isinstance(what, Made):
+                if what.traced and wanted.isdisjoint(_listed(what.noted.outs)):
+                    continue
+                wanted.update(_refs(what.noted))
+            found.append(node)
+        return found[::-1]
+
+    def _ended(self, nodes: list[Node]) -> list[list[int]]:
+        """By node: the values made inside that nothing uses afterwards."""
+        stay = {-1, *self._trace.constants, *(number for _, number in (*self._outside, *self._given))}
+        if self._rehearses:
+            stay.update(self._published.values())
+        last: dict[int, int] = {}
+        for at, node in enumerate(nodes):
+            if isinstance(node.what, Made):
+                last.update(dict.fromkeys((*_refs(node.what.noted), *_listed(node.what.noted.outs)), at))
+            elif isinstance(node.what, Published):
+                last.update(dict.fromkeys(node.what.gradients.values(), at))
+        ended: list[list[int]] = [[] for _ in nodes]
+        for number, at in last.items():
+            if number not in stay:
+                ended[at].append(number)
+        return ended
+
+    def _clear(self, what: Cleared) -> Call:
+        stage_at, leaf = self._stage_at, self._trace.numbers[what.slot]
+
+        def call(values: Values) -> None:
+            values[stage_at].gradients.assign(values[leaf], None, Box())
+
+        return call
+
+    def _publish(self, what: Published, dead: tuple[int, ...]) -> Call:
+        stage_at, sources = self._stage_at, what.sources
+        pairs = [(self._trace.numbers[slot], number) for slot, number in what.gradients.items()]
+
+        def call(values: Values) -> None:
+            stage: Stage = values[stage_at]
+            for leaf, gradient in pairs:
+                stage.gradients.receive(values[leaf], values[gradient], sources)
+            for number in dead:
+                values[number] = None
+            stage.settle(sources)
+
+        return call
+
+    def _make(self, what: Made, dead: tuple[int, ...]) -> Call:
+        get = self._arguments(what.noted.args)
+        kwargs, named = self._keywords(what.noted.kwargs)
+        run, outs = what.noted.call, what.noted.outs
+        call: Call
+        if named:
+            call = _call_named(run, get, kwargs, named, outs, dead)
+        elif isinstance(outs, list):
+            call = _call_many(run, get, kwargs, outs, dead)
+        elif outs is None or outs < 0:
+            call = _call_for_effect(run, get, kwargs, dead)
+        else:
+            call = _call_one(run, get, kwargs, outs, dead)
+        return _showing_versions(call, what.written) if what.written else call
+
+    def _arguments(self, args: list[Any]) -> Get:
+        if any(isinstance(part, list) and any(isinstance(one, (Ref, list)) for one in part) for part in args):
+            parts = [self._argument(part) for part in args]
+            return lambda values: [get(values) for get in parts]
+        numbers = [part.number if isinstance(part, Ref) else self._constant(part) for part in args]
+        return _tuple_of(numbers)
+
+    def _argument(self, part: Any) -> Get:
+        if isinstance(part, Ref):
+            return itemgetter(part.number)
+        if isinstance(part, list):
+            get = _tuple_of([one.number if isinstance(one, Ref) else self._constant(one) for one in part])
+            return lambda values: list(get(values))
+        return itemgetter(self._constant(part))
+
+    def _constant(self, value: Any) -> int:
+        self._empty.append(value)
+        return len(self._empty) - 1
+
+    def _keywords(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Get]]:
+        named = {name: part for name, part in kwargs.items() if any(True for _ in _refs_in(part))}
+        constant = {name: part for name, part in kwargs.items() if name not in named}
+        return constant, {name: self._argument(part) for name, part in named.items()}
+
+    # -------------------------------------------------------------- whether it may run
+
+    def fits(self, stage: Stage) -> bool:
+        """Whether the values from outside are what they were, and all else that the calls rest on."""
+        trace, values, boxes = self._trace, stage.values, stage.boxes
+        if len(values) != len(trace.given) or stage.grad_mode is not trace.grad_mode or stage.memory.split:
+            return False
+        storages = set()
+        for at, given in enumerate(trace.given):
+            box = boxes.get(at + 1)
+            if box is None or box.sources != given.sources or box.frozen is not given.frozen or box.hidden:
+                return False
+            value = values[at + 1]
+            seen = self._seen[at]
+            if seen is None or seen.tensor() is not value or seen.version != value._version:
+                if not _is_as(value, given):
+                    return False
+                self._seen[at] = _Seen(weakref.ref(value), value._version)
+            if value.requires_grad is not given.requires_grad:
+                return False
+            storages.add(box.storage)
+        if len(storages) != len(values) or not all(is_free(values[slot]) for slot in self._changed_views):
+            return False
+        for slot, sources in trace.bare.items():
+            held = stage.gradients.held(values[slot])
+            if values[slot].grad is not None or held is None or held.box.sources != sources:
+                return False
+        return True
+
+    # -------------------------------------------------------------- running
+
+    def run(self, stage: Stage) -> None:
+        """Do the work on the stage's values, and put there what the recording gives.
+
+        Raises Failed, with the stage as the ordinary run has it where that step fails.
+        """
+        values = self._filled(stage)
+        at = 0
+        try:
+            with _below_autograd():
+                for at, call in enumerate(self._calls):  # noqa: B007
+                    call(values)
+        except _ERRORS as error:
+            raise self._failed(stage, values, at, error) from error
+        finally:
+            _set_grad_mode(stage.grad_mode)
+        for slot in self._trace.changed:
+            seen = self._seen[slot - 1]
+            if seen is not None:
+                self._seen[slot - 1] = seen._replace(version=stage.values[slot]._version)
+        self._grow(stage, self._trace.leaves)
+        self._keep(stage, values, self._given, {})
+
+    def _grow(self, stage: Stage, lineage: dict[int, int]) -> None:
+        """What is written to in place, such as by an optimiser, derives from what is written."""
+        for slot, sources in lineage.items():
+            held = stage.gradients.held(stage.values[slot])
+            if held is not None:
+                held.box.sources |= sources
+
+    def _filled(self, stage: Stage) -> Values:
+        values = self._empty.copy()
+        for slot, number in self._outside:
+            values[number] = stage.values[slot]
+        values[self._stage_at] = stage
+        return values
+
+    def _keep(self, stage: Stage, values: Values, wanted: list[tuple[int, int]], boxes: dict[int, Box]) -> None:
+        """Values made inside become the stage's, each with the box of its storage."""
+        for slot in self._trace.leaves:
+            held = stage.gradients.held(stage.values[slot])
+            if held is not None and held.gradient is not None:
+                boxes[held.box.storage] = held.box
+        for slot, number in wanted:
+            value = values[number]
+            storage = storage_of(value)
+            box = boxes.get(storage)
+            if box is None:
+                box = boxes[storage] = Box(self._trace.sources[slot], storage=storage)
+            stage.values[slot], stage.boxes[slot] = value, box
+
+    def _failed(self, stage: Stage, values: Values, at: int, error: BaseException) -> Failed:
+        """Where nothing was done that lasts, all of it may run again. Else what there is stays, and goes on."""
+        if at < self._lasting:
+            return Failed(None, error)
+        self._grow(stage, self._trace.grown)
+        boxes = {box.storage: box for box in stage.boxes.values()}
+        inside = [
+            (slot, number)
+            for slot, number in self._trace.numbers.items()
+            if slot > len(self._outside) and values[number] is not None
+        ]
+        self._keep(stage, values, inside, boxes)
+        step = self._steps[at]
+        stage.set_grad_mode(self._trace.modes[step])
+        return Failed(step, error)
+
+    # -------------------------------------------------------------- rehearsing
+
+    def rehearse(self, stage: Stage) -> Rehearsal | None:
+        """Make the calls on copies of what they change; None where that cannot be."""
+        values = self._filled(stage)
+        copies: dict[int, torch.Tensor] = {}
+        try:
+            for slot in self._trace.changed:
+                original = stage.values[slot]
+                copy = original.detach().clone().requires_grad_(original.requires_grad)
+                if copy.stride() != original.stride():
+                    return None
+                values[self._trace.numbers[slot]] = copies[slot] = copy
+            with _below_autograd():
+                for call, kernel in zip(self._calls, self._kernels, strict=True):
+                    if kernel:
+                        call(values)
+        except _ERRORS:
+            return None
+        finally:
+            _set_grad_mode(stage.grad_mode)
+        unbound = [values[number] for _, number in self._given] + [values[k] for k in self._published.values()]
+        if any(one._is_view() or one.requires_grad for one in unbound):
+            return None
+        return Rehearsal(
+            {slot: _bits(copy) for slot, copy in copies.items()},
+            {slot: _bits(values[number]) for slot, number in self._given},
+            {slot: _bits(values[number]) for slot, number in self._published.items()},
+        )
+
+
+class Rehearsal(NamedTuple):
+    """What the calls came to, by slot: the bits of values from outside, of results, and of gradients."""
+
+    changed: dict[int, Any]
+    made: dict[int, Any]
+    gradients: dict[int, Any]
+
+    def agrees(self, values: dict[int, Any]) -> bool:
+        """Whether an ordinary run, which left these values, came to the same bits."""
+        pairs = [(found, values.get(slot)) for slot, found in (*self.changed.items(), *self.made.items())]
+        gradients = [(found, values[slot].grad) for slot, found in self.gradients.items()]
+        pairs += [(found, gradient) for found, gradient in gradients if gradient is not None]
+        return all(type(one) is torch.Tensor and found == _bits(one) for found, one in pairs)
+
+
+def _bits(tensor: torch.Tensor) -> Any:
+    """All of a value in short: no copy of it is kept while the ordinary run needs the memory."""
+    digest = hashlib.blake2b(to_bytes(tensor.detach())).digest()
+    return tensor.dtype, tensor.shape, tensor.stride(), digest
+
+
+def _is_as(value: Any, given: Given) -> bool:
+    return (
+        type(value) is torch.Tensor
+        and is_plain(value)
+        and value.dtype is given.dtype
+        and value.shape == given.shape
+        and value.stride() == given.stride
+        and value.is_leaf
+        and value._is_view() is given.is_view
+    )
+
+
+# ------------------------------------------------------------------ calls
+
+
+def _listed(outs: int | list[int] | None) -> list[int]:
+    return outs if isinstance(outs, list) else [] if outs is None else [outs]
+
+
+def _refs(noted: Noted) -> list[int]:
+    return [ref.number for part in (*noted.args, *noted.kwargs.values()) for ref in _refs_in(part)]
+
+
+def _refs_in(part: Any) -> list[Ref]:
+    if isinstance(part, Ref):
+        return [part]
+    return [ref for one in part for ref in _refs_in(one)] if isinstance(part, list) else []
+
+
+def _tuple_of(numbers: list[int]) -> Get:
+    if len(numbers) > 1:
+        return itemgetter(*numbers)
+    if numbers:
+        (number,) = numbers
+        return lambda values: (values[number],)
+    return lambda values: ()
+
+
+def _switch(on: bool) -> Call:
+    def call(values: Values) -> None:
+        _set_grad_mode(on)
+
+    return call
+
+
+def _call_one(run: Callable[..., Any], get: Get, kwargs: dict[str, Any], out: int, dead: tuple[int, ...]) -> Call:
+    def call(values: Values) -> None:
+        values[out] = run(*get(values))
+        for number in dead:
+            values[number] = None
+
+    def call_with(values: Values) -> None:
+        values[out] = run(*get(values), **kwargs)
+        for number in dead:
+            values[number] = None
+
+    return call_with if kwargs else call
+
+
+def _call_many(
+    run: Callable[..., Any], get: Get, kwargs: dict[str, Any], outs: list[int], dead: tuple[int, ...]
+) -> Call:  # fmt: skip
+    def call(values: Values) -> None:
+        for number, result in zip(outs, run(*get(values), **kwargs), strict=False):
+            if number >= 0:
+                values[number] = result
+        for number in dead:
+            values[number] = None
+
+    return call
+
+
+def _call_for_effect(run: Callable[..., Any], get: Get, kwargs: dict[str, Any], dead: tuple[int, ...]) -> Call:
+    def call(values: Values) -> None:
+        run(*get(values), **kwargs)
+        for number in dead:
+            values[number] = None
+
+    return call
+
+
+def _call_named(
+    run: Callable[..., Any], get: Get, kwargs: dict[str, Any], named: dict[str, Get], outs: int | list[int] | None,
+    dead: tuple[int, ...],
+) -> Call:  # fmt: skip
+    """The same where tensors have keywords, too, which is rare."""
+
+    def run_named(values: Values) -> Any:
+        return run(*get(values), **kwargs, **{name: one(values) for name, one in named.items()})
+
+    if isinstance(outs, list):
+        return _call_many(run_named, lambda values: (values,), {}, outs, dead)
+    if outs is None or outs < 0:
+        return _call_for_effect(run_named, lambda values: (values,), {}, dead)
+    return _call_one(run_named, lambda values: (values,), {}, outs, dead)
+
+
+def _showing_versions(call: Call, written: tuple[int, ...]) -> Call:
+    """As Template.run: what is written to shows a new version, whether or not the kernel cares."""
+
+    def showing(values: Values) -> None:
+        tensors = [values[number] for number in written]
+        versions = [tensor._version for tensor in tensors]
+        try:
+            call(values)
+        finally:
+            for tensor, version in zip(tensors, versions, strict=True):
+                if tensor._version == version:
+                    increment_version(tensor)
+
+    return showing
