@@ -22,7 +22,7 @@ BENCHMARKS = {
     "startup": "imports, the start of Node, Network and Workers, what the extension adds to Jupyter, memory at rest",
     "plan_engines": "training steps by plan in both engines, beside the ordinary training loop",
     "fold": "folding reports into their weighted mean, beside reading their bytes once",
-    "jobs": "rounds of jobs that stay warm on ten Nodes, beside the same loop in one process",
+    "federated_jobs": "federated training by jobs that stay warm on ten Nodes, beside the same loop in one process",
     "fl_rounds": "rounds of federated averaging over four Nodes, beside the same loop in one process",
 }
 """What each one measures; `benchmarks/<name>.py` has its `run` and its `MEANING`."""
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _one(options.name, options.json, options.quick)
     print("python -m benchmarks NAME [--json]     runs one of these:\n")
     for name, line in BENCHMARKS.items():
-        print(f"  {name:<14}{line}")
+        print(f"  {name:<16}{line}")
     return 0
 
 

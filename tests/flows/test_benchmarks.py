@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("remote_ops", "training_step", "transfer", "startup", "plan_engines", "fold", "jobs", "fl_rounds")
+NAMES = ("remote_ops", "training_step", "transfer", "startup", "plan_engines", "fold", "federated_jobs", "fl_rounds")
 DEADLINE_S = 300.0
 
 
