@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import queue
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from grid_jupyter.aggregation.servers import State
 from grid_jupyter.aggregation.strategies import Setting, Strategy, written
 from grid_jupyter.client.checkpoints import Checkpoint, Record, load, store
 from grid_jupyter.client.fits import Fit, HeldOut, Metric, Watch, evaluated
+from grid_jupyter.client.packed import ForMany
 from grid_jupyter.client.participants import Answer, Event, Participant, RoundJob
 from grid_jupyter.errors import GridError, NodeUnavailableError
 from grid_jupyter.plans.optimisers import SGD, Optimiser
@@ -199,15 +200,13 @@ class _Training:
         self._gather(began)
         asked = [one for one in self.participants.values() if one.free]
         left_out = self._reasons()
-        given = self._tensors(self._weights)
+        given = ForMany(self._tensors(self._weights))
         for one in asked:
             added = correction(self._strategy, self._state, one.name)
             one.ask(number, given, None if added is None else self._tensors(added))
-        collected = self._collect(asked, number, began)
         folding = Round(self._strategy, self._setting, self._weights, self._state)
         losses = list[tuple[float, int]]()
-        for one in asked:  # in the order of names: the same answers give the same bits
-            answer = collected.pop(one.name, None)
+        for one, answer in self._in_order(asked, number, began):
             if answer is None:
                 left_out[one.name] = self._missed(one, began)
                 continue
@@ -221,20 +220,36 @@ class _Training:
         self._weights, self._state = folding.close()
         self._close(number, folding.participants, began, left_out, losses)
 
-    def _collect(self, asked: list[Participant], number: int, began: float) -> dict[str, Answer]:
-        """Answers to this round, until all are in that it waits for, or the deadline."""
+    def _in_order(
+        self, asked: list[Participant], number: int, began: float
+    ) -> Iterator[tuple[Participant, Answer | None]]:
+        """Who was asked, with the answer, in the order of names, in which the same answers give the same bits; each as
+        soon as those before it are in, while the others still train."""
         collected: dict[str, Answer] = {}
+        told = 0
+        for name, came in self._collect(asked, number, began):
+            collected[name] = came
+            while told < len(asked) and not asked[told].busy:
+                yield asked[told], collected.pop(asked[told].name, None)
+                told += 1
+        for one in asked[told:]:
+            yield one, collected.pop(one.name, None)
+
+    def _collect(self, asked: list[Participant], number: int, began: float) -> Iterator[tuple[str, Answer]]:
+        """Answers to this round by the names of their Nodes as they come, until all are in that it waits for, or the
+        deadline."""
+        count = 0
         until = None if self._deadline_s is None else began + self._deadline_s
         while waited := [one for one in asked if one.busy]:
-            if len(collected) >= self._minimum and not any(one.trusted for one in waited):
-                break  # who was away when last asked is not waited for
+            if count >= self._minimum and not any(one.trusted for one in waited):
+                return  # who was away when last asked is not waited for
             left = None if until is None else until - time.monotonic()
             if left is not None and left <= 0:
-                break
+                return
             event = self._next(left)
             if event is not None and event.number == number and event.answer is not None:
-                collected[event.participant.name] = event.answer
-        return collected
+                count += 1
+                yield event.participant.name, event.answer
 
     # -------------------------------------------------------------- one after the other
 
@@ -247,7 +262,7 @@ class _Training:
         for one in [one for one in self.participants.values() if one.free]:
             one.ask(number, self._tensors(weights), None)
             asked = time.monotonic()
-            answer = self._collect([one], number, asked).get(one.name)
+            answer = dict(self._collect([one], number, asked)).get(one.name)
             if answer is None:
                 left_out[one.name] = self._missed(one, asked)
                 continue

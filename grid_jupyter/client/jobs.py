@@ -5,27 +5,25 @@ from __future__ import annotations
 import copy
 import html
 import time
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from grid_jupyter.client.packed import Weights, named, packed
 from grid_jupyter.errors import (
     BadRequest,
     Conflict,
     GetNotPermittedError,
-    InvalidDataError,
     RemoteOperationError,
     ResponseSignatureError,
     SessionLostError,
 )
-from grid_jupyter.link.bulk import download, of_memory, upload
+from grid_jupyter.link.bulk import Room, download, of_memory, upload
 from grid_jupyter.link.client import WebSocketLink
 from grid_jupyter.link.http import Address, call, transfer
-from grid_jupyter.ops.raw import DTYPES, from_bytes, to_bytes
+from grid_jupyter.ops.raw import from_bytes, to_bytes
 from grid_jupyter.tensors.text import plain
-from grid_jupyter.wire.dtypes import nbytes
 from grid_jupyter.wire.jobs import INLINE_BYTES, JobInfo, Part, offsets
 from grid_jupyter.wire.messages import Round, Rounded
 from grid_jupyter.wire.safetensors import PREFIX_BYTES, header_length, parse_header
@@ -34,9 +32,6 @@ WAITING = frozenset({"waiting", "queued", "running", "held"})
 """States of a job that is not over."""
 _TRIES = 3
 _LOOK_S = 20
-
-Weights = Mapping[str, Any]
-"""Tensors by their names in the model's state_dict."""
 
 
 class Holder(Protocol):
@@ -74,6 +69,7 @@ class Job:
         self._link: WebSocketLink | None = None
         self._posted: tuple[int, int] | None = None
         self._number = info.rounds_done
+        self._room = Room()
 
     @property
     def id(self) -> str:
@@ -211,7 +207,7 @@ class Job:
         arguments, model = self._info.arguments, self._info.model
         if (correction is not None) != arguments.corrected:
             raise BadRequest("a job brings corrections if it was submitted with corrected=True, and only then")
-        parts = [_flat(model, weights)] + ([] if correction is None else [_flat(model, correction)])
+        parts = [packed(model, weights)] + ([] if correction is None else [packed(model, correction)])
         data = to_bytes(parts[0] if len(parts) == 1 else torch.cat(parts))
         link = self._link = self._link or self.node.connect()
         self._number = self._number + 1 if number is None else number
@@ -235,9 +231,9 @@ class Job:
         reply, payload = answer
         if not isinstance(reply, Rounded):
             raise ResponseSignatureError("the Node answered a round with something else; its version may differ")
-        data = self._link.download(reply.bulk) if reply.bulk else payload
+        data = self._link.download(reply.bulk, self._room) if reply.bulk else payload
         flat = from_bytes(bytearray(data) if not reply.bulk else data, "uint8", (len(data),))
-        return RoundResult(_named(flat, self._info.model), reply.metrics, reply.rows, reply.steps)
+        return RoundResult(named(flat, self._info.model), reply.metrics, reply.rows, reply.steps)
 
     def _hang_up(self) -> None:
         link, self._link, self._posted = self._link, None, None
@@ -278,36 +274,6 @@ class Job:
 
 
 # ------------------------------------------------------------------ weights
-
-
-def _flat(model: tuple[Part, ...], weights: Weights) -> torch.Tensor:
-    """Weights in one run of bytes (wire/jobs.py). Raises InvalidDataError for what is not the model's."""
-    begins, total = offsets(model)
-    flat = torch.zeros(total, dtype=torch.uint8)
-    with torch.no_grad():
-        for part, begin in zip(model, begins, strict=True):
-            given = weights.get(part.name)
-            if given is None:
-                raise InvalidDataError(f"the weights lack the model's {plain(part.name)}")
-            tensor = torch.as_tensor(given)
-            if tuple(tensor.shape) != part.shape or tensor.dtype != DTYPES[part.dtype]:
-                raise InvalidDataError(
-                    f"the model's {plain(part.name)} is {part.dtype} {list(part.shape)}, and {tensor.dtype} "
-                    f"{list(tensor.shape)} was given"
-                )
-            _view(flat, part, begin).copy_(tensor)
-    return flat
-
-
-def _named(flat: torch.Tensor, model: tuple[Part, ...]) -> dict[str, torch.Tensor]:
-    begins, total = offsets(model)
-    if len(flat) != total:
-        raise ResponseSignatureError("the Node sent weights of another size than the model's; its version may differ")
-    return {part.name: _view(flat, part, begin) for part, begin in zip(model, begins, strict=True)}
-
-
-def _view(flat: torch.Tensor, part: Part, begin: int) -> torch.Tensor:
-    return flat[begin : begin + nbytes(part.dtype, part.shape)].view(DTYPES[part.dtype]).reshape(part.shape)
 
 
 def _read(data: memoryview, model: tuple[Part, ...]) -> dict[str, torch.Tensor]:

@@ -81,7 +81,7 @@ class NodeJob:
 
     def round(self, weights: Weights, number: int, correction: Weights | None) -> Answer:
         """One round. Raises NodeUnavailableError where it may go on later, else what ended the job."""
-        given = {**self._fixed, **weights}
+        given = weights if self._fixed.keys() <= weights.keys() else {**self._fixed, **weights}
         added = correction
         if self._job.info.arguments.corrected:  # every round brings a correction then
             added = {name: torch.zeros_like(one) for name, one in given.items()} | dict(correction or {})

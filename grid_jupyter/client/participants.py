@@ -126,10 +126,18 @@ class Participant:
             self._events.put(Event(self, error=error))
             return
         self._events.put(Event(self))
-        while (ask := self._asked.get()) is not None:
-            try:
-                answer = job.round(ask.weights, ask.number, ask.correction)
-            except GridError as error:
-                self._events.put(Event(self, ask.number, error=error))
-            else:
-                self._events.put(Event(self, ask.number, answer))
+        while self._answer(job):
+            pass
+
+    def _answer(self, job: RoundJob) -> bool:
+        """Do what it is asked for next; whether there was anything. Nothing of it is kept in this thread: the memory of
+        its weights is that of the next ones, too."""
+        ask = self._asked.get()
+        if ask is None:
+            return False
+        try:
+            event = Event(self, ask.number, job.round(ask.weights, ask.number, ask.correction))
+        except GridError as error:
+            event = Event(self, ask.number, error=error)
+        self._events.put(event)
+        return True

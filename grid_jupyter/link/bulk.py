@@ -6,6 +6,7 @@ import http.client
 import itertools
 import mmap
 import ssl
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
@@ -61,8 +62,9 @@ def upload(
                 offset, begun = 0, False
 
 
-def download(address: Address, path: str, headers: dict[str, str], what: str) -> memoryview:
-    """GET bytes, and the rest of them as often as the connection breaks. Raises as `upload`."""
+def download(address: Address, path: str, headers: dict[str, str], what: str, room: Room | None = None) -> memoryview:
+    """GET bytes, and the rest of them as often as the connection breaks; into `room`, where somebody downloads the
+    same again and again. Raises as `upload`."""
     data, got, tries = memoryview(b""), 0, _Tries()
     with Progress(what) as progress:
         while True:
@@ -71,7 +73,7 @@ def download(address: Address, path: str, headers: dict[str, str], what: str) ->
                     ranged = {"Range": f"bytes={got}-"} if got else {}
                     response = exchange.ask("GET", path, {**headers, **ranged})
                     if not got:
-                        data = _room(response.length or 0)
+                        data = (room or Room()).take(response.length or 0)
                         progress.of(len(data))
                     elif response.status != 206 or response.length != len(data) - got:
                         raise GridError(f"{address.url} answered with something else than the rest of a download")
@@ -90,9 +92,23 @@ def download(address: Address, path: str, headers: dict[str, str], what: str) ->
             return data
 
 
-def _room(size: int) -> memoryview:
-    """Memory for so many bytes: not filled with zeros first, and without huge pages, which can take seconds to find."""
-    return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) if size else bytearray())
+class Room:
+    """Memory for one download after another: as long as nobody holds what came before, it is used again, for fresh
+    memory costs as much as the bytes that come into it."""
+
+    def __init__(self) -> None:
+        self._memory: mmap.mmap | None = None
+
+    def take(self, size: int) -> memoryview:
+        """Memory for so many bytes, which hold anything."""
+        if not size:
+            return memoryview(bytearray())
+        # views of it, and tensors that share it, hold references; one is ours, one is that of the call
+        free = self._memory is not None and len(self._memory) == size and sys.getrefcount(self._memory) == 2
+        if not free or self._memory is None:
+            # not filled with zeros first, and without huge pages, which can take seconds to find
+            self._memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return memoryview(self._memory)
 
 
 class _Tries:

@@ -22,7 +22,7 @@ from grid_jupyter.errors import (
     from_wire,
 )
 from grid_jupyter.link.attendant import attendant
-from grid_jupyter.link.bulk import download, of_memory, upload
+from grid_jupyter.link.bulk import Room, download, of_memory, upload
 from grid_jupyter.link.http import Address, reported, untrusted
 from grid_jupyter.link.outbox import Outbox
 from grid_jupyter.link.websocket import Closed, WebSocket
@@ -326,10 +326,10 @@ class WebSocketLink:
         where = f"/data-centric/values/{identity}"
         self._bulk(lambda: upload(self.address, where, query, of_memory(data), len(data), self._secret, "sending"))
 
-    def download(self, ticket: str) -> memoryview:
-        """Fetch the bytes of a large released value."""
+    def download(self, ticket: str, room: Room | None = None) -> memoryview:
+        """Fetch the bytes of a large released value; into `room`, if there is one."""
         where = f"/data-centric/released/{quote(ticket)}"
-        return self._bulk(lambda: download(self.address, where, self._secret, "fetching"))
+        return self._bulk(lambda: download(self.address, where, self._secret, "fetching", room))
 
     @property
     def _secret(self) -> dict[str, str]:
