@@ -18,7 +18,7 @@ from grid_jupyter.plans.torch_engine import TorchEngine
 from grid_jupyter.wire import worker
 from grid_jupyter.wire.jobs import INLINE_BYTES, Part
 from grid_jupyter.wire.safetensors import PREFIX_BYTES, build_header, parse_header
-from grid_jupyter.worker.memory import Shared, memory_file
+from grid_jupyter.worker.memory import Shared, keep_freed_memory, memory_file
 from grid_jupyter.worker.training import Rows, Training, views
 
 _NO_LIMIT = 1 << 62  # the Node checked how much work a batch is, and looks after the time
@@ -42,6 +42,7 @@ class JobRun:
             name: Rows([view(one) for one in source.tensors], source.columns, dtypes[name])
             for name, source in message.data.items()
         }
+        keep_freed_memory(of_steps=True)
         self._model = tuple(Part(name=one.name, dtype=one.dtype, shape=one.shape) for one in message.weights)
         wanted = {"loss", "buffer", "param", "state", *(["metric"] if message.arguments.metrics else [])}
         program = TorchEngine().load(plan, Limits(memory_bytes=limit, work=_NO_LIMIT), wanted.__contains__)

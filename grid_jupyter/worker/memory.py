@@ -13,6 +13,7 @@ from grid_jupyter.errors import LimitExceededError
 
 _PIECE = 1 << 20
 _MAP_FROM = 8 << 20
+_MAP_FROM_OF_STEPS = 32 << 20  # the most that glibc takes
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -23,17 +24,19 @@ def limit_memory(nbytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (ceiling, ceiling))
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(*, of_steps: bool = False) -> None:
     """Let malloc keep what training steps free and take again: from the kernel they would get it zeroed each time.
 
     By default glibc returns freed memory at once when it is above some megabytes, which costs a convolutional
     network a fifth of its time in page faults. What is larger than `_MAP_FROM` still goes back at once: in the heap
-    it would leave holes, which count as taken.
+    it would leave holes, which count as taken. With `of_steps` that is only what is larger than `_MAP_FROM_OF_STEPS`:
+    a job's steps take the same sizes again and again, which fit into the holes of the step before.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _MAP_FROM)
-        mallopt(_M_TRIM_THRESHOLD, 8 * _MAP_FROM)
+        map_from = _MAP_FROM_OF_STEPS if of_steps else _MAP_FROM
+        mallopt(_M_MMAP_THRESHOLD, map_from)
+        mallopt(_M_TRIM_THRESHOLD, 8 * map_from)
 
 
 class Shared(mmap.mmap):

@@ -74,8 +74,10 @@ class Weights:
         """Raises RemoteOperationError where a number is none, or infinite."""
         checked = [self._floats] if self._floats is not None else [one for one in self.parts if one.is_floating_point()]
         for part in checked:
-            # a sum in float64 of float32 is as finite as its parts are
-            if not math.isfinite(part.detach().sum(dtype=torch.float64).item()):
+            # where a sum is finite its parts are; one of large float32 numbers may not be, but in float64, which takes
+            # ten times as long
+            numbers = part.detach()
+            if not (math.isfinite(numbers.sum().item()) or math.isfinite(numbers.sum(dtype=torch.float64).item())):
                 raise RemoteOperationError(NOT_FINITE.format(what))
 
 
