@@ -73,12 +73,17 @@ class Datasets:
         self._ended: Callable[[int], int] = lambda dataset: 0
         self._naming = asyncio.Lock()  # an upload becomes the bytes of one row only
         self._gone: Callable[[int], Awaitable[None]] | None = None
+        self._tell: Callable[[], None] = lambda: None
 
     def on_unpublish(
         self, end_sessions: Callable[[int], int], end_requests: Callable[[int], Awaitable[None]] | None = None
     ) -> None:
         """What ends the sessions that have a data set open, and says how many; what ends requests that rest on it."""
         self._ended, self._gone = end_sessions, end_requests
+
+    def on_change(self, tell: Callable[[], None]) -> None:
+        """Whom to call when a data set was published, edited or unpublished."""
+        self._tell = tell
 
     # -------------------------------------------------------------- publishing
 
@@ -162,6 +167,7 @@ class Datasets:
             sha256=stored.sha256,
             mock=_sha256(mock),
         )
+        self._tell()
         if stored.blob != blob.name:  # the same upload id came twice, at the same time
             await asyncio.to_thread(self._blobs.delete, blob.name)
         return self.describe(stored, account.username)
@@ -240,6 +246,7 @@ class Datasets:
         rules = {**said, "public_tags": stored.public_tags, "jobs": msgspec.to_builtins(stored.jobs)}
         rules["mock"] = _sha256(stored.mock)
         self._audit.note("edited", account.username, dataset=dataset, changed=changed, **rules)
+        self._tell()
         return self.describe(stored, account.username)
 
     async def unpublish(self, account: Account, dataset: int) -> Unpublished:
@@ -256,6 +263,7 @@ class Datasets:
         await self._end_requests(dataset)
         versions = sum(not blob.mock for blob in gone)
         self._audit.note("unpublished", account.username, dataset=dataset, versions=versions)
+        self._tell()
         return Unpublished(
             dataset=dataset, versions=versions, nbytes=sum(blob.nbytes for blob in gone), sessions_ended=ended
         )

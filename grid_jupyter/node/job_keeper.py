@@ -102,7 +102,12 @@ class JobKeeper:
         self._turns = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._sweeper: asyncio.Task[None] | None = None
+        self._tell: Callable[[], None] = lambda: None
         requests.on_decided(self._decided)
+
+    def on_change(self, tell: Callable[[], None]) -> None:
+        """Whom to call when a job stands otherwise than before."""
+        self._tell = tell
 
     # -------------------------------------------------------------- life
 
@@ -315,6 +320,7 @@ class JobKeeper:
                 raise
             live.saved = time.monotonic()
             live.tell()
+            self._tell()
 
     async def _act(self, live: LiveJob, action: machine.Action) -> None:
         if isinstance(action, machine.EndRun):

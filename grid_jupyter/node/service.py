@@ -15,6 +15,7 @@ from grid_jupyter.errors import StorageFullError
 from grid_jupyter.identity.accounts import Accounts
 from grid_jupyter.link.peer import Membership
 from grid_jupyter.node.audit import Audit
+from grid_jupyter.node.changes import Changes
 from grid_jupyter.node.datasets import Datasets
 from grid_jupyter.node.held import HeldValues
 from grid_jupyter.node.job_keeper import JobKeeper
@@ -72,6 +73,7 @@ class GridNode:
         self.pool = workers
         self.warm = warm
         self.models = Models(ModelTable(database), blobs)
+        self.changes = Changes()
         self.audit = Audit(AuditTable(database))
         self.requests = Requests(RequestTable(database), self.audit, blobs)
         self.datasets = Datasets(
@@ -112,6 +114,10 @@ class GridNode:
         )
         self.sessions.rounds = self.jobs.round
         self.datasets.on_unpublish(self.sessions.end_with, self._end_with)
+        self.datasets.on_change(lambda: self.changes.tell("datasets"))
+        self.requests.on_decided(lambda kind, key, verdict: self.changes.tell("requests"))
+        self.sessions.on_change(lambda: self.changes.tell("node"))
+        keeper.on_change(lambda: self.changes.tell("jobs"))
         self._sweeper: asyncio.Task[None] | None = None
         self.membership: Membership | None = None
 

@@ -67,6 +67,11 @@ class Sessions:
         self.rounds: Rounds = _no_rounds  # who computes rounds of jobs
         self._open: dict[str, NodeSession] = {}
         self._sweeper: asyncio.Task[None] | None = None
+        self._tell: Callable[[], None] = lambda: None
+
+    def on_change(self, tell: Callable[[], None]) -> None:
+        """Whom to call when somebody comes or goes."""
+        self._tell = tell
 
     def start(self) -> None:
         """Begin to end idle sessions."""
@@ -88,6 +93,7 @@ class Sessions:
         session = NodeSession(self, account, credential, origin, send, hang_up)
         self._open[session.secret] = session
         self.audit.note("session-opened", session.user, origin=origin)
+        self._tell()
         return session
 
     def resume(self, secret: str, account: Account | None) -> NodeSession:
@@ -114,6 +120,7 @@ class Sessions:
         """A session has ended."""
         self._open.pop(session.secret, None)
         self.moves.forget(session)
+        self._tell()
 
     def end_with(self, dataset: int) -> int:
         """End the sessions that have a data set open; how many there were."""
@@ -121,6 +128,10 @@ class Sessions:
         for session in ending:
             session.end_soon(f"data set {dataset} was unpublished, and what was computed from it ended with it")
         return len(ending)
+
+    def people(self) -> list[str]:
+        """Who is connected, by name; "" for guests."""
+        return sorted({session.user for session in self._open.values()})
 
     def working(self) -> list[NodeSession]:
         """Sessions that have a Worker."""

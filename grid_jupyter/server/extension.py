@@ -13,17 +13,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from jupyter_core.paths import is_hidden
-from jupyter_server.auth.decorator import authorized
-from jupyter_server.base.handlers import APIHandler
 from jupyter_server.extension.application import ExtensionApp
-from jupyter_server.extension.handler import ExtensionHandlerMixin
-from tornado import web
 from traitlets import Bool, Float, Int, List, TraitError, Unicode, default, validate
 
-from grid_jupyter.errors import GridError
+from grid_jupyter.errors import BadRequest, GridError
 from grid_jupyter.server.owner_client import OwnerClient
+from grid_jupyter.server.panel_doors import PANEL_RULES, supervised
 from grid_jupyter.server.supervisor import GRACE_S, ChildProcess
 from grid_jupyter.wire.home import data_home
 
@@ -33,17 +29,6 @@ STATUS_S = 2.0
 """Time that the Node has to say how it is, in seconds."""
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """What a Node may be called; also the name of its state directory."""
-
-
-class StatusHandler(ExtensionHandlerMixin, APIHandler):
-    """GET <base_url>/grid/api/status: how the Node is, for whoever may use this Jupyter server."""
-
-    auth_resource = "grid"
-
-    @web.authenticated
-    @authorized
-    async def get(self) -> None:
-        self.finish(msgspec.json.encode(await self.settings["grid_jupyter"].status()))
 
 
 class GridExtension(ExtensionApp):
@@ -118,19 +103,32 @@ class GridExtension(ExtensionApp):
             Path(self.state_dir).expanduser(), restart=self.supervise, on_line=lambda line: self.log.info("%s", line)
         )
         self.refused = ""
+        self.switched_off = False
 
     def initialize_handlers(self) -> None:
-        self.handlers.append((r"grid/api/status", StatusHandler))
+        self.handlers.extend(PANEL_RULES)
 
     async def _start_jupyter_server_extension(self, serverapp: Any) -> None:
         """Called by Jupyter inside its running event loop; must not keep it waiting."""
+        self.refused = missing_packages() or served_by_jupyter(self.node.state_dir, serverapp)
         if not self.enabled:
             return
-        self.refused = missing_packages() or served_by_jupyter(self.node.state_dir, serverapp)
         if self.refused:
             self.log.error("No Node is started: %s", self.refused)
             return
+        await self.begin()
+
+    async def begin(self) -> None:
+        """Start the Node. Raises Conflict if it runs, BadRequest where it must not."""
+        if self.refused:
+            raise BadRequest(self.refused)
+        self.switched_off = False
         await self.node.start(self._command(), node_environment())
+
+    async def end(self) -> None:
+        """Stop the Node until it is started again."""
+        await self.node.stop(self.stop_grace_s)
+        self.switched_off = True
 
     async def stop_extension(self) -> None:
         await self.node.stop(self.stop_grace_s)
@@ -138,23 +136,18 @@ class GridExtension(ExtensionApp):
     async def status(self) -> dict[str, Any]:
         """How the Node is: the supervisor's view, and the Node's own while it answers."""
         node = self.node
-        answer: dict[str, Any] = {
-            "state": node.state,
-            "detail": node.detail,
-            "pid": node.running.pid if node.running else None,
-            "restarts": node.restarts,
-            "attached": node.attached,
-            "node": None,
-        }
-        if self.refused:
-            answer.update(state="failed", detail=self.refused)
-        elif not self.enabled:
-            answer.update(detail="Switched off by GridExtension.enabled; set it to True and restart Jupyter.")
-        elif node.running is not None:
+        answer = supervised(node, None)
+        if node.running is not None:
             try:
                 answer["node"] = await OwnerClient(node.running.socket, STATUS_S).status()
             except GridError as error:
                 answer["detail"] = str(error)
+        elif self.refused:
+            answer.update(state="failed", detail=self.refused)
+        elif self.switched_off:
+            answer.update(detail="It was stopped here, and is closed to everybody until it is started again.")
+        elif not self.enabled and node.state == "stopped":
+            answer.update(detail="Switched off by GridExtension.enabled; set it to True and restart Jupyter.")
         return answer
 
     def _command(self) -> list[str]:

@@ -16,7 +16,8 @@ from grid_jupyter.node.service import GridNode, local_workers
 from grid_jupyter.server.door import http_server
 from grid_jupyter.server.node_door import node_application
 from grid_jupyter.server.owner_door import open_owner_door, owner_application
-from grid_jupyter.server.request_doors import OWNER_AT_DOOR, OWNER_REQUEST_RULES
+from grid_jupyter.server.owner_doors import OWNER_AT_DOOR, OWNER_NODE_RULES
+from grid_jupyter.server.request_doors import OWNER_REQUEST_RULES
 from grid_jupyter.server.running import (
     NodeOptions,
     Running,
@@ -57,6 +58,7 @@ class NodeOwner:
             "network": joined,
             "isolation": node.pool.isolation,
             "sessions": len(node.sessions.working()),
+            "connected": node.sessions.people(),
             "datasets": len(await node.datasets.all()),
             "storage_bytes": await node.datasets.used_bytes(),
             "guests": node.guests,
@@ -145,7 +147,8 @@ async def _serve(options: NodeOptions, state: StateDir) -> None:
             public = http_server(node_application(node, lambda: address), tls)
             public.add_sockets(sockets)
             socket_path = state.socket_path()
-            owner_doors = owner_application(NodeOwner(node, address), OWNER_REQUEST_RULES, node=node)
+            rules = [*OWNER_NODE_RULES, *OWNER_REQUEST_RULES]
+            owner_doors = owner_application(NodeOwner(node, address), rules, node=node)
             servers += [public, open_owner_door(owner_doors, socket_path)]
             if options.network_url is not None:
                 node.join(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -78,6 +79,41 @@ class OwnerClient:
         """What a look at the whole audit log found (AuditVerified)."""
         return await self._request("GET", "/owner/audit/verify")
 
+    async def forward(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Ask for one of the routes of the owner's door."""
+        return await self._request(method, path, body)
+
+    async def events(self, take: Callable[[dict[str, Any]], None]) -> None:
+        """Hand on each line of /owner/events until the process ends or this task is cancelled."""
+        rest = bytearray()
+
+        def chunk(data: bytes) -> None:
+            rest.extend(data)
+            *lines, last = bytes(rest).split(b"\n")
+            rest[:] = last
+            for line in lines:
+                take(msgspec.json.decode(line, type=dict[str, Any]))
+
+        request = HTTPRequest(
+            "http://localhost/owner/events",
+            connect_timeout=self._timeout_s,
+            request_timeout=0,  # it goes on until one side ends it
+            follow_redirects=False,
+            streaming_callback=chunk,
+        )
+        client = self._client(1 << 50)
+        try:
+            await client.fetch(request, raise_error=False)
+        except (HTTPClientError, OSError) as error:
+            raise NodeUnavailableError(f"nothing answers at {self._path} ({error}); is it running?") from None
+        finally:
+            client.close()
+
+    def _client(self, max_bytes: int) -> SimpleAsyncHTTPClient:
+        return SimpleAsyncHTTPClient(
+            force_instance=True, resolver=_SocketResolver(path=self._path), max_body_size=max_bytes
+        )
+
     async def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         request = HTTPRequest(
             f"http://localhost{path}",
@@ -89,9 +125,7 @@ class OwnerClient:
             follow_redirects=False,
             allow_nonstandard_methods=True,  # a DELETE with a body
         )
-        client = SimpleAsyncHTTPClient(
-            force_instance=True, resolver=_SocketResolver(path=self._path), max_body_size=MAX_ANSWER_BYTES
-        )
+        client = self._client(MAX_ANSWER_BYTES)
         try:
             response = await client.fetch(request, raise_error=False)
         except (HTTPClientError, OSError) as error:

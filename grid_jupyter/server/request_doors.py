@@ -10,11 +10,11 @@ import msgspec
 
 from grid_jupyter.errors import BadRequest
 from grid_jupyter.identity.accounts import Account
-from grid_jupyter.identity.roles import FLAGS, OWNER
 from grid_jupyter.node.requests import TRIAGE, info
 from grid_jupyter.node.service import GridNode
 from grid_jupyter.server.door import Door, JsonDoor
 from grid_jupyter.server.node_streams import NodeDoor
+from grid_jupyter.server.owner_doors import ACCOUNT, NodeOwnerDoor
 from grid_jupyter.wire.requests import Approve, AuditEvent, AuditVerified, RequestInfo, Say
 
 MAX_AUDIT_ROWS = 1_000
@@ -146,43 +146,29 @@ REQUEST_RULES: list[tuple[str, type[Door]]] = [
 
 # ------------------------------------------------------------------ the owner's door
 
-OWNER_AT_DOOR = " (owner of this Node)"
-"""Who decides at the owner's door. No account can be called so: names do not begin with a space."""
-_OWNER = Account(0, OWNER_AT_DOOR, OWNER, frozenset(FLAGS), ())
 
-
-class OwnerRequestDoor(JsonDoor):
-    """Base of the owner's routes about requests: whoever can open the socket may triage all of them."""
-
-    @property
-    def node(self) -> GridNode:
-        """The Node whose owner asks."""
-        node: GridNode = self.settings["node"]
-        return node
-
-
-class OwnerRequests(OwnerRequestDoor):
+class OwnerRequests(NodeOwnerDoor):
     """GET ?state=: requests to decide on."""
 
     async def get(self) -> None:
-        self.reply({"requests": await listed(self.node, _OWNER, self.get_query_argument("state", ""))})
+        self.reply({"requests": await listed(self.node, ACCOUNT, self.get_query_argument("state", ""))})
 
 
-class OwnerRequestVerb(OwnerRequestDoor):
+class OwnerRequestVerb(NodeOwnerDoor):
     """POST: approve or deny."""
 
     async def post(self, request: str, verb: str) -> None:
-        self.reply(await decide(self, self.node, _OWNER, int(request), verb))
+        self.reply(await decide(self, self.node, ACCOUNT, int(request), verb))
 
 
-class OwnerAudit(OwnerRequestDoor):
+class OwnerAudit(NodeOwnerDoor):
     """GET ?before=&limit=: rows of the audit log, newest first."""
 
     async def get(self) -> None:
         self.reply({"rows": await rows(self, self.node)})
 
 
-class OwnerAuditCheck(OwnerRequestDoor):
+class OwnerAuditCheck(NodeOwnerDoor):
     """GET: whether the chain of the audit log holds."""
 
     async def get(self) -> None:
