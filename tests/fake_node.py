@@ -27,6 +27,15 @@ class Status(RequestHandler):
         self.finish(self.settings["status"])
 
 
+class Events(RequestHandler):
+    """One line now, and then nothing until either side ends."""
+
+    async def get(self) -> None:
+        self.write(json.dumps({"changed": [], "status": self.settings["status"]}) + "\n")
+        await self.flush()
+        await asyncio.Event().wait()
+
+
 class Tokens(RequestHandler):
     def post(self) -> None:
         if json.loads(self.request.body)["username"] == "Nobody":
@@ -82,7 +91,7 @@ async def main() -> None:
             "uptime_s": 1.0,
             "environment": sorted(os.environ),
         }
-        rules = [("/owner/status", Status), ("/owner/tokens", Tokens)]
+        rules = [("/owner/status", Status), ("/owner/events", Events), ("/owner/tokens", Tokens)]
         server = HTTPServer(Application(rules, status=status, log_function=lambda handler: None))
         server.add_socket(bind_unix_socket(running.socket, mode=0o600))
         if behaviour != "silent":

@@ -103,7 +103,7 @@ class OwnerClient:
         )
         client = self._client(1 << 50)
         try:
-            await client.fetch(request, raise_error=False)
+            await client.fetch(request)
         except (HTTPClientError, OSError) as error:
             raise NodeUnavailableError(f"nothing answers at {self._path} ({error}); is it running?") from None
         finally:

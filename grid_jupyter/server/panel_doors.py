@@ -180,6 +180,7 @@ class PanelEvents(ExtensionHandlerMixin, WebSocketMixin, WebSocketHandler, Jupyt
     auth_resource = "grid"
     ping_interval = ping_timeout = 20.0  # seconds, as tornado reads them
     _following: asyncio.Task[None] | None = None
+    _told: dict[str, Any] | None = None
 
     @ws_authenticated
     @authorized
@@ -200,26 +201,25 @@ class PanelEvents(ExtensionHandlerMixin, WebSocketMixin, WebSocketHandler, Jupyt
 
     async def _follow(self) -> None:
         extension: Owned = self.settings["grid_jupyter"]
-        told: dict[str, Any] | None = None
         while True:
+            status = await extension.status()
+            if status["node"] is not None:
+                status["node"].pop("uptime_s", None)  # it differs each time
+            self._say(status, [])
             running = extension.node.running
             if running is not None:
                 with contextlib.suppress(NodeUnavailableError):
                     await OwnerClient(running.socket, ANSWER_S).events(self._hand_on)
-                told = None
-            status = await extension.status()
-            if status != told and (running is None or extension.node.running is not running):
-                told = status
-                self._say(status, ())
             await asyncio.sleep(LOOK_S)
 
     def _hand_on(self, line: dict[str, Any]) -> None:
-        node = self.settings["grid_jupyter"].node
-        self._say(supervised(node, line["status"]), line["changed"])
+        self._say(supervised(self.settings["grid_jupyter"].node, line["status"]), line["changed"])
 
-    def _say(self, status: dict[str, Any], changed: Any) -> None:
-        with contextlib.suppress(WebSocketClosedError):
-            self.write_message(msgspec.json.encode({"status": status, "changed": changed}).decode())
+    def _say(self, status: dict[str, Any], changed: list[str]) -> None:
+        if changed or status != self._told:
+            self._told = status
+            with contextlib.suppress(WebSocketClosedError):
+                self.write_message(msgspec.json.encode({"status": status, "changed": changed}).decode())
 
 
 def supervised(node: ChildProcess, own: dict[str, Any] | None) -> dict[str, Any]:

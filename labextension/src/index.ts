@@ -1,16 +1,20 @@
-/** The plugin: puts the panel into JupyterLab's left sidebar and its command into the palette. */
+/** The plugin: puts the panel into JupyterLab's left sidebar, its commands into the palette, and says what arrived. */
 
 import {
   ILayoutRestorer,
   JupyterFrontEnd,
   JupyterFrontEndPlugin
 } from '@jupyterlab/application';
-import { ICommandPalette } from '@jupyterlab/apputils';
+import { ICommandPalette, Notification } from '@jupyterlab/apputils';
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
+import { GridApi } from './api';
 import { gridIcon } from './icon';
+import { GridModel } from './model';
 import { GridPanel } from './panel';
 
 const OPEN = 'grid-jupyter:open';
+/** How long a notice stays in sight, in milliseconds; the list of notices keeps it. */
+const NOTICE_MS = 10000;
 
 const plugin: JupyterFrontEndPlugin<void> = {
   id: 'grid-jupyter:plugin',
@@ -26,7 +30,9 @@ const plugin: JupyterFrontEndPlugin<void> = {
   ) => {
     const language = translator ?? nullTranslator;
     const trans = language.load('grid_jupyter');
-    const panel = new GridPanel(app.serviceManager.serverSettings, language);
+    const model = new GridModel(new GridApi(app.serviceManager.serverSettings));
+    const panel = new GridPanel(model, language);
+    panel.disposed.connect(() => model.dispose());
     app.shell.add(panel, 'left', { rank: 510, type: 'Grid' });
     restorer?.add(panel, panel.id);
     app.commands.addCommand(OPEN, {
@@ -38,6 +44,25 @@ const plugin: JupyterFrontEndPlugin<void> = {
       command: OPEN,
       category: trans.__('Grid'),
       args: { isPalette: true }
+    });
+    // Who asks and why is told in the panel alone: a notice may be drawn as Markdown.
+    model.arrived.connect((_, count) => {
+      Notification.info(
+        trans._n(
+          'A request waits for your decision.',
+          '%1 requests wait for your decision.',
+          count
+        ),
+        {
+          autoClose: NOTICE_MS,
+          actions: [
+            {
+              label: trans.__('Open the Inbox'),
+              callback: () => app.shell.activateById(panel.id)
+            }
+          ]
+        }
+      );
     });
   }
 };

@@ -1,92 +1,102 @@
-/** The sidebar panel "Grid": its sections, and when they ask for news. */
+/** The sidebar panel "Grid": its sections, one below the other, over one model of the Node. */
 
-import { ServerConnection } from '@jupyterlab/services';
 import { ITranslator, TranslationBundle } from '@jupyterlab/translation';
-import { ReactWidget, SidePanel } from '@jupyterlab/ui-components';
-import { Message } from '@lumino/messaging';
-import { Poll } from '@lumino/polling';
+import {
+  caretDownIcon,
+  caretRightIcon,
+  ReactWidget
+} from '@jupyterlab/ui-components';
 import React from 'react';
 import { gridIcon } from './icon';
-import { fetchStatus, IStatus } from './status';
-import { NodeView } from './view';
+import { GridModel } from './model';
+import { DatasetsView } from './sections/datasets';
+import { InboxView } from './sections/inbox';
+import { JobsView } from './sections/jobs';
+import { NodeView } from './sections/node';
 
-/** Time between two questions while the panel can be seen, in milliseconds. */
-const REFRESH_MS = 3000;
-/** The same after repeated failures, at most, in milliseconds. */
-const REFRESH_MAX_MS = 15000;
+/** Lumino writes it into the panel's tab as an attribute, and the style shows it there. */
+const WAITING = 'grid-waiting';
 
-export class GridPanel extends SidePanel {
-  constructor(settings: ServerConnection.ISettings, translator: ITranslator) {
-    super({ translator });
-    const trans = translator.load('grid_jupyter');
-    this.id = 'grid-jupyter-panel';
-    this.title.icon = gridIcon;
-    this.title.caption = trans.__('Grid');
-    this.addClass('jp-GridPanel');
-    this.node.setAttribute('role', 'region');
-    this.node.setAttribute('aria-label', trans.__('Grid'));
-    this.addWidget(new NodeSection(settings, trans));
-  }
-}
-
-/** "My Node": asks while it is visible, and only then. */
-class NodeSection extends ReactWidget {
+export class GridPanel extends ReactWidget {
   constructor(
-    settings: ServerConnection.ISettings,
-    private readonly trans: TranslationBundle
+    private readonly model: GridModel,
+    translator: ITranslator
   ) {
     super();
-    this.title.label = trans.__('My Node');
-    this.addClass('jp-GridNode');
-    this.poll = new Poll<IStatus, Error>({
-      auto: false,
-      name: 'grid-jupyter:status',
-      factory: () => fetchStatus(settings),
-      frequency: { interval: REFRESH_MS, backoff: true, max: REFRESH_MAX_MS },
-      standby: () => (this.isVisible ? 'when-hidden' : true)
-    });
-    this.poll.ticked.connect(this.onTick, this);
+    this.trans = translator.load('grid_jupyter');
+    this.id = 'grid-jupyter-panel';
+    this.title.icon = gridIcon;
+    this.title.caption = this.trans.__('Grid');
+    this.addClass('jp-GridPanel');
+    this.node.setAttribute('role', 'region');
+    this.node.setAttribute('aria-label', this.trans.__('Grid'));
+    model.changed.connect(this.onChanged, this);
   }
 
   dispose(): void {
-    this.poll.dispose();
+    this.model.changed.disconnect(this.onChanged, this);
     super.dispose();
   }
 
   render(): JSX.Element {
+    const { model, trans } = this;
+    const waiting = model.requests?.length ?? 0;
     return (
-      <NodeView status={this.status} error={this.error} trans={this.trans} />
+      <>
+        <Section label={trans.__('My Node')}>
+          <NodeView model={model} trans={trans} />
+        </Section>
+        <Section label={trans.__('Inbox')} count={waiting}>
+          <InboxView model={model} trans={trans} />
+        </Section>
+        <Section label={trans.__('Datasets')}>
+          <DatasetsView model={model} trans={trans} />
+        </Section>
+        <Section label={trans.__('Jobs')}>
+          <JobsView model={model} trans={trans} />
+        </Section>
+      </>
     );
   }
 
-  protected onAfterShow(msg: Message): void {
-    super.onAfterShow(msg);
-    void this.poll.refresh();
-  }
-
-  protected onAfterAttach(msg: Message): void {
-    super.onAfterAttach(msg);
-    if (this.isVisible) {
-      void this.poll.refresh();
+  private onChanged(): void {
+    const waiting = this.model.requests?.length ?? 0;
+    const dataset = { ...this.title.dataset };
+    delete dataset[WAITING];
+    if (waiting) {
+      dataset[WAITING] = waiting > 99 ? '99+' : String(waiting);
     }
-  }
-
-  private onTick(
-    _: unknown,
-    tick: { phase: string; payload: IStatus | Error | null }
-  ): void {
-    if (tick.phase === 'resolved') {
-      this.status = tick.payload as IStatus;
-      this.error = null;
-    } else if (tick.phase === 'rejected') {
-      this.error = tick.payload as Error;
-    } else {
-      return;
-    }
+    this.title.dataset = dataset;
     this.update();
   }
 
-  private readonly poll: Poll<IStatus, Error>;
-  private status: IStatus | null = null;
-  private error: Error | null = null;
+  private readonly trans: TranslationBundle;
+}
+
+/** A heading that opens and closes what stands below it. */
+function Section(props: {
+  label: string;
+  count?: number;
+  children: React.ReactNode;
+}): JSX.Element {
+  const [open, setOpen] = React.useState(true);
+  const Caret = open ? caretDownIcon : caretRightIcon;
+  return (
+    <section className="jp-GridSection" aria-label={props.label}>
+      <h2>
+        <button
+          type="button"
+          aria-expanded={open}
+          onClick={() => setOpen(!open)}
+        >
+          <Caret.react tag="span" width="16px" aria-hidden="true" />
+          {props.label}
+          {props.count ? (
+            <span className="jp-Grid-count">{props.count}</span>
+          ) : null}
+        </button>
+      </h2>
+      {open && <div className="jp-GridSection-body">{props.children}</div>}
+    </section>
+  );
 }

@@ -72,7 +72,7 @@ def test_the_panel_follows_the_dark_theme(grid_page, artefacts):
     expect(grid_page.locator("body")).to_have_attribute("data-jp-theme-light", "false", timeout=PATIENCE_MS)
     settled(grid_page)
     expect(grid_page.get_by_test_id("grid-node-name")).to_be_visible(timeout=PATIENCE_MS)
-    colour = "getComputedStyle(document.querySelector('.jp-GridNode')).color"
+    colour = "getComputedStyle(document.querySelector('.jp-GridPanel')).color"
     assert grid_page.evaluate(colour) != "rgba(0, 0, 0, 0.87)"
     grid_page.screenshot(path=artefacts / "panel-dark.png")
     grid_page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})")

@@ -26,8 +26,10 @@ from grid_jupyter.plans.reader import read_plan
 from grid_jupyter.server.network_door import NETWORK_RULES
 from grid_jupyter.server.node_door import NODE_RULES
 from grid_jupyter.server.owner_door import OWNER_RULES
+from grid_jupyter.server.owner_doors import OWNER_NODE_RULES
+from grid_jupyter.server.panel_doors import PANEL_RULES
 from grid_jupyter.server.request_doors import OWNER_REQUEST_RULES
-from grid_jupyter.wire import commands, frames, limits, messages, network, requests
+from grid_jupyter.wire import commands, frames, limits, messages, network, owner, requests
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -37,7 +39,6 @@ else:
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
-OF_JUPYTER = "GET <base_url>/grid/api/status"
 
 
 def page(name: str) -> str:
@@ -89,8 +90,9 @@ def routes(rules: Iterable[tuple[str, type[RequestHandler]]]) -> Iterator[str]:
 
 
 def documented_routes() -> set[str]:
-    found = set(re.findall(r"`((?:GET|HEAD|POST|PUT|PATCH|DELETE) (?:<base_url>)?/[^\s`?]*)", page("protocol.md")))
-    return {OF_JUPYTER} & found | {re.sub(r"<[^>]*>", "<>", route) for route in found - {OF_JUPYTER}}
+    text = page("protocol.md").replace("<base_url>/", "/jupyter/")
+    found = re.findall(r"`((?:GET|HEAD|POST|PUT|PATCH|DELETE) /[^\s`?]*)", text)
+    return {re.sub(r"<[^>]*>", "<>", route) for route in found}
 
 
 def test_every_route_is_documented_and_every_documented_route_exists():
@@ -98,10 +100,11 @@ def test_every_route_is_documented_and_every_documented_route_exists():
         *routes(NODE_RULES),
         *routes(NETWORK_RULES),
         *routes(OWNER_RULES),
+        *routes(OWNER_NODE_RULES),
         *routes(OWNER_REQUEST_RULES),
-        OF_JUPYTER,
+        *routes((f"/jupyter/{path}", handler) for path, handler in PANEL_RULES),
     }
-    assert documented_routes() == existing
+    assert documented_routes() == {route for route in existing if not route.startswith("OPTIONS")}
 
 
 def test_the_routes_of_node_network_and_owner_are_in_their_own_sections():
@@ -109,7 +112,7 @@ def test_the_routes_of_node_network_and_owner_are_in_their_own_sections():
     for heading, rules in {
         "## HTTP of the Node": NODE_RULES,
         "## HTTP of the Network": NETWORK_RULES,
-        "## The owner's door": [*OWNER_RULES, *OWNER_REQUEST_RULES],
+        "## The owner's door": [*OWNER_RULES, *OWNER_NODE_RULES, *OWNER_REQUEST_RULES],
     }.items():
         shown = {re.sub(r"<[^>]*>", "<>", first) for first in {**rows(section(text, heading)), **rows(account)}}
         assert set(routes(rules)) <= shown
@@ -166,7 +169,7 @@ def test_every_message_of_a_session_is_documented_with_its_fields():
 
 def test_every_part_and_body_of_messages_is_documented_with_its_fields():
     shown = rows(page("protocol.md"))
-    for kind in [*untagged(messages), *untagged(network), *untagged(requests)]:
+    for kind in [*untagged(messages), *untagged(network), *untagged(requests), *untagged(owner)]:
         check_fields(kind, shown, kind.__name__)
 
 

@@ -1,34 +1,31 @@
-/** The Node drawn with React, and only with it: every text from the server is a text node, never HTML. */
+/** "My Node": how it is, where it is, who is there; starting and stopping it. */
 
-import { Clipboard } from '@jupyterlab/apputils';
-import { ServerConnection } from '@jupyterlab/services';
+import { Clipboard, Dialog, showDialog } from '@jupyterlab/apputils';
 import { TranslationBundle } from '@jupyterlab/translation';
 import { checkIcon, copyIcon } from '@jupyterlab/ui-components';
 import React from 'react';
-import { INode, IStatus } from './status';
+import { INode, IStatus } from '../api';
+import { GridModel } from '../model';
+import { Badge, Button, bytes, Fact, Failure, Tone, useAction } from '../parts';
 
 /** How long the copy button shows that it has copied, in milliseconds. */
 const COPIED_MS = 2000;
 
-type Tone = 'good' | 'busy' | 'bad' | 'off';
-
-interface IViewProps {
-  /** The last answer; null before the first one. */
-  status: IStatus | null;
-  /** Why there is no newer answer; null while the Jupyter server answers. */
-  error: Error | null;
-  trans: TranslationBundle;
-}
-
 /** The section "My Node". */
-export function NodeView(props: IViewProps): JSX.Element {
-  const { status, error, trans } = props;
-  if (error) {
+export function NodeView(props: {
+  model: GridModel;
+  trans: TranslationBundle;
+}): JSX.Element {
+  const { model, trans } = props;
+  const { status } = model;
+  if (model.offline) {
     return (
       <Notice
         tone="bad"
         title={trans.__('No answer')}
-        text={remedy(error, trans)}
+        text={trans.__(
+          'The Jupyter server does not answer, or lets you see nothing of its Node. If it has stopped, start it again; this panel reconnects by itself.'
+        )}
       />
     );
   }
@@ -44,19 +41,29 @@ export function NodeView(props: IViewProps): JSX.Element {
   if (!status.node) {
     const [tone, title, text] = withoutNode(status, trans);
     return (
-      <Notice
-        tone={tone}
-        title={title}
-        text={status.detail || text}
-        next={
-          status.state === 'failed'
-            ? trans.__('Mend it, then restart Jupyter. Its log says more.')
-            : ''
-        }
-      />
+      <>
+        <Notice
+          tone={tone}
+          title={title}
+          text={status.detail || text}
+          next={
+            status.state === 'failed'
+              ? trans.__('Mend it, then start it again. Jupyter\'s log says more.')
+              : ''
+          }
+        />
+        {(status.state === 'stopped' || status.state === 'failed') && (
+          <Control model={model} running={false} trans={trans} />
+        )}
+      </>
     );
   }
-  return <NodeDetails node={status.node} detail={status.detail} trans={trans} />;
+  return (
+    <>
+      <NodeDetails node={status.node} detail={status.detail} trans={trans} />
+      {!status.attached && <Control model={model} running trans={trans} />}
+    </>
+  );
 }
 
 function NodeDetails(props: {
@@ -68,15 +75,19 @@ function NodeDetails(props: {
   const storage = bytes(node.storage_bytes);
   return (
     <>
-      <div className="jp-GridNode-head">
-        <span className="jp-GridNode-name" data-testid="grid-node-name">
+      <div className="jp-Grid-head">
+        <span className="jp-Grid-name" data-testid="grid-node-name">
           {node.name}
         </span>
-        <Badge tone="good" label={trans.__('Running')} />
+        <Badge
+          tone="good"
+          label={trans.__('Running')}
+          testid="grid-node-status"
+        />
       </div>
-      <div className="jp-GridNode-address">
+      <div className="jp-Grid-address">
         <span
-          className="jp-GridNode-url"
+          className="jp-Grid-url"
           data-testid="grid-node-address"
           title={node.address}
         >
@@ -84,14 +95,14 @@ function NodeDetails(props: {
         </span>
         <CopyButton text={node.address} trans={trans} />
       </div>
-      {detail && <p className="jp-GridNode-text">{detail}</p>}
-      <dl className="jp-GridNode-facts">
+      {detail && <p className="jp-Grid-text">{detail}</p>}
+      <dl className="jp-Grid-facts">
         <Fact
           label={trans.__('Network')}
           value={networkText(node, trans)}
           note={node.network.detail || node.network.address || ''}
         />
-        <Fact label={trans.__('Isolation')} value={node.isolation} />
+        <Fact label={trans.__('Isolation')} value={sentence(node.isolation)} />
         <Fact
           label={trans.__('Data sets')}
           value={node.datasets.toLocaleString()}
@@ -106,6 +117,16 @@ function NodeDetails(props: {
           }
         />
         <Fact
+          label={trans.__('Connected')}
+          value={
+            node.connected && node.connected.length > 0
+              ? node.connected
+                  .map(name => name || trans.__('guests'))
+                  .join(', ')
+              : trans.__('Nobody')
+          }
+        />
+        <Fact
           label={trans.__('Guests')}
           value={node.guests ? trans.__('May compute') : trans.__('Not let in')}
         />
@@ -114,35 +135,61 @@ function NodeDetails(props: {
   );
 }
 
-function Fact(props: {
-  label: string;
-  value: string;
-  note?: string;
+function Control(props: {
+  model: GridModel;
+  running: boolean;
+  trans: TranslationBundle;
 }): JSX.Element {
+  const { model, running, trans } = props;
+  const action = useAction(trans);
+  const halt = async (verb: 'stop' | 'restart') => {
+    const answer = await showDialog({
+      title:
+        verb === 'stop'
+          ? trans.__('Stop this Node?')
+          : trans.__('Restart this Node?'),
+      body: trans.__(
+        'Sessions on it end. What is published stays, and jobs go on from their last epoch when it runs again.'
+      ),
+      buttons: [
+        Dialog.cancelButton({ label: trans.__('Let it run') }),
+        Dialog.warnButton({
+          label: verb === 'stop' ? trans.__('Stop') : trans.__('Restart')
+        })
+      ]
+    });
+    if (answer.button.accept) {
+      action.run(() => model.api.node(verb));
+    }
+  };
   return (
-    <div className="jp-GridNode-fact">
-      <dt>{props.label}</dt>
-      <dd>
-        {props.value}
-        {props.note && (
-          <span className="jp-GridNode-note" title={props.note}>
-            {props.note}
-          </span>
+    <>
+      <div className="jp-Grid-buttons">
+        {running ? (
+          <>
+            <Button
+              label={trans.__('Restart…')}
+              disabled={action.busy}
+              onClick={() => void halt('restart')}
+            />
+            <Button
+              label={trans.__('Stop…')}
+              kind="warn"
+              disabled={action.busy}
+              onClick={() => void halt('stop')}
+            />
+          </>
+        ) : (
+          <Button
+            label={trans.__('Start')}
+            kind="accept"
+            disabled={action.busy}
+            onClick={() => action.run(() => model.api.node('start'))}
+          />
         )}
-      </dd>
-    </div>
-  );
-}
-
-function Badge(props: { tone: Tone; label: string }): JSX.Element {
-  return (
-    <span
-      className={`jp-GridNode-badge jp-mod-${props.tone}`}
-      data-testid="grid-node-status"
-      role="status"
-    >
-      {props.label}
-    </span>
+      </div>
+      <Failure text={action.failed} />
+    </>
   );
 }
 
@@ -154,11 +201,15 @@ function Notice(props: {
 }): JSX.Element {
   return (
     <>
-      <Badge tone={props.tone} label={props.title} />
-      <p className="jp-GridNode-text" data-testid="grid-node-detail">
+      <Badge
+        tone={props.tone}
+        label={props.title}
+        testid="grid-node-status"
+      />
+      <p className="jp-Grid-text" data-testid="grid-node-detail">
         {props.text}
       </p>
-      {props.next && <p className="jp-GridNode-text">{props.next}</p>}
+      {props.next && <p className="jp-Grid-text">{props.next}</p>}
     </>
   );
 }
@@ -181,7 +232,7 @@ function CopyButton(props: {
   return (
     <button
       type="button"
-      className="jp-GridNode-copy"
+      className="jp-Grid-copy"
       aria-label={label}
       title={label}
       onClick={() => {
@@ -192,6 +243,10 @@ function CopyButton(props: {
       <Icon.react tag="span" width="16px" height="16px" aria-hidden="true" />
     </button>
   );
+}
+
+function sentence(text: string): string {
+  return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
 function networkText(node: INode, trans: TranslationBundle): string {
@@ -236,41 +291,4 @@ function withoutNode(
         trans.__('The Node could not be started.')
       ];
   }
-}
-
-function remedy(error: Error, trans: TranslationBundle): string {
-  if (error instanceof ServerConnection.NetworkError) {
-    return trans.__(
-      'The Jupyter server does not answer. If it has stopped, start it again; this panel reconnects by itself.'
-    );
-  }
-  if (error instanceof ServerConnection.ResponseError) {
-    switch (error.response.status) {
-      case 401:
-      case 403:
-        return trans.__(
-          'The Jupyter server does not let you see its Node. Reload the page and log in again.'
-        );
-      case 404:
-        return trans.__(
-          'The server part of the Grid is not switched on. Run "jupyter server extension enable grid_jupyter" and restart Jupyter.'
-        );
-    }
-  }
-  return trans.__(
-    'The Jupyter server could not say how its Node is; its log says why. (%1)',
-    error.message
-  );
-}
-
-function bytes(count: number): string {
-  const units = ['B', 'kB', 'MB', 'GB', 'TB'];
-  let value = count;
-  let unit = 0;
-  while (value >= 1000 && unit < units.length - 1) {
-    value /= 1000;
-    unit += 1;
-  }
-  const digits = unit > 0 && value < 10 ? 1 : 0;
-  return `${value.toFixed(digits)} ${units[unit]}`;
 }

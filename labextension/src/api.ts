@@ -1,0 +1,191 @@
+/** What the Jupyter server is asked about this notebook server's Node, and what it answers. */
+
+import { URLExt } from '@jupyterlab/coreutils';
+import { ServerConnection } from '@jupyterlab/services';
+
+/** The Node process as its supervisor sees it. */
+export type State =
+  | 'starting'
+  | 'running'
+  | 'restarting'
+  | 'stopped'
+  | 'failed';
+
+/** How the Node stands with its Network. */
+export type NetworkState = 'joined' | 'connecting' | 'refused' | 'none';
+
+/** The Node's own account of itself. */
+export interface INode {
+  name: string;
+  address: string;
+  network: { address: string | null; state: NetworkState; detail: string };
+  isolation: string;
+  sessions: number;
+  /** Who is connected; "" stands for guests. */
+  connected?: string[];
+  datasets: number;
+  storage_bytes: number;
+  guests: boolean;
+}
+
+/** The answer of `<base_url>/grid/api/status`. */
+export interface IStatus {
+  state: State;
+  /** Why, and what to do about it; empty while all is well. */
+  detail: string;
+  /** Whether another program runs the Node. */
+  attached?: boolean;
+  /** Absent while the Node does not answer. */
+  node: INode | null;
+}
+
+/** What the owner of a data set says about jobs and single values. */
+export interface IJobPolicy {
+  automatic: string[];
+  jobs: boolean;
+  values: boolean;
+  min_rows: number;
+  min_steps: number;
+  epoch_metrics: boolean;
+  full_isolation: boolean;
+}
+
+/** A data set as the owner of its Node sees it. */
+export interface IDataset {
+  info: {
+    id: number;
+    version: number;
+    kind: string;
+    name: string;
+    tags: string[];
+    description: string;
+    owner: string;
+    tensors: { name: string; dtype: string; shape: number[] }[];
+    columns: { name: string; dtype: string }[];
+    jobs: IJobPolicy;
+    mock: boolean;
+  };
+  allowed_users: string[];
+  /** null: everybody whom the Node lets in. */
+  compute_users: string[] | null;
+  public_tags: boolean;
+  nbytes: number;
+  created: number;
+}
+
+/** What of a data set is changed; what is left out stays. */
+export interface IEdit {
+  tags?: string[];
+  description?: string;
+  allowed_users?: string[];
+  compute_users?: string[] | null;
+  public_tags?: boolean;
+  jobs?: IJobPolicy;
+}
+
+/** A request for a job or a value. */
+export interface IRequest {
+  id: number;
+  kind: string;
+  asker: string;
+  reason: string;
+  state: string;
+  review: boolean;
+  created: number;
+  expires: number;
+  data: { dataset: number; version: number; owner: string }[];
+  decisions: { owner: string; state: string; by: string }[];
+  dialogue: { at: number; by: string; what: string; text: string }[];
+  shown: { [key: string]: unknown };
+}
+
+/** A job of this Node. */
+export interface IJob {
+  id: string;
+  state: string;
+  by: string;
+  reason: string;
+  said: string;
+  rows: number;
+  model_bytes: number;
+  arguments: { epochs: number; rounds: number; batch_size: number };
+  created: number;
+  began: number | null;
+  ended: number | null;
+  rounds_done: number;
+  /** 0 to 1; null where that is not for the owner to see. */
+  progress: number | null;
+  log: { at: number; text: string }[];
+}
+
+/** The calls, one for each thing that the panel does. */
+export class GridApi {
+  constructor(readonly settings: ServerConnection.ISettings) {}
+
+  async datasets(): Promise<IDataset[]> {
+    return (await this.call<{ datasets: IDataset[] }>('GET', 'datasets'))
+      .datasets;
+  }
+
+  edit(dataset: number, edit: IEdit): Promise<IDataset> {
+    return this.call('PATCH', `datasets/${dataset}`, edit);
+  }
+
+  unpublish(dataset: number): Promise<unknown> {
+    return this.call('DELETE', `datasets/${dataset}`);
+  }
+
+  /** Those that wait for a decision, or those in a state. */
+  async requests(state = ''): Promise<IRequest[]> {
+    const query = state ? `?state=${encodeURIComponent(state)}` : '';
+    return (
+      await this.call<{ requests: IRequest[] }>('GET', `requests${query}`)
+    ).requests;
+  }
+
+  decide(
+    request: number,
+    verb: 'approve' | 'deny' | 'ask' | 'revoke',
+    body: { text?: string; review?: boolean } = {}
+  ): Promise<IRequest> {
+    return this.call('POST', `requests/${request}/${verb}`, body);
+  }
+
+  async jobs(): Promise<IJob[]> {
+    return (await this.call<{ jobs: IJob[] }>('GET', 'jobs')).jobs;
+  }
+
+  cancel(job: string): Promise<IJob> {
+    return this.call('DELETE', `jobs/${job}`);
+  }
+
+  node(verb: 'start' | 'stop' | 'restart'): Promise<IStatus> {
+    return this.call('POST', `node/${verb}`);
+  }
+
+  /**
+   * Rejects with `ServerConnection.NetworkError` when the Jupyter server does
+   * not answer, and with `ServerConnection.ResponseError`, whose message says
+   * why, when it or the Node refuses.
+   */
+  private async call<T>(
+    method: string,
+    path: string,
+    body?: unknown
+  ): Promise<T> {
+    const url = URLExt.join(this.settings.baseUrl, 'grid', 'api', path);
+    const init: RequestInit = { method };
+    if (body !== undefined) {
+      init.body = JSON.stringify(body);
+    }
+    const response = await ServerConnection.makeRequest(
+      url,
+      init,
+      this.settings
+    );
+    if (!response.ok) {
+      throw await ServerConnection.ResponseError.create(response);
+    }
+    return (await response.json()) as T;
+  }
+}

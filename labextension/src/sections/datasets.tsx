@@ -1,0 +1,345 @@
+/** "Datasets": what is published here, who may do what with it, and changing that. */
+
+import { Dialog, showDialog } from '@jupyterlab/apputils';
+import { TranslationBundle } from '@jupyterlab/translation';
+import React from 'react';
+import { IDataset } from '../api';
+import { GridModel } from '../model';
+import {
+  Button,
+  bytes,
+  Empty,
+  Fact,
+  Failure,
+  Tags,
+  useAction,
+  words
+} from '../parts';
+
+export function DatasetsView(props: {
+  model: GridModel;
+  trans: TranslationBundle;
+}): JSX.Element {
+  const { model, trans } = props;
+  if (!model.datasets) {
+    return <Empty text={trans.__('Asking the Node for its data sets…')} />;
+  }
+  if (model.datasets.length === 0) {
+    return (
+      <Empty
+        text={trans.__('No data yet: publish your first data set.')}
+        hint={trans.__('In a notebook:')}
+        code={
+          "import grid_jupyter as sy\nnode = sy.owner()\nnode.publish(table, tags=['#my-data'])"
+        }
+      />
+    );
+  }
+  return (
+    <ul className="jp-Grid-list">
+      {model.datasets.map(dataset => (
+        <Dataset
+          key={dataset.info.id}
+          dataset={dataset}
+          model={model}
+          trans={trans}
+        />
+      ))}
+    </ul>
+  );
+}
+
+function Dataset(props: {
+  dataset: IDataset;
+  model: GridModel;
+  trans: TranslationBundle;
+}): JSX.Element {
+  const { dataset, model, trans } = props;
+  const { info } = dataset;
+  const [editing, setEditing] = React.useState(false);
+  const action = useAction(trans);
+  const name = info.name || trans.__('Data set %1', info.id);
+  const unpublish = async () => {
+    const answer = await showDialog({
+      title: trans.__('Unpublish this data set?'),
+      body: (
+        <p className="jp-Grid-dialog">
+          <b>{name}</b>{' '}
+          {trans.__(
+            'and all its versions are removed from this Node. Sessions that have it open end, and so do requests and jobs on it. This cannot be undone.'
+          )}
+        </p>
+      ),
+      buttons: [
+        Dialog.cancelButton({ label: trans.__('Keep it') }),
+        Dialog.warnButton({ label: trans.__('Unpublish') })
+      ]
+    });
+    if (answer.button.accept) {
+      action.run(async () => {
+        await model.api.unpublish(info.id);
+        await model.refresh(['datasets']);
+      });
+    }
+  };
+  return (
+    <li className="jp-Grid-card" data-testid="grid-dataset">
+      <div className="jp-Grid-head">
+        <span className="jp-Grid-name" title={name}>
+          {name}
+        </span>
+        <span className="jp-Grid-quiet">{shape(dataset, trans)}</span>
+      </div>
+      <Tags tags={info.tags} />
+      {info.description && <p className="jp-Grid-text">{info.description}</p>}
+      {editing ? (
+        <EditForm
+          dataset={dataset}
+          model={model}
+          trans={trans}
+          done={() => setEditing(false)}
+        />
+      ) : (
+        <>
+          <dl className="jp-Grid-facts">
+            <Fact
+              label={trans.__('Compute')}
+              value={
+                dataset.compute_users === null
+                  ? trans.__('Everybody whom this Node lets in')
+                  : names(dataset.compute_users, info.owner, trans)
+              }
+            />
+            <Fact
+              label={trans.__('Read')}
+              value={names(dataset.allowed_users, info.owner, trans)}
+            />
+            <Fact label={trans.__('Jobs')} value={jobs(dataset, trans)} />
+            <Fact
+              label={trans.__('Tags')}
+              value={
+                dataset.public_tags
+                  ? trans.__('Shown to everybody')
+                  : trans.__('Shown to those who may compute')
+              }
+            />
+            <Fact
+              label={trans.__('Size')}
+              value={bytes(dataset.nbytes)}
+              note={trans.__('Version %1', info.version)}
+            />
+          </dl>
+          <div className="jp-Grid-buttons">
+            <Button
+              label={trans.__('Edit…')}
+              onClick={() => setEditing(true)}
+              disabled={action.busy}
+            />
+            <Button
+              label={trans.__('Unpublish…')}
+              kind="warn"
+              onClick={() => void unpublish()}
+              disabled={action.busy}
+            />
+          </div>
+        </>
+      )}
+      <Failure text={action.failed} />
+    </li>
+  );
+}
+
+function EditForm(props: {
+  dataset: IDataset;
+  model: GridModel;
+  trans: TranslationBundle;
+  done: () => void;
+}): JSX.Element {
+  const { dataset, model, trans, done } = props;
+  const { info } = dataset;
+  const [tags, setTags] = React.useState(info.tags.join(' '));
+  const [description, setDescription] = React.useState(info.description);
+  const [everybody, setEverybody] = React.useState(
+    dataset.compute_users === null
+  );
+  const [computing, setComputing] = React.useState(
+    (dataset.compute_users ?? []).join(', ')
+  );
+  const [reading, setReading] = React.useState(
+    dataset.allowed_users.join(', ')
+  );
+  const [publicTags, setPublicTags] = React.useState(dataset.public_tags);
+  const [allowJobs, setAllowJobs] = React.useState(info.jobs.jobs);
+  const [allowValues, setAllowValues] = React.useState(info.jobs.values);
+  const [automatic, setAutomatic] = React.useState(
+    info.jobs.automatic.join(', ')
+  );
+  const action = useAction(trans);
+  const save = () =>
+    action.run(async () => {
+      await model.api.edit(info.id, {
+        tags: words(tags),
+        description,
+        allowed_users: words(reading),
+        compute_users: everybody ? null : words(computing),
+        public_tags: publicTags,
+        jobs: {
+          ...info.jobs,
+          jobs: allowJobs,
+          values: allowValues,
+          automatic: words(automatic)
+        }
+      });
+      await model.refresh(['datasets']);
+      done();
+    });
+  return (
+    <form
+      className="jp-Grid-form"
+      onSubmit={event => {
+        event.preventDefault();
+        save();
+      }}
+    >
+      <Field label={trans.__('Tags')} value={tags} set={setTags} />
+      <label className="jp-Grid-field">
+        <span>{trans.__('Description')}</span>
+        <textarea
+          className="jp-mod-styled"
+          rows={3}
+          value={description}
+          onChange={event => setDescription(event.target.value)}
+        />
+      </label>
+      <Tick
+        label={trans.__('Everybody whom this Node lets in may compute')}
+        value={everybody}
+        set={setEverybody}
+      />
+      {!everybody && (
+        <Field
+          label={trans.__('Who may compute')}
+          value={computing}
+          set={setComputing}
+        />
+      )}
+      <Field
+        label={trans.__('Who may read values')}
+        value={reading}
+        set={setReading}
+      />
+      <Tick
+        label={trans.__('Show the tags to everybody')}
+        value={publicTags}
+        set={setPublicTags}
+      />
+      <Tick
+        label={trans.__('Others may submit jobs')}
+        value={allowJobs}
+        set={setAllowJobs}
+      />
+      {allowJobs && (
+        <Field
+          label={trans.__('Whose jobs run without asking you')}
+          value={automatic}
+          set={setAutomatic}
+        />
+      )}
+      <Tick
+        label={trans.__('Others may ask for single values')}
+        value={allowValues}
+        set={setAllowValues}
+      />
+      <Failure text={action.failed} />
+      <div className="jp-Grid-buttons">
+        <Button
+          label={trans.__('Save')}
+          kind="accept"
+          onClick={save}
+          disabled={action.busy}
+        />
+        <Button
+          label={trans.__('Cancel')}
+          onClick={done}
+          disabled={action.busy}
+        />
+      </div>
+    </form>
+  );
+}
+
+function Field(props: {
+  label: string;
+  value: string;
+  set: (text: string) => void;
+}): JSX.Element {
+  return (
+    <label className="jp-Grid-field">
+      <span>{props.label}</span>
+      <input
+        type="text"
+        className="jp-mod-styled"
+        value={props.value}
+        onChange={event => props.set(event.target.value)}
+      />
+    </label>
+  );
+}
+
+function Tick(props: {
+  label: string;
+  value: boolean;
+  set: (value: boolean) => void;
+}): JSX.Element {
+  return (
+    <label className="jp-Grid-tick">
+      <input
+        type="checkbox"
+        checked={props.value}
+        onChange={event => props.set(event.target.checked)}
+      />
+      <span>{props.label}</span>
+    </label>
+  );
+}
+
+function names(
+  users: string[],
+  owner: string,
+  trans: TranslationBundle
+): string {
+  const others = users.filter(user => user !== owner);
+  return others.length === 0
+    ? trans.__('Only %1', owner)
+    : [owner, ...others].join(', ');
+}
+
+function jobs(dataset: IDataset, trans: TranslationBundle): string {
+  const policy = dataset.info.jobs;
+  const said = !policy.jobs
+    ? trans.__('None of others')
+    : policy.automatic.length === 0
+      ? trans.__('Each one asks')
+      : trans.__('Each one asks, but those of %1', policy.automatic.join(', '));
+  return policy.values
+    ? said
+    : trans.__('%1; single values are not to be asked for', said);
+}
+
+function shape(dataset: IDataset, trans: TranslationBundle): string {
+  const { info } = dataset;
+  if (info.kind === 'table') {
+    const first = info.tensors.find(one => one.name === 'col/0');
+    const rows = first?.shape[0];
+    const columns = info.columns.length;
+    return rows === undefined
+      ? trans._n('%1 column', '%1 columns', columns)
+      : `${rows.toLocaleString()} × ${columns.toLocaleString()}`;
+  }
+  if (info.tensors.length === 1) {
+    const [only] = info.tensors;
+    const dimensions = only.shape.map(size => size.toLocaleString());
+    return dimensions.length ? dimensions.join(' × ') : trans.__('a number');
+  }
+  return trans._n('%1 array', '%1 arrays', info.tensors.length);
+}

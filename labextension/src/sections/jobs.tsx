@@ -1,0 +1,161 @@
+/** "Jobs": what runs and what ran on this Node's data. */
+
+import { TranslationBundle } from '@jupyterlab/translation';
+import React from 'react';
+import { IJob } from '../api';
+import { GridModel } from '../model';
+import {
+  Badge,
+  Button,
+  Empty,
+  Failure,
+  moment,
+  Tone,
+  useAction
+} from '../parts';
+
+/** States that a job does not leave by itself. */
+const ENDED = ['done', 'denied', 'cancelled', 'failed', 'expired'];
+
+export function JobsView(props: {
+  model: GridModel;
+  trans: TranslationBundle;
+}): JSX.Element {
+  const { model, trans } = props;
+  if (!model.jobs) {
+    return <Empty text={trans.__('Asking the Node for its jobs…')} />;
+  }
+  if (model.jobs.length === 0) {
+    return (
+      <Empty
+        text={trans.__('No job yet.')}
+        hint={trans.__(
+          'A job is a plan that somebody sends to your data. It runs when you, or the rules of the data set, say so.'
+        )}
+      />
+    );
+  }
+  return (
+    <ul className="jp-Grid-list">
+      {model.jobs.map(job => (
+        <Job key={job.id} job={job} model={model} trans={trans} />
+      ))}
+    </ul>
+  );
+}
+
+function Job(props: {
+  job: IJob;
+  model: GridModel;
+  trans: TranslationBundle;
+}): JSX.Element {
+  const { job, model, trans } = props;
+  const action = useAction(trans);
+  const ended = ENDED.includes(job.state);
+  const progress = job.progress ?? rounds(job);
+  return (
+    <li className="jp-Grid-card" data-testid="grid-job">
+      <div className="jp-Grid-head">
+        <span className="jp-Grid-name" title={job.by}>
+          {job.by}
+        </span>
+        <Badge tone={tone(job)} label={state(job, trans)} />
+      </div>
+      {job.reason && <p className="jp-Grid-text">{job.reason}</p>}
+      {job.said && <p className="jp-Grid-text">{job.said}</p>}
+      <p className="jp-Grid-note">
+        {trans._n('%1 row', '%1 rows', job.rows)}
+        {' · '}
+        {job.arguments.rounds > 1
+          ? trans.__(
+              'round %1 of %2',
+              job.rounds_done,
+              job.arguments.rounds
+            )
+          : trans._n('%1 epoch', '%1 epochs', job.arguments.epochs)}
+        {' · '}
+        {moment(job.created)}
+      </p>
+      {!ended && progress !== null && (
+        <progress
+          className="jp-Grid-progress"
+          value={progress}
+          aria-label={trans.__('Progress of the job')}
+        />
+      )}
+      <details className="jp-Grid-more">
+        <summary>{trans.__('Log')}</summary>
+        <ol className="jp-Grid-log">
+          {job.log.map((line, index) => (
+            <li key={index}>
+              <span className="jp-Grid-quiet">{moment(line.at)}</span>{' '}
+              {line.text}
+            </li>
+          ))}
+        </ol>
+      </details>
+      {!ended && (
+        <div className="jp-Grid-buttons">
+          <Button
+            label={trans.__('Cancel')}
+            kind="warn"
+            disabled={action.busy}
+            onClick={() =>
+              action.run(async () => {
+                await model.api.cancel(job.id);
+                await model.refresh(['jobs', 'requests']);
+              })
+            }
+          />
+        </div>
+      )}
+      <Failure text={action.failed} />
+    </li>
+  );
+}
+
+function rounds(job: IJob): number | null {
+  return job.arguments.rounds > 1
+    ? job.rounds_done / job.arguments.rounds
+    : null;
+}
+
+function tone(job: IJob): Tone {
+  switch (job.state) {
+    case 'done':
+      return 'good';
+    case 'failed':
+    case 'denied':
+      return 'bad';
+    case 'cancelled':
+    case 'expired':
+      return 'off';
+    default:
+      return 'busy';
+  }
+}
+
+function state(job: IJob, trans: TranslationBundle): string {
+  switch (job.state) {
+    case 'waiting':
+      return trans.__('Waits for a decision');
+    case 'queued':
+      return trans.__('In the queue');
+    case 'running':
+      return trans.__('Running');
+    case 'held':
+      return trans.__('Result held');
+    case 'done':
+      return trans.__('Done');
+    case 'denied':
+      return trans.__('Denied');
+    case 'cancelled':
+      return trans.__('Cancelled');
+    case 'failed':
+      return trans.__('Failed');
+    case 'expired':
+      return trans.__('Expired');
+    default:
+      return job.state;
+  }
+}

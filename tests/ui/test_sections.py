@@ -1,0 +1,176 @@
+"""The panel over a real Node: what an owner sees of data, requests and jobs, and does with them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pandas
+import pytest
+import torch
+from jupyter_process import REAL_NODE, Jupyter, eventually
+from playwright.sync_api import Locator, Page, expect
+from test_panel import PATIENCE_MS, TAB, settled
+
+import grid_jupyter
+from grid_jupyter.client.node import NodeClient
+from grid_jupyter.errors import GetNotPermittedError
+
+HOSTILE = "<img src=x onerror='window.stolen=1'></script><b data-commandlinker-command='x'>\u202eevil"
+SOON_MS = 2_000
+"""What the panel promises for a request that came."""
+
+
+@dataclass
+class Place:
+    """A Jupyter server with its Node, the owner of the Node, and somebody else who may compute there."""
+
+    jupyter: Jupyter
+    owner: NodeClient
+    ana: NodeClient
+
+
+@pytest.fixture(scope="module")
+def place(browser: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    home = tmp_path_factory.mktemp("sections")
+    jupyter = Jupyter(home, REAL_NODE, "jupyterlab")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRID_JUPYTER_HOME", str(home / "grid"))
+        try:
+            node = eventually(lambda: jupyter.status().get("node"), "the start of the Node")
+            command = [
+                sys.executable,
+                "-m",
+                "grid_jupyter.cli.main",
+                "token",
+                "issue",
+                "Ana",
+                "--role",
+                "User",
+                "--store",
+            ]
+            subprocess.run(command, check=True, capture_output=True)
+            owner = grid_jupyter.owner()
+            ana = NodeClient(None, node["address"], user="Ana")
+            yield Place(jupyter, owner, ana)
+            ana.close()
+            owner.close()
+        finally:
+            jupyter.close()
+
+
+@pytest.fixture
+def panel(page: Page, place: Place) -> Iterator[Locator]:
+    """The open panel; nothing of what others wrote may have run, nothing may be wrong in the console."""
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.goto(f"{place.jupyter.url}lab?token={place.jupyter.token}&reset")
+    settled(page)
+    page.click(TAB)
+    found = page.get_by_role("region", name="Grid", exact=True)
+    expect(page.get_by_test_id("grid-node-name")).to_have_text("Bob", timeout=PATIENCE_MS)
+    yield found
+    assert page.evaluate("window.stolen") is None
+    assert faults == []
+
+
+def test_an_owner_sees_and_changes_data_sets_and_takes_one_back(panel, page, place, artefacts):
+    section = panel.get_by_role("region", name="Datasets")
+    expect(section).to_contain_text("publish your first data set")
+    page.screenshot(path=artefacts / "panel-empty.png")
+    ages = pandas.DataFrame({"ward": ["north", "south"] * 5, "age": [31.0, 45.0] * 5})
+    table = place.owner.publish(ages, name=HOSTILE, tags=["#ages", HOSTILE.replace(" ", "")], description=HOSTILE)
+    card = section.get_by_test_id("grid-dataset")
+    expect(card).to_contain_text(HOSTILE, timeout=SOON_MS)
+    expect(card).to_contain_text("10 × 2")
+    expect(card).to_contain_text("Only Bob")
+    expect(card.locator("img")).to_have_count(0)
+    card.get_by_role("button", name="Edit…").click()
+    card.get_by_label("Tags", exact=True).fill("#ages, #ward7")
+    card.get_by_label("Who may read values").fill("Ana, Bob")
+    card.get_by_label("Others may submit jobs").uncheck()
+    page.screenshot(path=artefacts / "panel-edit.png")
+    card.get_by_role("button", name="Save").click()
+    expect(card).to_contain_text("#ward7", timeout=PATIENCE_MS)
+    expect(card).to_contain_text("Bob, Ana")
+    expect(card).to_contain_text("None of others")
+    (info,) = place.owner.datasets()
+    assert (info.tags, info.allowed_users, info.jobs.jobs) == (("#ages", "#ward7"), ("Ana", "Bob"), False)
+    assert place.ana.search("#ward7")[0].shape == table.shape
+    card.get_by_role("button", name="Unpublish…").click()
+    dialog = page.locator(".jp-Dialog")
+    expect(dialog).to_contain_text(HOSTILE)
+    dialog.get_by_role("button", name="Unpublish").click()
+    expect(card).to_have_count(0, timeout=PATIENCE_MS)
+    assert place.owner.datasets() == []
+
+
+def test_a_refused_edit_says_why_and_changes_nothing(panel, place):
+    place.owner.publish(torch.zeros(3), name="zeros", tags=["#zeros"])
+    card = panel.get_by_test_id("grid-dataset").filter(has_text="zeros")
+    card.get_by_role("button", name="Edit…").click(timeout=PATIENCE_MS)
+    card.get_by_label("Tags", exact=True).fill("#" + "x" * 10_000)
+    card.get_by_role("button", name="Save").click()
+    expect(card.get_by_role("alert")).to_contain_text("characters", timeout=PATIENCE_MS)
+    assert [info.tags for info in place.owner.datasets()] == [("#zeros",)]
+    place.owner.unpublish(place.owner.search("#zeros")[0])
+
+
+def test_a_request_is_announced_and_approved_and_its_value_fetched(panel, page, place, artefacts):
+    place.owner.publish(torch.arange(8.0), name="ages", tags=["#ages"])
+    value = place.ana.search("#ages")[0].mean()
+    with pytest.raises(GetNotPermittedError):
+        value.get()
+    request = value.request(HOSTILE)
+    expect(page.locator(TAB)).to_have_attribute("data-grid-waiting", "1", timeout=SOON_MS)
+    expect(page.locator(".jp-toastContainer")).to_contain_text("waits for your decision")
+    card = panel.get_by_test_id("grid-request")
+    expect(card).to_contain_text(HOSTILE)
+    expect(card).to_contain_text("at most 8 of 8 rows")
+    card.get_by_text("How it was computed").click()
+    expect(card).to_contain_text("mean")
+    page.screenshot(path=artefacts / "panel-inbox.png")
+    card.get_by_role("button", name="Ask…").click()
+    card.get_by_role("textbox").fill("What is it for?")
+    card.get_by_role("button", name="Ask", exact=True).click()
+    expect(card).to_contain_text("Waits for an answer", timeout=PATIENCE_MS)
+    request.answer("for figure 3")
+    expect(card).to_contain_text("for figure 3", timeout=SOON_MS)
+    card.get_by_role("button", name="Approve").click()
+    expect(card).to_have_count(0, timeout=PATIENCE_MS)
+    assert str(value.get()).endswith("tensor(3.5000)")
+    expect(page.locator(TAB)).not_to_have_attribute("data-grid-waiting", "1")
+
+
+def test_a_job_is_read_denied_and_listed_with_the_reason(panel, page, place, artefacts):
+    place.owner.publish(torch.randn(40, 6), name="features", tags=["#features"])
+    place.owner.publish(torch.randint(0, 3, (40,)), name="labels", tags=["#labels"])
+    data = {"x": place.ana.search("#features")[0], "y": place.ana.search("#labels")[0]}
+    model = torch.nn.Linear(6, 3)
+    job = place.ana.submit(model, loss=torch.nn.CrossEntropyLoss(), data=data, epochs=2, reason="a first model")
+    card = panel.get_by_test_id("grid-request")
+    expect(card).to_contain_text("wants to run a job", timeout=SOON_MS)
+    card.get_by_text("The plan:").click()
+    expect(card).to_contain_text("addmm")
+    card.scroll_into_view_if_needed()
+    page.screenshot(path=artefacts / "panel-job-request.png")
+    card.get_by_role("button", name="Deny…").click()
+    card.get_by_role("textbox").fill("not before the board met")
+    card.get_by_role("button", name="Deny", exact=True).click()
+    expect(card).to_have_count(0, timeout=PATIENCE_MS)
+    listed = panel.get_by_test_id("grid-job")
+    expect(listed).to_contain_text("Denied", timeout=PATIENCE_MS)
+    expect(listed).to_contain_text("not before the board met")
+    assert job.state == "denied"
+
+
+def test_the_node_is_stopped_and_started_from_the_panel(panel, page, place):
+    panel.get_by_role("button", name="Stop…").click()
+    page.locator(".jp-Dialog").get_by_role("button", name="Stop").click()
+    expect(page.get_by_test_id("grid-node-status")).to_have_text("Stopped", timeout=PATIENCE_MS)
+    assert place.jupyter.status()["node"] is None
+    panel.get_by_role("button", name="Start").click()
+    expect(page.get_by_test_id("grid-node-status")).to_have_text("Running", timeout=PATIENCE_MS)
+    expect(panel.get_by_test_id("grid-dataset").first).to_be_visible(timeout=PATIENCE_MS)
