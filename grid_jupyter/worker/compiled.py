@@ -10,27 +10,22 @@ import contextlib
 import hashlib
 import weakref
 from collections.abc import Callable
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
 
 from grid_jupyter.errors import GridError
 from grid_jupyter.ops.raw import to_bytes
+from grid_jupyter.worker.calls import Call, Calls, Values, numbers_in, set_grad_mode, switch, taken
 from grid_jupyter.worker.stage import Stage
-from grid_jupyter.worker.tape import Noted, Ref, is_plain
-from grid_jupyter.worker.templates import Box, increment_version, storage_of
+from grid_jupyter.worker.tape import is_plain
+from grid_jupyter.worker.templates import Box, storage_of
 from grid_jupyter.worker.traced import Cleared, Given, Made, Node, Published, Trace, is_free
-
-Values = list[Any]
-Call = Callable[[Values], None]
-Get = Callable[[Values], Any]
 
 _guard: Callable[[], Any] | None = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
 CAN_COMPILE = _guard is not None
 """Whether this torch lets kernels be called as its autograd calls them."""
 _below_autograd: Callable[[], Any] = _guard or contextlib.nullcontext
-_set_grad_mode: Callable[[bool], None] = torch._C._set_grad_enabled
 _ERRORS = (
     RuntimeError, TypeError, ValueError, LookupError, AttributeError, MemoryError, ArithmeticError, GridError,
 )  # fmt: skip
@@ -87,11 +82,12 @@ class Program:
         nodes = self._needed()
         ended = self._ended(nodes)
         grad_mode, lasting = self._trace.grad_mode, -1
+        calls = Calls(self._empty)
         for at, node in enumerate(nodes):
             what = node.what
             if isinstance(what, Made) and what.noted.grad_mode is not grad_mode:
                 grad_mode = what.noted.grad_mode
-                self._add(node.step, True, _switch(grad_mode))
+                self._add(node.step, True, switch(grad_mode))
             if lasting < 0 and (isinstance(what, Published) or (isinstance(what, Made) and what.lasts)):
                 lasting = len(self._calls)
             if isinstance(what, Cleared):
@@ -99,7 +95,7 @@ class Program:
             elif isinstance(what, Published):
                 self._add(node.step, False, self._publish(what, tuple(ended[at])))
             else:
-                self._add(node.step, True, self._make(what, tuple(ended[at])))
+                self._add(node.step, True, calls.of(what.noted, what.written, tuple(ended[at])))
         self._lasting = len(self._calls) if lasting < 0 else lasting
 
     def _add(self, step: int, kernel: bool, call: Call) -> None:
@@ -114,9 +110,9 @@ class Program:
         for node in reversed(self._trace.nodes):
             what = node.what
             if isinstance(what, Made):
-                if what.traced and wanted.isdisjoint(_listed(what.noted.outs)):
+                if what.traced and wanted.isdisjoint(numbers_in(what.noted.outs)):
                     continue
-                wanted.update(_refs(what.noted))
+                wanted.update(taken(what.noted))
             found.append(node)
         return found[::-1]
 
@@ -128,7 +124,7 @@ class Program:
         last: dict[int, int] = {}
         for at, node in enumerate(nodes):
             if isinstance(node.what, Made):
-                last.update(dict.fromkeys((*_refs(node.what.noted), *_listed(node.what.noted.outs)), at))
+                last.update(dict.fromkeys((*taken(node.what.noted), *numbers_in(node.what.noted.outs)), at))
             elif isinstance(node.what, Published):
                 last.update(dict.fromkeys(node.what.gradients.values(), at))
         ended: list[list[int]] = [[] for _ in nodes]
@@ -158,45 +154,6 @@ class Program:
             stage.settle(sources)
 
         return call
-
-    def _make(self, what: Made, dead: tuple[int, ...]) -> Call:
-        get = self._arguments(what.noted.args)
-        kwargs, named = self._keywords(what.noted.kwargs)
-        run, outs = what.noted.call, what.noted.outs
-        call: Call
-        if named:
-            call = _call_named(run, get, kwargs, named, outs, dead)
-        elif isinstance(outs, list):
-            call = _call_many(run, get, kwargs, outs, dead)
-        elif outs is None or outs < 0:
-            call = _call_for_effect(run, get, kwargs, dead)
-        else:
-            call = _call_one(run, get, kwargs, outs, dead)
-        return _showing_versions(call, what.written) if what.written else call
-
-    def _arguments(self, args: list[Any]) -> Get:
-        if any(isinstance(part, list) and any(isinstance(one, (Ref, list)) for one in part) for part in args):
-            parts = [self._argument(part) for part in args]
-            return lambda values: [get(values) for get in parts]
-        numbers = [part.number if isinstance(part, Ref) else self._constant(part) for part in args]
-        return _tuple_of(numbers)
-
-    def _argument(self, part: Any) -> Get:
-        if isinstance(part, Ref):
-            return itemgetter(part.number)
-        if isinstance(part, list):
-            get = _tuple_of([one.number if isinstance(one, Ref) else self._constant(one) for one in part])
-            return lambda values: list(get(values))
-        return itemgetter(self._constant(part))
-
-    def _constant(self, value: Any) -> int:
-        self._empty.append(value)
-        return len(self._empty) - 1
-
-    def _keywords(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Get]]:
-        named = {name: part for name, part in kwargs.items() if any(True for _ in _refs_in(part))}
-        constant = {name: part for name, part in kwargs.items() if name not in named}
-        return constant, {name: self._argument(part) for name, part in named.items()}
 
     # -------------------------------------------------------------- whether it may run
 
@@ -243,7 +200,7 @@ class Program:
         except _ERRORS as error:
             raise self._failed(stage, values, at, error) from error
         finally:
-            _set_grad_mode(stage.grad_mode)
+            set_grad_mode(stage.grad_mode)
         for slot in self._trace.changed:
             seen = self._seen[slot - 1]
             if seen is not None:
@@ -315,7 +272,7 @@ class Program:
         except _ERRORS:
             return None
         finally:
-            _set_grad_mode(stage.grad_mode)
+            set_grad_mode(stage.grad_mode)
         unbound = [values[number] for _, number in self._given] + [values[k] for k in self._published.values()]
         if any(one._is_view() or one.requires_grad for one in unbound):
             return None
@@ -357,104 +314,3 @@ def _is_as(value: Any, given: Given) -> bool:
         and value.is_leaf
         and value._is_view() is given.is_view
     )
-
-
-# ------------------------------------------------------------------ calls
-
-
-def _listed(outs: int | list[int] | None) -> list[int]:
-    return outs if isinstance(outs, list) else [] if outs is None else [outs]
-
-
-def _refs(noted: Noted) -> list[int]:
-    return [ref.number for part in (*noted.args, *noted.kwargs.values()) for ref in _refs_in(part)]
-
-
-def _refs_in(part: Any) -> list[Ref]:
-    if isinstance(part, Ref):
-        return [part]
-    return [ref for one in part for ref in _refs_in(one)] if isinstance(part, list) else []
-
-
-def _tuple_of(numbers: list[int]) -> Get:
-    if len(numbers) > 1:
-        return itemgetter(*numbers)
-    if numbers:
-        (number,) = numbers
-        return lambda values: (values[number],)
-    return lambda values: ()
-
-
-def _switch(on: bool) -> Call:
-    def call(values: Values) -> None:
-        _set_grad_mode(on)
-
-    return call
-
-
-def _call_one(run: Callable[..., Any], get: Get, kwargs: dict[str, Any], out: int, dead: tuple[int, ...]) -> Call:
-    def call(values: Values) -> None:
-        values[out] = run(*get(values))
-        for number in dead:
-            values[number] = None
-
-    def call_with(values: Values) -> None:
-        values[out] = run(*get(values), **kwargs)
-        for number in dead:
-            values[number] = None
-
-    return call_with if kwargs else call
-
-
-def _call_many(
-    run: Callable[..., Any], get: Get, kwargs: dict[str, Any], outs: list[int], dead: tuple[int, ...]
-) -> Call:  # fmt: skip
-    def call(values: Values) -> None:
-        for number, result in zip(outs, run(*get(values), **kwargs), strict=False):
-            if number >= 0:
-                values[number] = result
-        for number in dead:
-            values[number] = None
-
-    return call
-
-
-def _call_for_effect(run: Callable[..., Any], get: Get, kwargs: dict[str, Any], dead: tuple[int, ...]) -> Call:
-    def call(values: Values) -> None:
-        run(*get(values), **kwargs)
-        for number in dead:
-            values[number] = None
-
-    return call
-
-
-def _call_named(
-    run: Callable[..., Any], get: Get, kwargs: dict[str, Any], named: dict[str, Get], outs: int | list[int] | None,
-    dead: tuple[int, ...],
-) -> Call:  # fmt: skip
-    """The same where tensors have keywords, too, which is rare."""
-
-    def run_named(values: Values) -> Any:
-        return run(*get(values), **kwargs, **{name: one(values) for name, one in named.items()})
-
-    if isinstance(outs, list):
-        return _call_many(run_named, lambda values: (values,), {}, outs, dead)
-    if outs is None or outs < 0:
-        return _call_for_effect(run_named, lambda values: (values,), {}, dead)
-    return _call_one(run_named, lambda values: (values,), {}, outs, dead)
-
-
-def _showing_versions(call: Call, written: tuple[int, ...]) -> Call:
-    """As Template.run: what is written to shows a new version, whether or not the kernel cares."""
-
-    def showing(values: Values) -> None:
-        tensors = [values[number] for number in written]
-        versions = [tensor._version for tensor in tensors]
-        try:
-            call(values)
-        finally:
-            for tensor, version in zip(tensors, versions, strict=True):
-                if tensor._version == version:
-                    increment_version(tensor)
-
-    return showing

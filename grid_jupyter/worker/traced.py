@@ -32,8 +32,8 @@ DIFFERENTIATED = frozenset(
         "view.default",
     )
 )  # fmt: skip
-"""Operations that may come before a backward pass: what their gradients are computed by depends on layouts alone,
-never on values, nor on whether somebody looks on."""
+"""Operations whose results a backward pass may go through: what their gradients are computed by depends on layouts
+alone, never on values, nor on whether somebody looks on."""
 
 
 class Cleared(NamedTuple):
@@ -106,7 +106,7 @@ def is_traceable(body: list[list[Any]], templates: dict[int, Any], outside: int,
             template = templates[code]
             if not isinstance(template, Template) or template.kernel.seeded or template.kernel.sized:
                 return False
-            if number < before and (template.kernel.name not in DIFFERENTIATED or template.written(command)):
+            if number < before and template.written(command):
                 return False
         elif code == commands.SET_GRAD:
             if command[2] != 0 or not 0 < command[1] <= outside:
@@ -262,7 +262,7 @@ class Watch:
         self._changed.update(changed)
         self._fits = self._fits and all(is_free(self._stage.values[slot]) for slot in changed)
         self._fits = self._fits and not any(self._stage.boxes[slot].frozen for slot in written)
-        out = command[1]
+        out, listed = command[1], template.kernel.name in DIFFERENTIATED
         outs: int | list[int] | None = None
         if type(out) is list:
             fresh = template.fresh_results(len(out))
@@ -272,20 +272,21 @@ class Watch:
             outs = [-1] * (fresh[-1] + 1)
             for slot, place in zip(out, fresh, strict=True):
                 if slot in self._stage.values:
-                    self._result(slot)
+                    self._result(slot, listed)
                     outs[place] = self._where.get(slot, -1)
         elif out > 0:
-            self._result(out)
+            self._result(out, listed)
             outs = self._where.get(out)
         noted = Noted(template.kernel.run, args, kwargs, outs, grad_mode)
         places = tuple(self._where.get(slot, -1) for slot in written)
         self._nodes.append(Node(number, Made(noted, places, False, bool(changed))))
 
-    def _result(self, slot: int) -> None:
+    def _result(self, slot: int, is_differentiated: bool = True) -> None:
         value = self._stage.values[slot]
         if type(value) is not torch.Tensor or not is_plain(value):
             self._fits = False
             return
+        self._fits = self._fits and (is_differentiated or not value.requires_grad)
         self._where[slot] = self._numbers.add(value, unbound=not value._is_view())
         self._sources[slot] = self._stage.boxes[slot].sources
 

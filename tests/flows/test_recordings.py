@@ -120,7 +120,7 @@ def remote_model(task: Task, place: Any) -> tuple[nn.Module, torch.optim.Optimiz
 def test_recorded_training_is_the_unrecorded_one_bit_for_bit(place: Any, name: str):
     """Also with randomness: seeds are drawn on this side in the same order."""
     task = TASKS[name]
-    data = [(send(x, place), send(y, place)) for x, y in batches(task.shape)]
+    data = [(send(x, place), send(y, place)) for x, y in batches(task.shape, 9)]
     losses, states = [], []
     for record in (lambda step: step, sy.recording):
         model, optimizer = remote_model(task, place)
@@ -146,6 +146,82 @@ def test_recorded_training_is_the_local_one_bit_for_bit(place: Any):
             assert step(send(x, place), send(y, place)).item() == plain(x, y).item()
     finally:
         torch.set_num_threads(threads)
+
+
+class Words(nn.Module):
+    """Embedded words, their mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(9, 8)
+        self.rest = nn.Sequential(nn.LayerNorm(8), nn.GELU(), nn.Linear(8, CLASSES))
+
+    def forward(self, x: Any) -> Any:
+        return self.rest(self.embedding((x * 2).abs().clamp(max=8).long()).mean(1))
+
+
+def _adam(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=0.01, fused=True)
+
+
+COMPILED = {
+    "SGD": TASKS["SGD"],
+    "momentum": TASKS["SGD with momentum and weight decay"],
+    "fused Adam": TASKS["fused Adam"],
+    "layer norm": Task(lambda: mlp(nn.LayerNorm(16), nn.SiLU()), sgd, (6,)),
+    "words": Task(Words, _adam, (4,)),
+    "convolution": Task(
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.ELU(), nn.AvgPool2d(2), nn.Conv2d(4, 4, 2), nn.Tanh(),
+            nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4, CLASSES), nn.Softplus(),
+        ),
+        _adam,
+        (1, 8, 8),
+    ),
+    "clipped": TASKS["SGD"],
+    "cleared at the end": TASKS["SGD"],
+    "another loss": TASKS["SGD"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_steps_that_are_compiled_are_the_local_ones_bit_for_bit(worker: VirtualWorker, name: str):
+    def training_as(model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[Any, Any], Any]:
+        def step(x: Any, y: Any) -> Any:
+            if name != "cleared at the end":
+                optimizer.zero_grad()
+            found = model(x)
+            if name == "another loss":
+                loss = functional.mse_loss(
+                    found.sigmoid(), (found.detach() > 0).float() - y[:, None].float(), reduction="sum"
+                )
+            else:
+                loss = functional.cross_entropy(found, y)
+            loss.backward()
+            if name == "clipped":
+                nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            optimizer.step()
+            if name == "cleared at the end":
+                optimizer.zero_grad()
+            return loss.detach()
+
+        return step
+
+    task, threads = COMPILED[name], torch.get_num_threads()
+    torch.manual_seed(3)
+    local = task.model()
+    model, optimizer = remote_model(task, worker)
+    step = sy.recording(training_as(model, optimizer))
+    torch.set_num_threads(1)
+    try:
+        plain = training_as(local, task.optimizer(local.parameters()))
+        for x, y in batches(task.shape, 10):
+            assert step(send(x, worker), send(y, worker)).item() == plain(x, y).item()
+    finally:
+        torch.set_num_threads(threads)
+    assert state(model) == [values.tolist() for values in local.state_dict().values()]
+    recordings: Any = worker.shelf.executor.verbs[commands.RUN]
+    assert [held.course.is_compiled for held in recordings.__self__._held.values()] == [True]
 
 
 def test_dropout_differs_from_run_to_run_and_is_repeatable_by_its_seed(place: Any):
