@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import itertools
 import mmap
+import select
 import ssl
 import sys
 import time
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
 from grid_jupyter.errors import Conflict, GridError, NodeUnavailableError, ObjectNotFoundError
-from grid_jupyter.link.http import Address, reported, untrusted
+from grid_jupyter.link.http import TIMEOUT_S, Address, reported, untrusted
 from grid_jupyter.link.progress import Progress
 
 RETRIES = 6
@@ -22,6 +23,8 @@ FIRST_DELAY_S = 0.1
 PIECE = 4 << 20
 """Bytes that are sent or taken at a time."""
 _MAX_ERROR = 1 << 20
+_LAST_WORDS_S = 2.0
+"""How long an answer may take where the other side takes no more."""
 
 Pieces = Callable[[int], Iterable[memoryview]]
 """The bytes of an upload from some byte on, piece by piece."""
@@ -184,13 +187,25 @@ class _Exchange:
             raise _Cut(type(error).__name__) from None
 
     def send(self, piece: memoryview) -> bool:
-        """Send a part of the body; whether the other side still takes it."""
+        """Send a part of the body; whether the other side still takes it. If not, it may have said why: `answer`."""
+        sock = self._connection.sock
         try:
-            self._connection.send(piece)
-        except (BrokenPipeError, ConnectionResetError):
+            if isinstance(sock, ssl.SSLSocket):  # what comes need not be an answer
+                sock.sendall(piece)
+                return True
+            watched = select.poll()
+            watched.register(sock, select.POLLIN | select.POLLOUT)
+            while piece:
+                # who refuses an upload answers before its end, and need not take the rest: it would not move again
+                events = watched.poll(TIMEOUT_S * 1e3)
+                if not events:
+                    raise TimeoutError
+                if events[0][1] != select.POLLOUT:
+                    return False
+                piece = piece[sock.send(piece) :]
+        except OSError:
+            sock.settimeout(_LAST_WORDS_S)
             return False
-        except OSError as error:
-            raise _Cut(type(error).__name__) from None
         return True
 
     def answer(self) -> http.client.HTTPResponse:

@@ -49,6 +49,7 @@ async def send_file(
     """
     if stream.closed():
         return False
+    buffer = memoryview(bytearray(min(_CHUNK, file.size)))
     # a descriptor of our own: tornado closes its own when the other side leaves, and then that number is another
     # connection's, which the event loop must not take for this one
     own = os.dup(stream.socket.fileno())
@@ -56,7 +57,7 @@ async def send_file(
         await stream.write(head.encode())
         while offset < file.size and not gone.done():
             ready = await _filled(file, offset, gone, stall_s)
-            sent = await _send_part(stream, own, file, offset, min(ready - offset, _CHUNK), gone, stall_s)
+            sent = await _send_part(stream, own, file, offset, buffer[: ready - offset], gone, stall_s)
             if not sent:
                 return False
             offset += sent
@@ -79,11 +80,17 @@ async def _filled(file: Outgoing, offset: int, gone: asyncio.Future[None], stall
 
 
 async def _send_part(
-    stream: IOStream, own: int, file: Outgoing, offset: int, length: int, gone: asyncio.Future[None], stall_s: float
+    stream: IOStream,
+    own: int,
+    file: Outgoing,
+    offset: int,
+    buffer: memoryview,
+    gone: asyncio.Future[None],
+    stall_s: float,
 ) -> int:
-    """Send some bytes of a file; how many: none when nobody takes them."""
+    """Send some bytes of a file, at most as many as the buffer has; how many: none when nobody takes them."""
     if isinstance(stream, SSLIOStream):
-        part = file.read(offset, length)
+        part = file.read(offset, len(buffer))
         work: asyncio.Future[None] = asyncio.ensure_future(stream.write(part))
         await asyncio.wait({work, gone}, timeout=stall_s, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
@@ -91,23 +98,30 @@ async def _send_part(
             return 0
         work.result()
         return len(part)
-    loop = asyncio.get_running_loop()
-    while length > 0 and not gone.done():
+    # by way of a buffer that stays in the processor's cache: os.sendfile would save this copy, and hands over single
+    # pages, with which both ends take longer than with the copy
+    length, sent = file.read_into(buffer, offset), 0
+    while sent < length and not gone.done():
         try:
-            sent = os.sendfile(own, file.descriptor, offset, length)
+            sent += os.write(own, buffer[sent:length])
         except BlockingIOError:
-            writable = loop.create_future()
-            loop.add_writer(own, _wake, writable)
-            try:
-                await asyncio.wait({writable, gone}, timeout=stall_s, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                loop.remove_writer(own)
-            if not writable.done():
+            if not await _writable(own, gone, stall_s):
                 return 0
         else:
             await asyncio.sleep(0)  # others have their turn
-            return sent
-    return 0
+    return sent
+
+
+async def _writable(own: int, gone: asyncio.Future[None], stall_s: float) -> bool:
+    """Wait until a connection takes more; whether it does."""
+    loop = asyncio.get_running_loop()
+    writable: asyncio.Future[None] = loop.create_future()
+    loop.add_writer(own, _wake, writable)
+    try:
+        await asyncio.wait({writable, gone}, timeout=stall_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        loop.remove_writer(own)
+    return writable.done()
 
 
 def _wake(waiting: asyncio.Future[None]) -> None:
