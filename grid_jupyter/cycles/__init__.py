@@ -1,0 +1,1 @@
+"""Model-centric training: a model that lives on this Node is trained by devices, cycle by cycle."""
