@@ -41,6 +41,11 @@ class Form:
         """Names of the tensors."""
         return tuple(name for name, _, _ in self.parts)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(dtype.itemsize * math.prod(shape) for _, dtype, shape in self.parts)
+
     def check(self, tensors: Tensors) -> None:
         """Refuse other names, dtypes or shapes. Raises InvalidDataError naming the first that differs."""
         for name, dtype, shape in self.parts:

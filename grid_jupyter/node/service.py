@@ -67,6 +67,7 @@ class GridNode:
         self.name = name
         self.node_id = node_id
         self.guests = guests
+        self.max_upload_bytes = max_upload_bytes
         self.database = database
         self.settings = SettingTable(database)
         self.accounts = Accounts(AccountTable(database), node_id)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import html
 from typing import Annotated, Any
 
 import msgspec
 from tornado.web import Application
 
+from grid_jupyter.cycles.service import Cycles
 from grid_jupyter.errors import NotFound
 from grid_jupyter.node import policy
 from grid_jupyter.node.service import GridNode
+from grid_jupyter.node.uploads import Uploads
 from grid_jupyter.server.accounts import NODE_ACCOUNT_RULES
 from grid_jupyter.server.bulk_doors import BULK_RULES
 from grid_jupyter.server.door import Door, application
+from grid_jupyter.server.front_door import Front
 from grid_jupyter.server.job_doors import JOB_RULES
 from grid_jupyter.server.node_streams import STREAM_RULES, NodeDoor
 from grid_jupyter.server.request_doors import REQUEST_RULES
+from grid_jupyter.server.training_doors import TRAINING_RULES
 from grid_jupyter.wire.limits import MAX_NAME_CHARS, MAX_TAG_CHARS, MAX_TAGS
 from grid_jupyter.wire.messages import Edit, Publish
 
@@ -32,22 +35,6 @@ class _ModelQuery(msgspec.Struct):
 
 
 # ------------------------------------------------------------------ open to anyone
-
-
-class Card(NodeDoor):
-    """GET /: a card for people."""
-
-    open_to_all = frozenset({"GET"})
-
-    async def get(self) -> None:
-        name, address = html.escape(self.node.name), html.escape(str(self.settings["address"]()))
-        self.set_header("Content-Type", "text/html; charset=utf-8")
-        self.set_header("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
-        self.finish(
-            f"<!doctype html><html lang=en><meta charset=utf-8><title>{name}</title>"
-            "<style>body{font:16px system-ui;margin:4rem auto;max-width:32rem}</style>"
-            f"<h1>{name}</h1><p>A Node of a grid, at <code>{address}</code>.</p></html>"
-        )
 
 
 class Identity(NodeDoor):
@@ -203,7 +190,7 @@ class SearchEncryptedModels(NodeDoor):
 
 
 NODE_RULES: list[tuple[str, type[Door]]] = [
-    (r"/", Card),
+    (r"/", Front),
     (r"/data-centric/identity/?", Identity),
     (r"/data-centric/status/?", Status),
     (r"/data-centric/workers/?", WorkerIds),
@@ -216,6 +203,7 @@ NODE_RULES: list[tuple[str, type[Door]]] = [
     (r"/data-centric/datasets/?", Datasets),
     (r"/data-centric/datasets/([0-9]{1,18})", DatasetDoor),
     *JOB_RULES,
+    *TRAINING_RULES,
     (r"/data-centric/datasets/([0-9]{1,18})/([0-9]{1,18})/mock", MockRows),
     *STREAM_RULES,
     *BULK_RULES,
@@ -224,6 +212,14 @@ NODE_RULES: list[tuple[str, type[Door]]] = [
 ]
 
 
-def node_application(node: GridNode, address: Any) -> Application:
+def node_application(node: GridNode, address: Any, cycles: Cycles) -> Application:
     """All public routes of a Node; `address` gives what the card shows."""
-    return application(NODE_RULES, node.accounts, node=node, address=address, note=node.audit.note)
+    return application(
+        NODE_RULES,
+        node.accounts,
+        node=node,
+        address=address,
+        note=node.audit.note,
+        cycles=cycles,
+        model_uploads=Uploads(cycles.blobs, node.max_upload_bytes),
+    )

@@ -10,6 +10,7 @@ from typing import Any
 from tornado.httpserver import HTTPServer
 
 from grid_jupyter import __version__
+from grid_jupyter.cycles.service import Cycles
 from grid_jupyter.errors import DependencyError
 from grid_jupyter.link.tls import tls_context
 from grid_jupyter.node.service import GridNode, local_workers
@@ -30,6 +31,7 @@ from grid_jupyter.server.running import (
     told_to_end,
     warn_if_exposed,
 )
+from grid_jupyter.store.blobs import BlobStore
 from grid_jupyter.wire.worker import WorkerLimits
 from grid_jupyter.worker.backend import Workers
 
@@ -136,15 +138,17 @@ async def _serve(options: NodeOptions, state: StateDir) -> None:
         jobs_per_user=options.jobs_per_user,
         job_s=options.job_s,
     )
+    cycles = Cycles(node.database, BlobStore(state.path / "training"))
     servers: list[HTTPServer] = []
     try:
         owner_code = await node.start()
+        await cycles.start()
         sockets = listen(options.host, options.port)
         address = address_of(sockets, options.host, tls=tls is not None, public_address=options.public_address)
         node.reachable_at(address, options.peers)
         warn_if_exposed("Node", options.host, tls=tls is not None)
         async with told_to_end(supervised=options.supervised) as end:
-            public = http_server(node_application(node, lambda: address), tls)
+            public = http_server(node_application(node, lambda: address, cycles), tls)
             public.add_sockets(sockets)
             socket_path = state.socket_path()
             rules = [*OWNER_NODE_RULES, *OWNER_REQUEST_RULES]
@@ -173,6 +177,7 @@ async def _serve(options: NodeOptions, state: StateDir) -> None:
     finally:
         for server in servers:
             server.stop()
+        await cycles.stop()
         await node.stop()
         for server in servers:
             await server.close_all_connections()

@@ -58,6 +58,11 @@ class Upload:
         return self._size
 
     @property
+    def path(self) -> Path:
+        """Where the bytes are until `commit`."""
+        return self._path
+
+    @property
     def ended(self) -> bool:
         """Whether it was committed or aborted."""
         return self._fd < 0

@@ -10,6 +10,7 @@ from sqlalchemy import (
     Column,
     Float,
     ForeignKey,
+    Index,
     Integer,
     MetaData,
     String,
@@ -278,6 +279,100 @@ class JobRow(Base):
     work: Mapped[str | None] = mapped_column(String(64))  # blob of plan and weights
     checkpoint: Mapped[str | None] = mapped_column(String(64))  # blob of the last checkpoint
     result: Mapped[str | None] = mapped_column(String(64))  # blob of the last one, whose release is decided
+
+
+# ------------------------------------------------------------------ model-centric training
+
+
+class TrainingRow(Base):
+    """A model that devices train, by name and version, and how its training stands."""
+
+    __tablename__ = "training"
+    __table_args__ = (UniqueConstraint("name", "version"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(128))
+    version: Mapped[str] = mapped_column(String(128))
+    owner: Mapped[str] = mapped_column(String(128))
+    created: Mapped[float]
+    client_config: Mapped[dict[str, Any]] = mapped_column(JSON)
+    server_config: Mapped[dict[str, Any]] = mapped_column(JSON)
+    seed: Mapped[str] = mapped_column(String(64))  # of draws
+    secret: Mapped[str] = mapped_column(String(64))  # of request_keys
+    state: Mapped[dict[str, Any]] = mapped_column(JSON)  # cycles/machine.py
+    registered: Mapped[int]  # devices
+    cursor: Mapped[int]  # rank of the last device that was invited in turn
+
+
+class TrainingPlan(Base):
+    """A plan that devices run."""
+
+    __tablename__ = "training_plan"
+    __table_args__ = (UniqueConstraint("training_id", "name"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    training_id: Mapped[int] = mapped_column(ForeignKey("training.id"))
+    name: Mapped[str] = mapped_column(String(128))
+    sha256: Mapped[str] = mapped_column(String(64))
+    blob: Mapped[str] = mapped_column(String(64))
+    nbytes: Mapped[int] = mapped_column(BigInteger)
+
+
+class Checkpoint(Base):
+    """The model after a number of cycles; the first one is as it was hosted."""
+
+    __tablename__ = "training_checkpoint"
+    __table_args__ = (UniqueConstraint("training_id", "number"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    training_id: Mapped[int] = mapped_column(ForeignKey("training.id"))
+    number: Mapped[int]
+    blob: Mapped[str] = mapped_column(String(64))
+    nbytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    created: Mapped[float]
+
+
+class DeviceRow(Base):
+    """A device that registered for a training."""
+
+    __tablename__ = "training_device"
+    __table_args__ = (
+        UniqueConstraint("training_id", "rank"),
+        Index("ix_training_device_seen", "training_id", "seen"),
+    )
+
+    number: Mapped[int] = mapped_column(primary_key=True)
+    id: Mapped[str] = mapped_column(String(36), unique=True)
+    training_id: Mapped[int] = mapped_column(ForeignKey("training.id"))
+    rank: Mapped[int]  # of its registration for this training, from 1
+    registered: Mapped[float]
+    seen: Mapped[float]
+    slow: Mapped[bool]
+    last: Mapped[int | None]  # cycle that it last reported in
+    asked: Mapped[int]  # attempt that it last asked in
+
+
+class Participation(Base):
+    """A device's place in a cycle, and its report."""
+
+    __tablename__ = "training_place"
+    __table_args__ = (
+        UniqueConstraint("training_id", "sequence", "device"),
+        UniqueConstraint("training_id", "sequence", "number"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    training_id: Mapped[int] = mapped_column(ForeignKey("training.id"))
+    sequence: Mapped[int]
+    device: Mapped[int] = mapped_column(ForeignKey("training_device.number"), index=True)
+    state: Mapped[str] = mapped_column(String(16))  # invited, assigned, reported; none: given up
+    key: Mapped[str | None] = mapped_column(String(64), unique=True)  # digest of the request_key
+    at: Mapped[float]
+    number: Mapped[int | None]  # of the report among those of its cycle, from 1
+    samples: Mapped[int | None] = mapped_column(BigInteger)
+    sha256: Mapped[str | None] = mapped_column(String(64))
+    blob: Mapped[str | None] = mapped_column(String(64))  # until it is in a checkpoint
 
 
 # ------------------------------------------------------------------ a Network's members

@@ -20,10 +20,12 @@ from safetensors.torch import save
 from tornado.netutil import bind_sockets
 from tornado.web import RequestHandler
 
+from grid_jupyter.cycles.service import Cycles
 from grid_jupyter.identity.tokens import new_token
 from grid_jupyter.node.service import GridNode, local_workers
 from grid_jupyter.server.door import MAX_BODY_BYTES, MAX_JSON_BYTES, http_server
 from grid_jupyter.server.node_door import NODE_RULES, node_application
+from grid_jupyter.store.blobs import BlobStore
 from grid_jupyter.wire.worker import WorkerLimits
 
 UPLOAD = "0123456789abcdef" * 2
@@ -72,7 +74,7 @@ def _serve(state: Path, **options: Any) -> Iterator[Served]:
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
 
-    async def begin() -> tuple[GridNode, Any, int, dict[str, str]]:
+    async def begin() -> tuple[GridNode, Cycles, Any, int, dict[str, str]]:
         limits = WorkerLimits(memory_bytes=1 << 30, operation_s=10.0, threads=1)
         workers = local_workers(limits, spare_workers=2)
         node = await GridNode.open(state, name="Bob <b>", workers=workers, max_upload_bytes=8 << 20, **options)
@@ -81,18 +83,21 @@ def _serve(state: Path, **options: Any) -> Iterator[Served]:
         for name, role in (("Bob", "Owner"), ("Ana", "User"), ("Alice", "Publisher"), ("Paul", "Publisher")):
             await node.accounts.ensure(name, role)
             tokens[name] = await node.accounts.issue_token(name)
-        server = http_server(node_application(node, lambda: "http://127.0.0.1:3000"))
+        cycles = Cycles(node.database, BlobStore(state / "training"))
+        await cycles.start()
+        server = http_server(node_application(node, lambda: "http://127.0.0.1:3000", cycles))
         sockets = bind_sockets(0, "127.0.0.1")
         server.add_sockets(sockets)
-        return node, server, sockets[0].getsockname()[1], tokens
+        return node, cycles, server, sockets[0].getsockname()[1], tokens
 
     async def end() -> None:
         server.stop()
+        await cycles.stop()
         await node.stop()
         await server.close_all_connections()
 
     try:
-        node, server, port, tokens = asyncio.run_coroutine_threadsafe(begin(), loop).result(60)
+        node, cycles, server, port, tokens = asyncio.run_coroutine_threadsafe(begin(), loop).result(60)
         yield Served(loop, node, port, tokens, state / "blobs")
         asyncio.run_coroutine_threadsafe(end(), loop).result(60)
     finally:
@@ -124,6 +129,13 @@ OPEN = {
     ("GET", "/data-centric/moved/([A-Za-z0-9_-]{1,64})"),
     ("POST", "/users/login/?"),
     ("POST", "/invites/accept/?"),
+    ("POST", "/model-centric/authenticate/?"),  # of devices: what counts there is their worker_id and request_key
+    ("POST", "/model-centric/cycle-request/?"),
+    ("POST", "/model-centric/report/?"),
+    ("GET", "/model-centric/get-model/?"),
+    ("GET", "/model-centric/get-plan/?"),
+    ("GET", "/model-centric/speed-test/?"),
+    ("POST", "/model-centric/speed-test/?"),
 }
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 OPEN_TO_GUESTS = {

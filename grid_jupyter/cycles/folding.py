@@ -1,0 +1,106 @@
+"""Reports on their way into a checkpoint: read as hostile, checked, folded in their order. Blocks; runs in a thread.
+
+One model of memory for the sums beside the report that is being read, whatever the number of reports. Files are
+mapped, and what was read of them is given back.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy
+
+from grid_jupyter.aggregation.fold import Fold
+from grid_jupyter.aggregation.form import Form, Tensor
+from grid_jupyter.errors import InvalidDataError
+from grid_jupyter.store.blobs import Blob, BlobStore
+from grid_jupyter.wire.safetensors import BlobTensor, build_header, parse_header, read_header
+
+_DTYPES = frozenset({"float16", "float32", "float64", "int8", "int16", "int32", "int64"})
+"""What a model's tensors may be: differences of them are of the same dtype."""
+
+
+class Folding:
+    """The reports of one cycle. One thread at a time; `fold` is called with the numbers 1, 2, 3 … in turn."""
+
+    def __init__(self, form: Form) -> None:
+        self._form = form
+        self._fold: Fold | None = None
+        self.count = 0
+        """Reports that are folded."""
+
+    def fold(self, path: Path, samples: int) -> None:
+        """Take in the next report."""
+        if self._fold is None:
+            self._fold = Fold(self._form)
+        with mapped(path) as tensors:
+            self._fold.add(tensors, float(samples))
+        self.count += 1
+
+    def checkpoint(self, model: Path, blobs: BlobStore, name: str) -> Blob:
+        """Write model − mean of the reports, durably; the fold is empty afterwards.
+
+        new[p] = model[p] − Σ nᵢ·diffᵢ[p] / Σ nᵢ        (LEAF; diff = original − trained)
+        """
+        if self._fold is None:
+            raise InvalidDataError("no report was folded: there is no mean of nothing")
+        mean = self._fold.mean()
+        self._fold = None
+        with mapped(model) as before:
+            for key, change in mean.items():
+                numpy.subtract(before[key], change, out=change)
+        header = build_header([(key, tensor.dtype.name, tensor.shape) for key, tensor in mean.items()])
+        places = parse_header(header[:8], header[8:], len(header) + sum(tensor.nbytes for tensor in mean.values()))
+        with blobs.begin(name) as upload:
+            upload.write(header)
+            for place in sorted(places, key=lambda one: one.begin):
+                upload.write(mean[place.name].reshape(-1).view(numpy.uint8).data)
+            self.count = 0
+            return upload.commit()
+
+
+def form_of(path: Path) -> Form:
+    """The form of a model, whose values are not read. Raises InvalidDataError for tensors that no difference could be
+    reported of."""
+    with path.open("rb") as file:
+        tensors, _ = read_header(file)
+    _check_dtypes(tensors)
+    with mapped(path) as found:
+        return Form.of(found)
+
+
+def check(path: Path, form: Form, max_norm: float | None) -> None:
+    """Refuse a report that is not of the model's form, has NaN or infinities, or is over the bound on its norm.
+
+    Raises InvalidDataError, LimitExceededError.
+    """
+    with mapped(path) as tensors:
+        form.check(tensors)
+        form.check_values(tensors, max_norm=max_norm)
+
+
+@contextmanager
+def mapped(path: Path) -> Iterator[dict[str, Tensor]]:
+    """The tensors of a safetensors file, read-only, as long as the context lasts."""
+    with path.open("rb") as file:
+        tensors, _ = read_header(file)
+        _check_dtypes(tensors)
+        # Not closed here: it ends with the last view of it, also where an error keeps one for a while.
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    yield {one.name: _view(data, one) for one in tensors}
+
+
+def _view(data: mmap.mmap, one: BlobTensor) -> Tensor:
+    count = (one.end - one.begin) // numpy.dtype(one.dtype).itemsize
+    return numpy.frombuffer(data, dtype=one.dtype, count=count, offset=one.begin).reshape(one.shape)
+
+
+def _check_dtypes(tensors: tuple[BlobTensor, ...]) -> None:
+    for one in tensors:
+        if one.dtype not in _DTYPES:
+            raise InvalidDataError(
+                f"the tensor {one.name[:80]!r} is of {one.dtype}; what devices train is of {', '.join(sorted(_DTYPES))}"
+            )

@@ -1,0 +1,99 @@
+"""What somebody hosts, held against itself: configurations, plans read as hostile, and the model that they are of."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from grid_jupyter.cycles.admission import check_keys
+from grid_jupyter.cycles.terms import Terms, read_terms
+from grid_jupyter.errors import BadRequest, PlanInvalidError
+from grid_jupyter.plans.document import Document, canonical
+from grid_jupyter.plans.expressions import has_batch
+from grid_jupyter.plans.reader import MAX_BRACKETS, MAX_BYTES, read_plan
+from grid_jupyter.wire.limits import MAX_NAME_CHARS
+from grid_jupyter.wire.training import HostTraining
+
+if TYPE_CHECKING:
+    from grid_jupyter.aggregation.form import Form
+
+MAX_PLANS = 16
+MAX_CLIENT_CONFIG_BYTES = 64 << 10
+_NAME = re.compile(r"[A-Za-z0-9_.:+-][A-Za-z0-9_.:+ -]{0,126}")
+
+
+@dataclass(frozen=True)
+class Hosted:
+    """What is hosted, checked."""
+
+    name: str
+    version: str
+    client_config: dict[str, Any]
+    server_config: dict[str, Any]
+    terms: Terms
+    plans: Mapping[str, Document]
+
+
+def read_hosting(body: HostTraining) -> Hosted:
+    """Check all of it but the model. Takes as long as its plans are large.
+
+    Raises BadRequest, PlanInvalidError.
+    """
+    if body.protocols:
+        raise BadRequest("this Node hosts no protocols: leave them out")
+    if body.averaging_plan is not None:
+        raise BadRequest(
+            "this Node runs no averaging plans: leave averaging_plan out, and reports are averaged by their numbers of "
+            "samples"
+        )
+    name, version = (_named(body.client_config, key) for key in ("name", "version"))
+    if len(json.dumps(body.client_config)) > MAX_CLIENT_CONFIG_BYTES:
+        raise BadRequest(f"client_config is over the limit of {MAX_CLIENT_CONFIG_BYTES} bytes as JSON")
+    terms = read_terms(body.server_config)
+    if terms.authentication is not None:
+        check_keys(terms.authentication)
+    if not 1 <= len(body.plans) <= MAX_PLANS:
+        raise BadRequest(f"a training has 1 to {MAX_PLANS} plans: what devices are to run")
+    plans = {_plan_name(key): _plan(bytes(raw)) for key, raw in body.plans.items()}
+    return Hosted(name, version, body.client_config, body.server_config, terms, plans)
+
+
+def check_fits(plans: Mapping[str, Document], form: Form) -> None:
+    """Whether the model has what each plan takes as parameters and buffers. Raises BadRequest naming what does not
+    fit; plans of functions take their tensors as arguments, and fit any model."""
+    parts = {name: (dtype.name, shape) for name, dtype, shape in form.parts}
+    for key, plan in plans.items():
+        for one in plan.inputs_of("param", "buffer"):
+            found = parts.get(one.name)
+            if found is None:
+                raise BadRequest(f"the plan {key!r} takes {one.role} {one.name!r}, which the model has not")
+            if any(has_batch(length) for length in one.spec.shape) or found != (one.spec.dtype, one.spec.shape):
+                raise BadRequest(f"the plan {key!r} takes {one.role} {one.name!r} of another dtype or shape")
+
+
+def _named(config: Mapping[str, Any], key: str) -> str:
+    value = config.get(key)
+    if not isinstance(value, str) or not _NAME.fullmatch(value) or len(value) > MAX_NAME_CHARS:
+        raise BadRequest(f"client_config needs {key!r}: a text of letters, digits, spaces and . _ : + -")
+    return value
+
+
+def _plan_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise BadRequest("names of plans are texts of letters, digits, spaces and . _ : + -")
+    return name
+
+
+def _plan(raw: bytes) -> Document:
+    """A plan as it stands within other JSON, whoever wrote that: it is put into its one spelling first."""
+    if len(raw) > MAX_BYTES or raw.count(b"[") + raw.count(b"{") > MAX_BRACKETS:
+        raise PlanInvalidError(f"a plan is over the limit of {MAX_BYTES} bytes, or {MAX_BRACKETS} lists and objects")
+    try:
+        tree = json.loads(raw)
+        spelled = canonical(tree) if isinstance(tree, dict) else raw
+    except (ValueError, RecursionError):
+        raise PlanInvalidError("a plan is a JSON object, as Plan.to_bytes() has it") from None
+    return read_plan(spelled)

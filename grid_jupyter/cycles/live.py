@@ -1,0 +1,367 @@
+"""One training while the Node runs: an event is a transaction, cycles end on time, reports are folded as they come.
+
+What counts is in the database; all that is here can be made again from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import random
+import secrets
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from grid_jupyter.cycles import selection
+from grid_jupyter.cycles.machine import (
+    Accept,
+    Aggregated,
+    Asked,
+    Invite,
+    Late,
+    Pooled,
+    Reject,
+    Release,
+    Reported,
+    Store,
+    Tick,
+    Training,
+    on,
+    timeout,
+)
+from grid_jupyter.cycles.terms import Terms
+from grid_jupyter.errors import Conflict, GridError
+from grid_jupyter.store.blobs import Blob, BlobStore
+from grid_jupyter.store.trainings import (
+    StoredCheckpoint,
+    StoredReport,
+    StoredTraining,
+    TrainingRows,
+    TrainingTable,
+)
+
+if TYPE_CHECKING:
+    from grid_jupyter.aggregation.form import Form
+    from grid_jupyter.cycles.folding import Folding
+
+log = logging.getLogger("grid_jupyter")
+T = TypeVar("T")
+
+LOOK_S = 30.0
+"""How often the clock is looked at, at least: it may be set while a cycle runs."""
+PATIENCE_S = 60.0
+"""Longest pause before an aggregation that failed is tried again."""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What all trainings of a Node stand on. `at` is told the name of each point at which a process may die."""
+
+    table: TrainingTable
+    blobs: BlobStore
+    thread: ThreadPoolExecutor
+    clock: Callable[[], float] = time.time
+    at: Callable[[str], None] = lambda point: None
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A device has a place."""
+
+    request_key: str
+    sequence: int
+    checkpoint: StoredCheckpoint
+
+
+class Live:
+    """One training."""
+
+    def __init__(self, ground: Ground, stored: StoredTraining, terms: Terms, form: Form, state: Training) -> None:
+        self.stored, self.terms, self.form, self.state = stored, terms, form, state
+        self._ground = ground
+        self._changed = asyncio.Event()
+        self._folding = self._fresh()
+        self._pending: dict[int, StoredReport] = {}
+        self._watching: asyncio.Task[None] | None = None
+        self._steps: set[asyncio.Task[Any]] = set()
+
+    async def start(self) -> None:
+        """Go on from what is stored: fold the reports that are there, and end the cycle when it is time."""
+        state = self.state
+        if state.phase == "over":
+            return
+        for report in await self._ground.table.transact(lambda rows: rows.reports(self.stored.id, state.sequence)):
+            self._fold_later(report)
+        self._watching = asyncio.create_task(self._watch(), name=f"cycles of training {self.stored.id}")
+
+    async def stop(self) -> None:
+        """Let go; nothing is lost."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait([self._watching])
+        if self._steps:
+            await asyncio.wait(self._steps)
+        self._tell()
+
+    async def changed(self, timeout_s: float) -> None:
+        """Wait until something about the cycle changes, but no longer."""
+        try:
+            await asyncio.wait_for(self._changed.wait(), timeout_s)
+        except asyncio.TimeoutError:
+            pass
+
+    # -------------------------------------------------------------- what devices do
+
+    async def register(self, *, slow: bool) -> str:
+        """A new device; its id."""
+
+        def work(rows: TrainingRows, state: Training, now: float) -> tuple[Training, str]:
+            device = rows.register(self.stored.id, now, slow=slow)
+            return self._gather(rows, state, now), device.id
+
+        return await self._step(work)
+
+    async def ask(
+        self, worker_id: str, nonce: str, *, download: float | None, upload: float | None
+    ) -> Accepted | Reject:
+        """A place in the cycle, or why not. Asked again with the same nonce (where it has one), as by a device that
+        never heard the answer, it gives the same place. Raises NotFound for an unknown device."""
+        nonce = nonce or secrets.token_hex(16)
+
+        def work(rows: TrainingRows, state: Training, now: float) -> tuple[Training, Accepted | Reject]:
+            device = rows.device(worker_id)
+            if device.training_id != self.stored.id:
+                raise Conflict("this worker_id is for another model; authenticate for this one")
+            if self.terms.goal_count is not None and now - device.seen > (self.terms.cycle_length or 0) / 4:
+                device.seen = now
+            state = self._gather(rows, state, now)
+            request_key = self._key(state.sequence, device.number, nonce)
+            if state.phase == "open" and rows.has_key(self.stored.id, state.sequence, device.number, request_key):
+                return state, Accepted(request_key, state.sequence, rows.checkpoint(self.stored.id))
+            asked = Asked(
+                place=rows.place(self.stored.id, state.sequence, device.number),  # type: ignore[arg-type]
+                registered=device.registered,
+                last=device.last,
+                again=device.asked == state.attempt,
+                lot=self._lot(state, worker_id),
+                **{name: speed for name, speed in (("download", download), ("upload", upload)) if speed is not None},
+            )
+            if device.asked != state.attempt and state.phase != "over":
+                device.asked = state.attempt
+            state, (answer,) = on(self.terms, state, asked, now)
+            if isinstance(answer, Accept):
+                rows.assign(self.stored.id, state.sequence, device.number, request_key, now)
+                return state, Accepted(request_key, state.sequence, rows.checkpoint(self.stored.id))
+            if not isinstance(answer, Reject):
+                raise TypeError(f"{answer} is no answer to one who asks")
+            return state, answer
+
+        return await self._step(work)
+
+    def _key(self, sequence: int, device: int, nonce: str) -> str:
+        """The request_key of a place: nothing of it is kept but its digest, and only this Node can make it again."""
+        told = f"{sequence} {device} {nonce}".encode("utf-8", "surrogatepass")
+        return hmac.new(self.stored.secret.encode(), told, hashlib.sha256).hexdigest()
+
+    def _lot(self, state: Training, worker_id: str) -> float:
+        """Under a seed of the host's the same device draws the same lot, as often as it asks in a number of cycles
+        that goes the same way."""
+        if self.terms.seed is None:
+            return secrets.randbelow(1 << 53) / (1 << 53)
+        return random.Random(f"{self.terms.seed} {state.attempt} {state.asked} {worker_id}").random()  # noqa: S311
+
+    async def report(self, worker_id: str, request_key: str, samples: int, blob: Blob) -> bool:
+        """Count a report that is on the disk; False where it counted already, and these bytes are not needed.
+
+        Raises NotFound, NotAuthenticatedError, Conflict for one that is late.
+        """
+
+        def work(rows: TrainingRows, state: Training, now: float) -> tuple[Training, StoredReport | None]:
+            device, place = rows.place_of(worker_id, request_key)
+            reported = Reported(sequence=place.sequence, place=place.state)  # type: ignore[arg-type]
+            state, actions = on(self.terms, state, reported, now)
+            first = actions[0]
+            if isinstance(first, Store):
+                rows.count(place, device, number=first.number, samples=samples, blob=blob.name, sha256=blob.sha256)
+                return state, StoredReport(number=first.number, blob=blob.name, samples=samples)
+            if place.state == "reported" and place.sha256 == blob.sha256:
+                return state, None
+            raise Conflict(first.reason if isinstance(first, Late) else "this report does not count")
+
+        return await self._step(work, self._fold_later) is not None
+
+    # -------------------------------------------------------------- one event, one transaction
+
+    async def _step(
+        self,
+        work: Callable[[TrainingRows, Training, float], tuple[Training, T]],
+        then: Callable[[T], None] = lambda result: None,
+    ) -> T:
+        """What happened, and how the training stands after it, are written together. Goes on where its caller is
+        cancelled: what is in the database must be known here too."""
+        task = asyncio.create_task(self._stepped(work, then))
+        self._steps.add(task)
+        task.add_done_callback(self._steps.discard)
+        return await asyncio.shield(task)
+
+    async def _stepped(
+        self, work: Callable[[TrainingRows, Training, float], tuple[Training, T]], then: Callable[[T], None]
+    ) -> T:
+        def run(rows: TrainingRows) -> tuple[Training, T]:
+            state = msgspec.convert(rows.state(self.stored.id), Training)
+            after, result = work(rows, state, self._ground.clock())
+            if after != state:
+                rows.save(self.stored.id, msgspec.to_builtins(after))
+            return after, result
+
+        before = self.state
+        after, result = await self._ground.table.transact(run)
+        self.state = after
+        then(result)
+        if (after.phase, after.attempt, after.end) != (before.phase, before.attempt, before.end):
+            self._tell()
+        return result
+
+    def _gather(self, rows: TrainingRows, state: Training, now: float) -> Training:
+        """Where the cycle waits for its pool: see whether it is large enough by now, and invite."""
+        if state.phase != "gathering" or self.terms.goal_count is None:
+            return state
+        who = selection.pool_of(self.terms, state, now)
+        most = max(self.terms.pool, self.terms.goal_count)
+        size = rows.pool(self.stored.id, state.sequence, who, most)
+        state, actions = on(self.terms, state, Pooled(size), now)
+        for action in actions:
+            if isinstance(action, Invite):
+                ranks, cursor = selection.draw(
+                    rows, self.stored.id, self.terms, state, self.stored.seed, action.count, now
+                )
+                rows.invite(self.stored.id, state.sequence, ranks, now, cursor)
+        return state
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    # -------------------------------------------------------------- time, and the end of cycles
+
+    async def _watch(self) -> None:
+        """End each cycle when it is time, whether or not anybody reports."""
+        failed = 0
+        while self.state.phase != "over":
+            try:
+                await self._look()
+                failed = 0
+            except (GridError, OSError) as error:
+                failed += 1
+                log.error("a cycle of training %d waits: %s", self.stored.id, type(error).__name__, exc_info=error)
+                await asyncio.sleep(min(PATIENCE_S, 2.0**failed))
+
+    async def _look(self) -> None:
+        if self.state.phase == "closing":
+            await self._aggregate()
+            return
+        end = self.state.end
+        await self.changed(LOOK_S if end is None else max(0.0, min(LOOK_S, end - self._ground.clock())))
+        if self.state.end is not None and self._ground.clock() >= self.state.end:
+            await self.tick()
+
+    async def tick(self) -> None:
+        """Time went by."""
+
+        def work(rows: TrainingRows, state: Training, now: float) -> tuple[Training, None]:
+            state, actions = on(self.terms, state, Tick(), now)
+            if any(isinstance(action, Release) for action in actions):
+                rows.give_up(self.stored.id, state.sequence)
+            return self._gather(rows, state, now), None
+
+        await self._step(work)
+
+    async def _aggregate(self) -> None:
+        """Make the checkpoint of the cycle that was closed, then begin the next one, together with it."""
+        ground, training, sequence = self._ground, self.stored.id, self.state.sequence
+        ground.at("closing")
+        reports, model = await ground.table.transact(
+            lambda rows: (rows.reports(training, sequence), rows.checkpoint(training))
+        )
+        for report in reports:
+            if report.number not in self._pending:
+                self._pending[report.number] = report
+        loop = asyncio.get_running_loop()
+        blob = await loop.run_in_executor(ground.thread, self._checkpoint, model, len(reports))
+        self._pending.clear()  # nothing counts while the cycle is closing
+        ground.at("checkpoint-durable")
+
+        def work(rows: TrainingRows, state: Training, now: float) -> tuple[Training, list[str]]:
+            state, _ = on(self.terms, state, Aggregated(), now)
+            after = StoredCheckpoint(
+                id=0, number=model.number + 1, blob=blob.name, nbytes=blob.nbytes, sha256=blob.sha256
+            )
+            rows.add_checkpoint(training, after, now)
+            done = rows.folded(training, sequence)
+            return self._gather(rows, state, now), done
+
+        done = await self._step(work)
+        ground.at("cycle-opened")
+        await asyncio.to_thread(self._delete, done)
+
+    def _delete(self, names: list[str]) -> None:
+        for name in names:
+            self._ground.blobs.delete(name)
+            self._ground.at("report-deleted")
+
+    # -------------------------------------------------------------- in the thread that folds
+
+    def _fold_later(self, report: StoredReport | None) -> None:
+        if report is None:
+            return
+        self._ground.at("report-counted")
+        self._pending[report.number] = report
+        self._ground.thread.submit(self._fold_ready)
+
+    def _fresh(self) -> Folding:
+        from grid_jupyter.cycles.folding import Folding  # a Node that hosts nothing does without NumPy
+
+        return Folding(self.form)
+
+    def _fold_ready(self) -> None:
+        """Fold what has come, in the order in which it counted, which may not be that of its coming."""
+        try:
+            while (report := self._pending.get(self._folding.count + 1)) is not None:
+                self._folding.fold(self._ground.blobs.path(report.blob), report.samples)
+                self._ground.at("report-folded")
+        except (GridError, OSError):
+            self._folding = self._fresh()  # half a report may be in it; closing folds all of them again
+            raise
+
+    def _checkpoint(self, model: StoredCheckpoint, count: int) -> Blob:
+        self._fold_ready()
+        if self._folding.count != count:
+            self._folding = self._fresh()
+            raise GridError(f"of {count} reports of a cycle some are not there")
+        blobs = self._ground.blobs
+        return self._folding.checkpoint(blobs.path(model.blob), blobs, f"checkpoint of {self.stored.id}")
+
+    # -------------------------------------------------------------- what it tells
+
+    def told(self) -> dict[str, Any]:
+        """How the training stands, for people who follow it."""
+        state = self.state
+        return {
+            "name": self.stored.name,
+            "version": self.stored.version,
+            "phase": state.phase,
+            "cycle": state.sequence,
+            "completed": state.completed,
+            "num_cycles": self.terms.num_cycles,
+            "workers": state.assigned,
+            "reports": state.reports,
+            "checkpoint": state.completed + 1,
+            "timeout": timeout(state, self._ground.clock()),
+        }

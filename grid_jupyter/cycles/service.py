@@ -1,0 +1,339 @@
+"""Model-centric training on this Node: hosting, devices, their places and reports, and what they fetch."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from grid_jupyter.cycles import machine
+from grid_jupyter.cycles.admission import check_token
+from grid_jupyter.cycles.hosting import check_fits, read_hosting
+from grid_jupyter.cycles.live import Accepted, Ground, Live
+from grid_jupyter.cycles.machine import Reject, Training
+from grid_jupyter.cycles.terms import advice, read_speed, read_terms
+from grid_jupyter.errors import (
+    BadRequest,
+    Conflict,
+    GridError,
+    LimitExceededError,
+    NotFound,
+)
+from grid_jupyter.store.blobs import Blob, BlobStore, Upload
+from grid_jupyter.store.database import Database
+from grid_jupyter.store.trainings import (
+    StoredCheckpoint,
+    StoredPlan,
+    StoredTraining,
+    TrainingRows,
+    TrainingTable,
+)
+from grid_jupyter.wire.training import Authenticate, CycleRequest, HostTraining
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from grid_jupyter.aggregation.form import Form
+
+T = TypeVar("T")
+
+HEADER_BYTES = 1 << 20
+"""What a report may be longer than the model: another order of tensors, metadata."""
+SLOW_GB = 2.0
+"""A device with less memory than this counts as slow."""
+
+
+@dataclass(frozen=True)
+class Arriving:
+    """A report whose bytes come in."""
+
+    live: Live
+    worker_id: str
+    request_key: str
+    limit: int
+
+
+class Cycles:
+    """All trainings of a Node."""
+
+    def __init__(
+        self,
+        database: Database,
+        blobs: BlobStore,
+        *,
+        clock: Callable[[], float] = time.time,
+        at: Callable[[str], None] = lambda point: None,
+    ) -> None:
+        self.blobs = blobs
+        self._table = TrainingTable(database)
+        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grid-fold")
+        self._ground = Ground(self._table, blobs, thread, clock, at)
+        self._live: dict[int, Live] = {}
+        self._stopped = False
+        self.text_bytes = 0
+        """Bytes of reports in base64 that come in just now."""
+        self._finishing: set[asyncio.Task[Any]] = set()
+
+    async def start(self) -> None:
+        """Remove what an earlier process left half done, and go on with every training."""
+        known = await self._table.transact(lambda rows: rows.blobs())
+        await asyncio.to_thread(self.blobs.sweep, known)
+        for stored, state, model in await self._table.transact(_all):
+            form = await asyncio.to_thread(_form_of, self.blobs.path(model.blob))
+            await self._begin(stored, form, state)
+
+    async def stop(self) -> None:
+        """Let go of all of it; nothing is lost."""
+        self._stopped = True
+        if self._finishing:
+            await asyncio.wait(self._finishing)
+        for live in self._live.values():
+            await live.stop()
+        await asyncio.to_thread(self._ground.thread.shutdown)
+
+    async def _begin(self, stored: StoredTraining, form: Form, state: Training) -> Live:
+        live = self._live[stored.id] = Live(self._ground, stored, read_terms(stored.server_config), form, state)
+        await live.start()
+        return live
+
+    # -------------------------------------------------------------- hosting
+
+    async def host(self, owner: str, body: HostTraining, model: Blob) -> dict[str, Any]:
+        """Host a model, whose blob is on the disk. Raises BadRequest, InvalidDataError, PlanInvalidError, Conflict;
+        the blob is the caller's then."""
+        hosted = await asyncio.to_thread(read_hosting, body)
+        path = self.blobs.path(model.name)
+        form = await asyncio.to_thread(_form_of, path)
+        check_fits(hosted.plans, form)
+        await asyncio.to_thread(_check, path, form, None)
+        now = self._ground.clock()
+        state = machine.begin(hosted.terms, now)
+        plans: list[StoredPlan] = []
+        try:
+            for key, document in hosted.plans.items():
+                blob = await asyncio.to_thread(self._write, document.to_bytes())
+                plans.append(StoredPlan(id=0, name=key, sha256=document.sha256, blob=blob.name, nbytes=blob.nbytes))
+            training = StoredTraining(
+                id=0,
+                name=hosted.name,
+                version=hosted.version,
+                owner=owner,
+                created=now,
+                client_config=hosted.client_config,
+                server_config=hosted.server_config,
+                seed=secrets.token_hex(16) if hosted.terms.seed is None else str(hosted.terms.seed),
+                secret=secrets.token_hex(32),
+            )
+            first = StoredCheckpoint(id=0, number=1, blob=model.name, nbytes=model.nbytes, sha256=model.sha256)
+            raw = msgspec.to_builtins(state)
+            number = await self._table.transact(lambda rows: rows.add(training, raw, plans, first))
+        except GridError:
+            for plan in plans:
+                await asyncio.to_thread(self.blobs.delete, plan.blob)
+            raise
+        await self._begin(replace(training, id=number), form, state)
+        return {"status": "success", "advice": advice(hosted.terms)}
+
+    def _write(self, data: bytes) -> Blob:
+        with self.blobs.begin(secrets.token_hex(16)) as upload:
+            upload.write(data)
+            return upload.commit()
+
+    # -------------------------------------------------------------- devices
+
+    async def authenticate(self, body: Authenticate) -> dict[str, Any]:
+        """A worker_id for a device. Raises NotFound, NotAuthenticatedError."""
+        live = await self._find(body.model_name, body.model_version)
+        check_token(live.terms.authentication, body.auth_token)
+        worker_id = await live.register(slow=body.ram_size is not None and body.ram_size < SLOW_GB)
+        return {"status": "success", "worker_id": worker_id, "requires_speed_test": live.terms.measures_speed}
+
+    async def check_worker(self, worker_id: str) -> None:
+        """Raises NotFound for a device that never registered."""
+        await self._table.transact(lambda rows: rows.device(worker_id) and None)
+
+    async def request(self, body: CycleRequest) -> dict[str, Any]:
+        """A place in the cycle, or when to ask again; without a timeout training is over.
+
+        Raises NotFound, BadRequest, Conflict.
+        """
+        live = await self._find(body.model, body.version)
+        terms, clock = live.terms, asyncio.get_running_loop().time
+        read_speed("ping", body.ping, required=terms.measures_speed)
+        download = read_speed("download", body.download, required=terms.minimum_download_speed is not None)
+        upload = read_speed("upload", body.upload, required=terms.minimum_upload_speed is not None)
+        until = clock() + body.wait_s
+        while True:
+            answer = await live.ask(body.worker_id, body.nonce, download=download, upload=upload)
+            if isinstance(answer, Accepted):
+                return await self._accepted(live, answer)
+            left = until - clock()
+            if answer.timeout_s is None or left <= 0:
+                return _rejected(answer)
+            await live.changed(min(left, answer.timeout_s))
+            if self._stopped:
+                return _rejected(answer)
+
+    async def _accepted(self, live: Live, answer: Accepted) -> dict[str, Any]:
+        plans = await self._table.transact(lambda rows: rows.plans(live.stored.id))
+        return {
+            "status": "accepted",
+            "request_key": answer.request_key,
+            "version": live.stored.version,
+            "model": live.stored.name,
+            "plans": {plan.name: plan.id for plan in plans},
+            "protocols": {},
+            "client_config": live.stored.client_config,
+            "model_id": live.stored.id,
+            "cycle_id": answer.sequence,
+            "checkpoint": answer.checkpoint.number,
+            "model_sha256": answer.checkpoint.sha256,
+            "plan_sha256": {plan.name: plan.sha256 for plan in plans},
+        }
+
+    async def model(self, worker_id: str, request_key: str, model_id: int) -> tuple[int, int]:
+        """A descriptor of the checkpoint of a device's cycle, and its length. The caller closes it.
+
+        Raises NotFound, NotAuthenticatedError, Conflict.
+        """
+
+        def work(rows: TrainingRows, live: Live) -> StoredCheckpoint:
+            if model_id != live.stored.id:
+                raise NotFound("Model not found! Use the model_id of the cycle-request that was accepted")
+            return rows.checkpoint(live.stored.id)
+
+        found = await self._within_cycle(worker_id, request_key, work)
+        return self.blobs.open(found.blob), found.nbytes
+
+    async def plan(self, worker_id: str, request_key: str, plan_id: int) -> bytes:
+        """A plan's document. Raises NotFound, NotAuthenticatedError, Conflict."""
+
+        def work(rows: TrainingRows, live: Live) -> StoredPlan:
+            found = next((plan for plan in rows.plans(live.stored.id) if plan.id == plan_id), None)
+            if found is None:
+                raise NotFound("Plan not found! Use an id among the plans of the cycle-request that was accepted")
+            return found
+
+        found = await self._within_cycle(worker_id, request_key, work)
+        return await asyncio.to_thread(self.blobs.path(found.blob).read_bytes)
+
+    async def _within_cycle(self, worker_id: str, request_key: str, work: Callable[[TrainingRows, Live], T]) -> T:
+        def run(rows: TrainingRows) -> T:
+            _, place = rows.place_of(worker_id, request_key)
+            live = self._live[place.training_id]
+            if place.sequence != live.state.sequence or place.state == "none":
+                raise Conflict("Cycle not found! The cycle of this request_key is over; ask for the next one")
+            return work(rows, live)
+
+        return await self._table.transact(run)
+
+    # -------------------------------------------------------------- reports
+
+    async def begin_report(self, worker_id: str, request_key: str) -> Arriving:
+        """Whether a report could count, before its bytes come. Raises NotFound, NotAuthenticatedError, Conflict."""
+
+        def work(rows: TrainingRows) -> tuple[Live, int]:
+            _, place = rows.place_of(worker_id, request_key)
+            live = self._live[place.training_id]
+            # what was reported may be sent again by a device that never heard the answer
+            if place.state != "reported" and (place.sequence != live.state.sequence or live.state.phase != "open"):
+                raise Conflict("the cycle of this request_key is closed; ask for the next one")
+            return live, rows.checkpoint(live.stored.id).nbytes
+
+        live, nbytes = await self._table.transact(work)
+        return Arriving(live, worker_id, request_key, nbytes + HEADER_BYTES)
+
+    def largest_report(self) -> int:
+        """Length of the longest report that any training here could take."""
+        return max((live.form.nbytes for live in self._live.values()), default=0) + HEADER_BYTES
+
+    async def finish_report(self, arriving: Arriving, upload: Upload, samples: int | None) -> None:
+        """Check a report whose bytes are here, make it durable, and count it: when this returns, it counts, whatever
+        ends this process. Goes on where its caller is cancelled.
+
+        Raises InvalidDataError, LimitExceededError, Conflict, StorageFullError; then it does not count.
+        """
+        await self._finish(self._take(arriving, upload, samples or 1))
+
+    async def _take(self, arriving: Arriving, upload: Upload, samples: int) -> None:
+        live, ground = arriving.live, self._ground
+
+        def keep() -> Blob:
+            with upload:
+                ground.at("report-arrived")
+                if upload.size > arriving.limit:
+                    raise LimitExceededError(f"a report of this model has at most {arriving.limit} bytes")
+                _check(upload.path, live.form, live.terms.max_norm)
+                return upload.commit()
+
+        blob = await asyncio.to_thread(keep)
+        ground.at("report-durable")
+        counted = False
+        try:
+            counted = await live.report(arriving.worker_id, arriving.request_key, samples, blob)
+        finally:
+            if not counted:
+                await asyncio.to_thread(self.blobs.delete, blob.name)
+
+    async def _finish(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._finishing.add(task)
+        task.add_done_callback(self._finishing.discard)
+        await asyncio.shield(task)
+
+    # -------------------------------------------------------------- those who host
+
+    async def retrieve(self, name: str, version: str | None, checkpoint: str) -> tuple[int, StoredCheckpoint]:
+        """A descriptor of a checkpoint ("latest", or its number), and what it is. The caller closes it.
+
+        Raises NotFound, BadRequest.
+        """
+        if checkpoint != "latest" and not (checkpoint.isdigit() and len(checkpoint) < 10):
+            raise BadRequest("checkpoint is 'latest', or its number from 1 on")
+        number = None if checkpoint == "latest" else int(checkpoint)
+        found = await self._table.transact(lambda rows: rows.checkpoint(rows.find(name, version).id, number))
+        return self.blobs.open(found.blob), found
+
+    async def cycle(self, name: str, version: str | None, *, after: int, wait_s: float) -> dict[str, Any]:
+        """How a training stands; at once, or when more than `after` cycles are complete. Raises NotFound."""
+        live = await self._find(name, version)
+        until = asyncio.get_running_loop().time() + wait_s
+        while live.state.completed <= after and live.state.phase != "over":
+            left = until - asyncio.get_running_loop().time()
+            if left <= 0 or self._stopped:
+                break
+            await live.changed(left)
+        return live.told()
+
+    async def _find(self, name: str, version: str | None) -> Live:
+        found = await self._table.transact(lambda rows: rows.find(name, version).id)
+        if found not in self._live:  # its row was written a moment ago
+            raise NotFound("Federated Learning Process not found!")
+        return self._live[found]
+
+
+def _all(rows: TrainingRows) -> list[tuple[StoredTraining, Training, StoredCheckpoint]]:
+    return [(one, msgspec.convert(rows.state(one.id), Training), rows.checkpoint(one.id)) for one in rows.all()]
+
+
+def _form_of(path: Path) -> Form:
+    from grid_jupyter.cycles.folding import form_of  # a Node that hosts nothing does without NumPy
+
+    return form_of(path)
+
+
+def _check(path: Path, form: Form, max_norm: float | None) -> None:
+    from grid_jupyter.cycles.folding import check
+
+    check(path, form, max_norm)
+
+
+def _rejected(answer: Reject) -> dict[str, Any]:
+    told: dict[str, Any] = {"status": "rejected", "reason": answer.reason}
+    return told if answer.timeout_s is None else {**told, "timeout": answer.timeout_s}

@@ -1,0 +1,104 @@
+"""The Node's front door, `/`: a card for people, and 0.2.9's WebSocket of JSON messages for training."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+from collections.abc import Awaitable
+from typing import Any
+
+import msgspec
+from tornado.websocket import WebSocketClosedError, WebSocketHandler
+
+from grid_jupyter import __version__
+from grid_jupyter.cycles.service import Cycles
+from grid_jupyter.errors import BadRequest, GridError, NotAuthenticatedError
+from grid_jupyter.server.node_streams import NodeDoor
+from grid_jupyter.server.training_doors import decode, host, report_text
+from grid_jupyter.wire.limits import MAX_FRAME_BYTES
+from grid_jupyter.wire.training import Authenticate, CycleRequest, HostTraining
+
+MAX_WAIT_S = 10.0
+"""How long an answer over this WebSocket may wait for something better than a rejection."""
+
+
+class _Message(msgspec.Struct):
+    type: str
+    data: msgspec.Raw = msgspec.Raw(b"")
+    request_id: str | int | None = None
+
+
+class Front(NodeDoor, WebSocketHandler):
+    """GET: a card for people; upgraded, messages {"type", "data", "request_id"} and an answer to each."""
+
+    open_to_all = frozenset({"GET"})
+    max_message_size = MAX_FRAME_BYTES
+    ping_interval = 20.0
+
+    async def get(self, *args: Any, **kwargs: Any) -> None:
+        if self.request.headers.get("Upgrade", "").lower() == "websocket":
+            await super().get(*args, **kwargs)
+            return
+        self._card()
+
+    def _card(self) -> None:
+        name, address = html.escape(self.node.name), html.escape(str(self.settings["address"]()))
+        self.set_header("Content-Type", "text/html; charset=utf-8")
+        self.set_header("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
+        self.finish(
+            f"<!doctype html><html lang=en><meta charset=utf-8><title>{name}</title>"
+            "<style>body{font:16px system-ui;margin:4rem auto;max-width:32rem}</style>"
+            f"<h1>{name}</h1><p>A Node of a grid, at <code>{address}</code>.</p></html>"
+        )
+
+    def check_origin(self, origin: str) -> bool:
+        """No page may use its visitor's place in the network."""
+        return False
+
+    def on_message(self, message: str | bytes) -> Awaitable[None]:
+        return self._answer(message)
+
+    async def _answer(self, message: str | bytes) -> None:
+        kind, request_id = "", None
+        try:
+            if not isinstance(message, str):
+                raise BadRequest("this WebSocket takes JSON as text; bytes go over HTTP")
+            told = await asyncio.to_thread(decode, message.encode("utf-8", "surrogatepass"), _Message)
+            kind, request_id = told.type, told.request_id
+            # 0.2.9 lets a message have its fields beside its type as well
+            fields = bytes(told.data) or message.encode()
+            answer = await self._handle(kind, fields)
+        except GridError as error:
+            answer = {"data": {"error": str(error), "code": error.code}}
+        said = {"type": kind, **answer, **({} if request_id is None else {"request_id": request_id})}
+        try:
+            await self.write_message(msgspec.json.encode(said))
+        except WebSocketClosedError:
+            pass  # who asked has left
+
+    async def _handle(self, kind: str, fields: bytes) -> dict[str, Any]:
+        cycles: Cycles = self.settings["cycles"]
+        if kind == "socket-ping":
+            return {"alive": "True"}
+        if kind == "get-id":
+            return {"id": self.node.name, "syft_version": f"grid_jupyter {__version__}"}
+        if kind == "model-centric/authenticate":
+            return {"data": await cycles.authenticate(decode(fields, Authenticate))}
+        if kind == "model-centric/cycle-request":
+            asked = decode(fields, CycleRequest)
+            # while a message is answered no other is read, and no answer to a ping
+            return {"data": await cycles.request(msgspec.structs.replace(asked, wait_s=min(asked.wait_s, MAX_WAIT_S)))}
+        if kind == "model-centric/report":
+            await report_text(cycles, fields)
+            return {"data": {"status": "success"}}
+        if kind == "model-centric/host-training":
+            account = await self.account()
+            if account is None:
+                raise NotAuthenticatedError(
+                    "hosting needs a credential: send it with the request that opens the socket"
+                )
+            return {"data": await host(self, account, await asyncio.to_thread(decode, fields, HostTraining))}
+        raise BadRequest(
+            "messages here are socket-ping, get-id, and of model-centric/ host-training, authenticate, cycle-request "
+            "and report"
+        )

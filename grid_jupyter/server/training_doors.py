@@ -1,0 +1,394 @@
+"""The Node's doors for model-centric training: hosting, devices and their reports, checkpoints. Paths are 0.2.9's."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import os
+import secrets
+import zlib
+from typing import Any
+
+import msgspec
+from tornado.iostream import StreamClosedError
+from tornado.web import stream_request_body
+
+from grid_jupyter.cycles.service import Arriving, Cycles
+from grid_jupyter.errors import (
+    BadRequest,
+    GridError,
+    InvalidDataError,
+    LimitExceededError,
+    NodeUnavailableError,
+    TranslationUnavailableError,
+)
+from grid_jupyter.node.uploads import Uploads, check_may_publish
+from grid_jupyter.server.door import Door
+from grid_jupyter.server.node_streams import CHUNK, BulkDoor, NodeDoor, UploadIn, byte_number
+from grid_jupyter.store.blobs import Upload
+from grid_jupyter.wire.training import Authenticate, CycleRequest, HostTraining, Report, Samples
+
+MAX_HOSTING_BYTES = 32 << 20
+"""Length of the body of host-training: its plans and configurations."""
+MAX_JSON_REPORT_BYTES = 64 << 20
+"""Length of a report in base64; larger ones come as bytes."""
+MAX_TEXT_BYTES = 256 << 20
+"""Bytes of all reports in base64 that come in at once: they are in memory, and anybody can begin one."""
+SAMPLE_BYTES = 64 << 20
+"""What a speed test downloads, or uploads, at most."""
+
+
+class TrainingDoor(NodeDoor):
+    """Base of the doors of training. Devices have no accounts: their worker_id and request_key are what counts."""
+
+    @property
+    def cycles(self) -> Cycles:
+        cycles: Cycles = self.settings["cycles"]
+        return cycles
+
+    def one(self, name: str) -> str:
+        """A part of the query. Raises BadRequest without it."""
+        value: str = self.get_query_argument(name, "")
+        if not value:
+            raise BadRequest(f"'{name}' is required")
+        return value
+
+
+# ------------------------------------------------------------------ hosting
+
+
+@stream_request_body
+class ModelIn(UploadIn):
+    """PUT /model-centric/uploads/<id>: a model, as a safetensors file; host-training then names the id. HEAD: how much
+    of it is here. PATCH: the rest of it."""
+
+    @property
+    def uploads(self) -> Uploads:
+        uploads: Uploads = self.settings["model_uploads"]
+        return uploads
+
+
+@stream_request_body
+class HostDoor(TrainingDoor, BulkDoor):
+    """POST: host a model whose bytes were uploaded."""
+
+    async def prepare(self) -> None:
+        self._body = bytearray()
+        try:
+            await super().prepare()
+            check_may_publish(await self.require())
+            if self.length() > MAX_HOSTING_BYTES:
+                raise LimitExceededError(f"plans and configurations have at most {MAX_HOSTING_BYTES} bytes together")
+        except GridError as error:
+            await self.conclude(self.detach(), error)
+            return
+        self.take(MAX_HOSTING_BYTES)
+
+    def data_received(self, chunk: bytes) -> None:
+        self._body += chunk
+
+    async def post(self) -> None:
+        body = await asyncio.to_thread(decode, bytes(self._body), HostTraining)
+        self.reply(await host(self, await self.require(), body))
+
+
+async def host(door: NodeDoor, account: Any, body: HostTraining) -> dict[str, Any]:
+    """Host what an account uploaded before. Raises what `Cycles.host` does, and BadRequest for an unknown upload."""
+    cycles: Cycles = door.settings["cycles"]
+    uploads: Uploads = door.settings["model_uploads"]
+    check_may_publish(account)
+    key = account.username, body.model
+    arrived = uploads.claim(key)
+    if arrived is None:
+        raise BadRequest("the model is not here: PUT its safetensors bytes to /model-centric/uploads/<id> first")
+    try:
+        said = await cycles.host(account.username, body, arrived.blob)
+    except GridError:
+        await asyncio.to_thread(cycles.blobs.delete, arrived.blob.name)
+        raise
+    note = door.settings["note"]
+    note("training-hosted", account.username, name=body.client_config["name"], version=body.client_config["version"])
+    return said
+
+
+class RetrieveModel(TrainingDoor):
+    """GET ?name=&version=&checkpoint=: a checkpoint's safetensors bytes."""
+
+    async def get(self) -> None:
+        await self.require()
+        version = self.get_query_argument("version", None)
+        checkpoint = self.get_query_argument("checkpoint", "latest")
+        descriptor, found = await self.cycles.retrieve(self.one("name"), version, checkpoint)
+        self.set_header("X-Grid-Checkpoint", str(found.number))
+        self.set_header("Content-Disposition", "attachment")
+        await self.send_blob(descriptor, found.nbytes)
+
+
+class CycleDoor(TrainingDoor):
+    """GET ?name=&version=&after=&wait_s=: how a training stands."""
+
+    async def get(self) -> None:
+        await self.require()
+        after = self.get_query_argument("after", "")
+        wait_s = min(60, byte_number(self.get_query_argument("wait_s", "0")))
+        version = self.get_query_argument("version", None)
+        number = byte_number(after) if after else -1
+        self.reply(await self.cycles.cycle(self.one("name"), version, after=number, wait_s=wait_s))
+
+
+# ------------------------------------------------------------------ devices
+
+
+class AuthenticateDoor(TrainingDoor):
+    """POST: a worker_id for a device."""
+
+    open_to_all = frozenset({"POST"})
+
+    async def post(self) -> None:
+        self.reply(await self.cycles.authenticate(self.body(Authenticate)))
+
+
+class CycleRequestDoor(TrainingDoor):
+    """POST: a place in the cycle."""
+
+    open_to_all = frozenset({"POST"})
+
+    async def post(self) -> None:
+        self.reply(await self.cycles.request(self.body(CycleRequest)))
+
+
+class GetModel(TrainingDoor):
+    """GET ?worker_id=&request_key=&model_id=: the checkpoint that a device's cycle trains."""
+
+    open_to_all = frozenset({"GET"})
+
+    async def get(self) -> None:
+        number = byte_number(self.one("model_id"))
+        await self.send_blob(*await self.cycles.model(self.one("worker_id"), self.one("request_key"), number))
+
+
+class GetPlan(TrainingDoor):
+    """GET ?worker_id=&request_key=&plan_id=&receive_operations_as=: a plan, as its document or as ONNX."""
+
+    open_to_all = frozenset({"GET"})
+
+    async def get(self) -> None:
+        form = self.get_query_argument("receive_operations_as", "list")
+        if form not in ("list", "onnx"):
+            raise TranslationUnavailableError(
+                "plans are here as documents (receive_operations_as=list) and as ONNX (=onnx), in no other form"
+            )
+        number = byte_number(self.one("plan_id"))
+        data = await self.cycles.plan(self.one("worker_id"), self.one("request_key"), number)
+        if form == "onnx":
+            data = await asyncio.to_thread(_onnx, data)
+        self.set_header("Content-Type", "application/octet-stream")
+        self.finish(data)
+
+
+@stream_request_body
+class SpeedTest(TrainingDoor, BulkDoor):
+    """GET ?worker_id=&random=[&is_ping=1]: nothing, or a sample to download. POST: a sample that is uploaded."""
+
+    open_to_all = frozenset({"GET", "POST"})
+
+    async def prepare(self) -> None:
+        try:
+            await super().prepare()
+            await self.cycles.check_worker(self.one("worker_id"))
+            if self.request.method == "POST" and self.length() > SAMPLE_BYTES:
+                raise LimitExceededError(f"a speed test uploads at most {SAMPLE_BYTES} bytes")
+        except GridError as error:
+            await self.conclude(self.detach(), error)
+            return
+        if self.request.method == "POST":
+            self.take(SAMPLE_BYTES)
+
+    def data_received(self, chunk: bytes) -> None:
+        """It was received, which is all that it is for."""
+
+    async def get(self) -> None:
+        if self.get_query_argument("is_ping", ""):
+            self.reply({})
+            return
+        self.set_header("Content-Type", "application/octet-stream")
+        self.set_header("Content-Disposition", "attachment; filename=sample")
+        self.set_header("Content-Length", str(SAMPLE_BYTES))
+        piece = os.urandom(CHUNK)  # nothing on the way can make it smaller
+        try:
+            for _ in range(SAMPLE_BYTES // CHUNK):
+                self.write(piece)
+                await self.flush()
+        except StreamClosedError:
+            return  # whoever has measured enough leaves
+        self.finish()
+
+    async def post(self) -> None:
+        self.reply({})
+
+
+# ------------------------------------------------------------------ reports
+
+
+@stream_request_body
+class ReportDoor(TrainingDoor, BulkDoor):
+    """POST ?worker_id=&request_key=&num_samples=: a diff as a safetensors file, perhaps gzip'ed. Or POST JSON, with the
+    file in base64."""
+
+    open_to_all = frozenset({"POST"})
+    _arriving: Arriving | None = None
+    _upload: Upload | None = None
+    _unzip: Any = None
+    _writing = False
+    _text_bytes = 0
+
+    async def prepare(self) -> None:
+        self._body = bytearray()
+        try:
+            await super().prepare()
+            self._is_json = self.request.headers.get("Content-Type", "").startswith("application/json")
+            if self._is_json:
+                largest = 64 << 10 | self.cycles.largest_report() * 4 // 3
+                self._begin(min(MAX_JSON_REPORT_BYTES, largest))
+                if self.cycles.text_bytes + self.length() > MAX_TEXT_BYTES:
+                    raise NodeUnavailableError("too many reports in base64 come in at once; send it again later")
+                self._text_bytes = self.length()
+                self.cycles.text_bytes += self._text_bytes
+                return
+            self._samples = self._number_of_samples()
+            arriving = await self.cycles.begin_report(self.one("worker_id"), self.one("request_key"))
+            self._unzip = _unzip(self.request.headers.get("Content-Encoding", "identity"))
+            self._begin(arriving.limit)
+            upload = await asyncio.to_thread(self.cycles.blobs.begin, secrets.token_hex(16))
+            self._arriving, self._upload = arriving, upload
+            self.check_still_there()
+        except GridError as error:
+            self.on_finish()
+            await self.conclude(self.detach(), error)
+
+    def _number_of_samples(self) -> int | None:
+        told = self.get_query_argument("train_num_samples", "") or self.get_query_argument("num_samples", "")
+        try:
+            return msgspec.convert(told, Samples, strict=False) if told else None
+        except msgspec.ValidationError:
+            raise BadRequest("'num_samples' is a whole number from 1 on: the rows that the report rests on") from None
+
+    def _begin(self, limit: int) -> None:
+        if self.length() > limit:
+            raise LimitExceededError(
+                f"a report of {self.length()} bytes is over the limit of {limit} that this model's have here"
+            )
+        self.take(limit)
+
+    async def data_received(self, chunk: bytes) -> None:
+        self._body += chunk
+        if self._upload is not None and len(self._body) >= CHUNK:
+            await self._write()
+
+    async def _write(self) -> None:
+        """In pieces large enough to be worth the way off the event loop."""
+        data, self._body = self._body, bytearray()
+        upload, arriving = self._upload, self._arriving
+        if upload is None or arriving is None:
+            return
+        self._writing = True
+        try:
+            await asyncio.to_thread(_append, upload, data, self._unzip, arriving.limit)
+        except GridError as error:
+            self.give_up(error)
+        finally:
+            self._writing = False
+            if self._upload is None:  # given up meanwhile
+                upload.abort()
+
+    async def post(self) -> None:
+        if self._is_json:
+            await report_text(self.cycles, bytes(self._body))
+            self.reply({"status": "success"})
+            return
+        await self._write()
+        arriving, upload = self._arriving, self._upload
+        if arriving is None or upload is None:  # it was refused, and told so
+            return
+        if self._unzip is not None and not self._unzip.eof:
+            raise InvalidDataError("the gzip'ed report ends early; send all of it")
+        self._upload = None
+        await self.cycles.finish_report(arriving, upload, self._samples)
+        self.reply({"status": "success"})
+
+    def on_finish(self) -> None:
+        upload, self._upload, self._arriving = self._upload, None, None
+        if upload is not None and not self._writing:  # its file must stay open while a thread writes to it
+            upload.abort()
+        self.cycles.text_bytes -= self._text_bytes
+        self._text_bytes = 0
+
+
+async def report_text(cycles: Cycles, body: bytes) -> None:
+    """A report as JSON, its diff in base64."""
+    report = await asyncio.to_thread(decode, body, Report)
+    arriving = await cycles.begin_report(report.worker_id, report.request_key)
+    upload = await asyncio.to_thread(_upload_of, cycles, report.diff)
+    await cycles.finish_report(arriving, upload, report.train_num_samples or report.num_samples)
+
+
+def _upload_of(cycles: Cycles, diff: str) -> Upload:
+    try:
+        data = base64.b64decode(diff, validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidDataError("'diff' is no base64 text of a safetensors file") from None
+    upload = cycles.blobs.begin(secrets.token_hex(16))
+    upload.write(data)
+    return upload
+
+
+def decode(body: bytes, kind: Any) -> Any:
+    """A JSON body as `kind`. Raises BadRequest, never quoting the body."""
+    try:
+        return msgspec.json.decode(body or b"{}", type=kind)
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"Invalid JSON format. {error}") from None
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        raise BadRequest("Invalid JSON format.") from None
+
+
+def _unzip(encoding: str) -> Any:
+    if encoding == "identity":
+        return None
+    if encoding != "gzip":
+        raise BadRequest("a report comes as it is, or with Content-Encoding: gzip")
+    return zlib.decompressobj(31)
+
+
+def _append(upload: Upload, data: bytearray, unzip: Any, limit: int) -> None:
+    """Write what came, never more than the limit and a byte."""
+    if unzip is not None:
+        try:
+            data = unzip.decompress(data, limit - upload.size + 1)
+        except zlib.error:
+            raise InvalidDataError("the report is said to be gzip'ed, and is not") from None
+    if upload.size + len(data) > limit:
+        raise LimitExceededError(f"a report of this model has at most {limit} bytes")
+    upload.write(data)
+
+
+def _onnx(data: bytes) -> bytes:
+    from grid_jupyter.plans.onnx_writer import to_onnx
+    from grid_jupyter.plans.reader import read_plan
+
+    return to_onnx(read_plan(data))
+
+
+TRAINING_RULES: list[tuple[str, type[Door]]] = [
+    (r"/model-centric/uploads/([0-9a-f]{32})", ModelIn),
+    (r"/model-centric/host-training/?", HostDoor),
+    (r"/model-centric/authenticate/?", AuthenticateDoor),
+    (r"/model-centric/speed-test/?", SpeedTest),
+    (r"/model-centric/cycle-request/?", CycleRequestDoor),
+    (r"/model-centric/get-model/?", GetModel),
+    (r"/model-centric/get-plan/?", GetPlan),
+    (r"/model-centric/report/?", ReportDoor),
+    (r"/model-centric/retrieve-model/?", RetrieveModel),
+    (r"/model-centric/cycle/?", CycleDoor),
+]

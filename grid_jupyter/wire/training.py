@@ -1,0 +1,61 @@
+"""Bodies of the model-centric routes, by the field names of 0.2.9; docs/protocol-model-centric.md describes them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+
+from grid_jupyter.wire.limits import MAX_NAME_CHARS
+
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME_CHARS)]
+_Key = Annotated[str, msgspec.Meta(max_length=128)]
+MAX_SAMPLES = 1 << 40
+Samples = Annotated[int, msgspec.Meta(ge=1, le=MAX_SAMPLES)]
+
+
+class Body(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of bodies of devices: what forks of 0.2.9 send beside these fields is not read."""
+
+
+class HostTraining(Body, frozen=True, forbid_unknown_fields=True):
+    """Host a model for training. `model` is the id of an upload."""
+
+    model: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}$")]
+    plans: dict[_Name, msgspec.Raw]  # plan documents, as JSON objects
+    client_config: dict[str, Any]
+    server_config: dict[str, Any]
+    protocols: dict[str, Any] = {}
+    averaging_plan: Any = None
+
+
+class Authenticate(Body, frozen=True):
+    """A device comes for the first time."""
+
+    model_name: _Name
+    model_version: _Name | None = None
+    auth_token: Annotated[str, msgspec.Meta(max_length=16_384)] | None = None
+    ram_size: Annotated[float, msgspec.Meta(ge=0)] | None = None  # GB
+
+
+class CycleRequest(Body, frozen=True):
+    """A device asks for a place. `wait_s`: an answer may wait that long for something better than a rejection."""
+
+    worker_id: _Key
+    model: _Name
+    version: _Name | None = None
+    ping: Any = None  # ms
+    download: Any = None  # KiB/s
+    upload: Any = None
+    wait_s: Annotated[float, msgspec.Meta(ge=0, le=60)] = 0
+    nonce: _Key = ""  # of the device's choice: asked again with the same one, it gets the same answer
+
+
+class Report(Body, frozen=True):
+    """A report of a client that cannot send bytes: `diff` is a safetensors file in base64."""
+
+    worker_id: _Key
+    request_key: _Key
+    diff: str
+    train_num_samples: Samples | None = None
+    num_samples: Samples | None = None

@@ -1,0 +1,95 @@
+"""Trainings in this process, on a database and blobs of a directory: what tests of cycles are made of. No torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy
+from numpy.typing import NDArray
+from plan_documents import linear
+from safetensors.numpy import load, save
+
+from grid_jupyter.cycles.service import Cycles
+from grid_jupyter.store.blobs import BlobStore
+from grid_jupyter.store.database import Database, sqlite_url
+from grid_jupyter.wire.training import Authenticate, CycleRequest, HostTraining
+
+Array = NDArray[Any]
+MODEL = {"w": numpy.array([[0.5], [-1.0], [2.0]], numpy.float32)}
+"""What plan_documents.linear() trains."""
+
+
+def diff(*values: float) -> bytes:
+    """A report on MODEL."""
+    return save({"w": numpy.array(values, numpy.float32).reshape(3, 1)})
+
+
+class World:
+    """Cycles, and how a device or a host asks of them."""
+
+    def __init__(self, cycles: Cycles) -> None:
+        self.cycles = cycles
+
+    async def host(self, name: str = "m", model: dict[str, Array] | None = None, **server_config: Any) -> Any:
+        with self.cycles.blobs.begin(secrets.token_hex(16)) as upload:
+            upload.write(save(MODEL if model is None else model))
+            blob = upload.commit()
+        body = HostTraining(
+            model=secrets.token_hex(16),
+            plans={"training_plan": msgspec.Raw(json.dumps(linear()).encode())},
+            client_config={"name": name, "version": "1.0", "lr": 0.1},
+            server_config=server_config,
+        )
+        return await self.cycles.host("Ann", body, blob)
+
+    async def device(self, name: str = "m", **facts: Any) -> str:
+        told = await self.cycles.authenticate(Authenticate(model_name=name, **facts))
+        return str(told["worker_id"])
+
+    async def ask(self, worker_id: str, name: str = "m", **facts: Any) -> Any:
+        return await self.cycles.request(CycleRequest(worker_id=worker_id, model=name, **facts))
+
+    async def accepted(self, name: str = "m") -> tuple[str, str]:
+        """A new device with a place: its id and its request_key."""
+        worker = await self.device(name)
+        answer = await self.ask(worker, name)
+        assert answer["status"] == "accepted", answer
+        return worker, answer["request_key"]
+
+    async def report(self, place: tuple[str, str], data: bytes, samples: int | None = None) -> None:
+        arriving = await self.cycles.begin_report(*place)
+        upload = self.cycles.blobs.begin(secrets.token_hex(16))
+        upload.write(data)
+        await self.cycles.finish_report(arriving, upload, samples)
+
+    async def checkpoint(self, checkpoint: str = "latest", name: str = "m") -> dict[str, Array]:
+        descriptor, found = await self.cycles.retrieve(name, None, checkpoint)
+        try:
+            return dict(load(os.read(descriptor, found.nbytes)))
+        finally:
+            os.close(descriptor)
+
+    async def stands(self, after: int = -1, name: str = "m") -> dict[str, Any]:
+        return await self.cycles.cycle(name, None, after=after, wait_s=10)
+
+
+@asynccontextmanager
+async def world(
+    state: Path, clock: Callable[[], float] | None = None, at: Callable[[str], None] = lambda point: None
+) -> AsyncIterator[World]:
+    """The trainings of a directory, as long as the context lasts."""
+    database = Database(sqlite_url(state / "grid.db"))
+    made = Cycles(database, BlobStore(state / "training"), at=at, **({} if clock is None else {"clock": clock}))
+    try:
+        await made.start()
+        yield World(made)
+        await made.stop()
+    finally:
+        database.close()
