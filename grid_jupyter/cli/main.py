@@ -56,6 +56,12 @@ def _network(options: argparse.Namespace) -> int:
     return network(options)
 
 
+def _device(options: argparse.Namespace) -> int:
+    from grid_jupyter.cli.device import device
+
+    return device(options)
+
+
 def _up(options: argparse.Namespace) -> int:
     from grid_jupyter.cli.up import up
 
@@ -132,6 +138,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_node(commands)
     _add_network(commands)
+    _add_device(commands)
     _add_invite(commands)
     _add_token(commands)
     _add_sign_off(commands)
@@ -309,6 +316,50 @@ def _add_node(commands: _Commands[argparse.ArgumentParser]) -> None:
     jobs.add_argument(
         "--job-time", type=values.duration, default=43_200.0, metavar="TIME", help="one job, or one round of it (12h)"
     )
+
+
+def _add_device(commands: _Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "device",
+        _device,
+        summary="take part in training a model that a Node hosts",
+        text=(
+            "The data stays here; what goes to the Node is how the model changed. Needs no torch and no account. Ends "
+            "when training is over."
+        ),
+        examples=(
+            "  jupyter grid device http://ward7.example.org:3000 --model digits --data mine.npz\n"
+            "  jupyter grid device https://ward7.example.org:3000 --model digits --data mine.npz \\\n"
+            "      --auth-token-file token.txt --cycles 10"
+        ),
+    )
+    parser.add_argument("address", metavar="ADDRESS", help="the Node")
+    parser.add_argument("--model", required=True, metavar="NAME", help="the model's name")
+    parser.add_argument("--version", metavar="VERSION", help="its version (the newest)")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="FILE",
+        help="a .npz or .safetensors file with an array for each input of the plan, such as x and y; rows first",
+    )  # fmt: skip
+    parser.add_argument("--plan", metavar="NAME", help="the training step, where the model has several")
+    parser.add_argument("--epochs", type=values.positive, default=1, metavar="N", help="over the data in a cycle (1)")
+    parser.add_argument(
+        "--cycles", type=values.positive, metavar="N", help="leave after so many (when training is over)"
+    )
+    parser.add_argument("--seed", type=values.whole, default=0, metavar="N", help="of the order of rows (0)")
+    parser.add_argument("--threads", type=values.positive, default=1, metavar="N", help="that compute (1)")
+    parser.add_argument("--gzip", action="store_true", help="compress reports")
+    parser.add_argument("--auth-token-file", type=Path, metavar="FILE", help="the JWT that the training asks for")
+    parser.add_argument("--ca-file", type=Path, metavar="PEM", help="certificates to trust, if not the system's")
+    parser.add_argument(
+        "--patience",
+        type=values.duration,
+        default=60.0,
+        metavar="TIME",
+        help="how long to ask a Node that is away (60s)",
+    )
+    _add_json(parser, "print each cycle as JSON")
+    _add_verbose(parser)
 
 
 def _add_network(commands: _Commands[argparse.ArgumentParser]) -> None:

@@ -1,22 +1,49 @@
-"""The client of a Node that hosts models: `ModelCentricFLClient`, which connects and says who the Node is."""
+"""The client of a Node that hosts models: `ModelCentricFLClient` hosts, follows and retrieves. No torch is needed."""
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
-from grid_jupyter.errors import NodeUnavailableError
-from grid_jupyter.link.http import Address, call
+import msgspec
+
+from grid_jupyter.client.credentials import Credentials
+from grid_jupyter.client.tensor_files import Array, arrays_of, read_arrays, write_arrays
+from grid_jupyter.errors import BadRequest, NodeUnavailableError
+from grid_jupyter.link.bulk import of_memory, upload
+from grid_jupyter.link.http import Address, call, transfer
 from grid_jupyter.tensors.text import plain
+
+if TYPE_CHECKING:
+    from grid_jupyter.plans.plan import Plan, State
+
+_WAIT_S = 30
 
 
 class ModelCentricFLClient:
-    """A connection to a Node: `ModelCentricFLClient("me", "alice:5000")`, the address without a scheme as in 0.2.9."""
+    """A connection to a Node: `ModelCentricFLClient("me", "alice:5000")`, the address without a scheme as in 0.2.9.
 
-    def __init__(self, id: str, address: str, secure: bool = False, *, ca_file: str | Path | None = None) -> None:  # noqa: A002
+    Hosting, following and retrieving need an account there: `user="Ann"` presents Ann's stored credential.
+    """
+
+    def __init__(
+        self,
+        id: str,  # noqa: A002
+        address: str,
+        secure: bool = False,
+        *,
+        user: str | None = None,
+        ca_file: str | Path | None = None,
+        credentials: Credentials | None = None,
+    ) -> None:
+        """Raises NotAuthenticatedError where no credential of this user is stored."""
         self.id = id
         self.address = Address(address if "//" in address else f"{'https' if secure else 'http'}://{address}", ca_file)
         self.node: str | None = None
+        self._token = "" if user is None else (credentials or Credentials()).get(self.address.url, user)
 
     def connect(self) -> ModelCentricFLClient:
         """Find the Node and learn its name. Raises NodeUnavailableError."""
@@ -36,6 +63,77 @@ class ModelCentricFLClient:
         """Forget the Node."""
         self.node = None
 
+    def host_federated_training(
+        self,
+        model: Any,
+        client_plans: Mapping[str, Plan],
+        client_protocols: Mapping[str, Any] | None = None,
+        client_config: Mapping[str, Any] | None = None,
+        server_averaging_plan: Any = None,
+        server_config: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Host a model that devices train from here on.
+
+        `model` is a module, tensors by name, or a State. `client_config` names it (`name`, `version`) and tells
+        devices what they need (`batch_size`, `lr`, `max_updates`); `server_config` says how cycles go
+        (docs/protocol-model-centric.md). Returns `{"status": "success", "advice": […]}`.
+
+        Raises BadRequest, PlanInvalidError, InvalidDataError, Conflict where name and version are taken,
+        SendNotPermittedError, NotAuthenticatedError.
+        """
+        if client_protocols or server_averaging_plan is not None:
+            raise BadRequest(
+                "Nodes host neither protocols nor averaging plans: leave them out; reports are averaged by their "
+                "numbers of samples"
+            )
+        data, key = write_arrays(arrays_of(model)), secrets.token_hex(16)
+        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        path = f"/model-centric/uploads/{key}"
+        upload(self.address, path, "", of_memory(b"", memoryview(data)), len(data), headers, "hosting")
+        body = {
+            "model": key,
+            "plans": {name: msgspec.Raw(plan.to_bytes()) for name, plan in client_plans.items()},
+            "client_config": dict(client_config or {}),
+            "server_config": dict(server_config or {}),
+        }
+        return dict(call(self.address, "POST", "/model-centric/host-training", body, token=self._token))
+
+    host = host_federated_training
+
+    def retrieve(self, name: str, version: str | None = None, checkpoint: int | str = "latest") -> dict[str, Array]:
+        """A checkpoint's arrays by name: the latest, or number 1 (as hosted), 2, … Raises NotFound."""
+        query = _query(name, version, checkpoint=checkpoint)
+        data = transfer(self.address, "GET", f"/model-centric/retrieve-model?{query}", token=self._token)
+        return {name: array.copy() for name, array in read_arrays(data).items()}
+
+    def get_model(self, name: str, version: str | None = None, checkpoint: int | str = "latest") -> State:
+        """A checkpoint's tensors as a State, in the order in which they were hosted. Raises NotFound."""
+        import torch
+
+        from grid_jupyter.plans.plan import State
+
+        return State(torch.from_numpy(array) for array in self.retrieve(name, version, checkpoint).values())
+
+    def status(self, name: str, version: str | None = None) -> dict[str, Any]:
+        """How a training stands: its cycle, phase, reports, completed cycles. Raises NotFound."""
+        return dict(call(self.address, "GET", f"/model-centric/cycle?{_query(name, version)}", token=self._token))
+
+    def follow(self, name: str, version: str | None = None) -> Iterator[dict[str, Any]]:
+        """How a training stands, each time that more cycles are complete, until it is over. Raises NotFound."""
+        seen = self.status(name, version)
+        yield seen
+        while seen["phase"] != "over":
+            query = _query(name, version, after=seen["completed"], wait_s=_WAIT_S)
+            now: dict[str, Any] = dict(call(self.address, "GET", f"/model-centric/cycle?{query}", token=self._token))
+            if now["completed"] > seen["completed"]:
+                yield now
+            seen = now
+
     def __repr__(self) -> str:
         where = f"{plain(self.node)} at {self.address.url}" if self.node else f"not connected to {self.address.url}"
         return f"<ModelCentricFLClient id:{plain(self.id)} {where}>"
+
+
+def _query(name: str, version: str | None, **more: Any) -> str:
+    asked = {"name": name, **({} if version is None else {"version": version}), **more}
+    return urlencode(asked)

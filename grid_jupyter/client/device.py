@@ -1,0 +1,220 @@
+"""A device: takes part in model-centric training with data that stays on it, by ONNX Runtime and without torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+from numpy.typing import NDArray
+
+from grid_jupyter.client.tensor_files import read_arrays, write_arrays
+from grid_jupyter.client.training_line import PATIENCE_S, TrainingLine
+from grid_jupyter.errors import BadRequest, Conflict, InvalidDataError
+from grid_jupyter.link.http import Address
+from grid_jupyter.plans.document import Document, Input
+from grid_jupyter.plans.engine import Program, Training
+from grid_jupyter.plans.onnx_engine import OnnxEngine
+from grid_jupyter.plans.reader import read_plan
+
+Array = NDArray[Any]
+BATCH_SIZE = 32
+"""Rows of a step, where client_config says nothing."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a device did in one cycle. `told` has means over the steps of what the plan measures, loss included."""
+
+    cycle: int
+    samples: int
+    steps: int
+    counted: bool  # False: the report came too late
+    told: dict[str, float]
+
+
+class Device:
+    """A participant of training: `Device("http://node:5000").participate("mnist", "1.0", data={"x": x, "y": y})`."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        auth_token: str | None = None,
+        ca_file: str | Path | None = None,
+        patience_s: float = PATIENCE_S,
+        threads: int = 1,
+    ) -> None:
+        """`auth_token` is the JWT that a training asks for; a Node that does not answer is asked again for
+        `patience_s`; `threads` are those of ONNX Runtime."""
+        self._line = TrainingLine(Address(address, ca_file), patience_s)
+        self._auth_token = auth_token
+        self._engine = OnnxEngine("cpu", threads)
+        self._programs: dict[str, Program[Array]] = {}
+
+    def close(self) -> None:
+        """Let the connection go."""
+        self._line.close()
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def participate(
+        self,
+        model: str,
+        version: str | None = None,
+        data: Mapping[str, Any] | tuple[Any, Any] | None = None,
+        *,
+        plan: str | None = None,
+        epochs: int = 1,
+        cycles: int | None = None,
+        seed: int = 0,
+        zipped: bool = False,
+        each: Callable[[Trained], None] = lambda trained: None,
+    ) -> list[Trained]:
+        """Train in every cycle that has a place for this device, until training is over or `cycles` were trained.
+
+        `data` has an array for each of the plan's x and y, by its name, rows first; or is (x, y). What a cycle does
+        follows from client_config: `batch_size`, `lr`, and `max_updates`, the most steps. `plan` names the plan, where
+        there are several training steps. `seed` orders the rows. `each` is called after each cycle.
+
+        Returns what was done. Raises NotFound, NotAuthenticatedError, InvalidDataError for data that does not fit,
+        BadRequest, NodeUnavailableError.
+        """
+        worker_id, measured = self._line.authenticate(model, version, self._auth_token)
+        speeds = self._line.speeds(worker_id) if measured else {}
+        done: list[Trained] = []
+        while cycles is None or len(done) < cycles:
+            answer = self._line.cycle_request(worker_id, model, version, speeds)
+            if answer["status"] == "accepted":
+                trained = self._cycle(worker_id, answer, data, plan, epochs, seed, zipped)
+                done.append(trained)
+                each(trained)
+            elif "timeout" not in answer:
+                break
+        return done
+
+    def _cycle(
+        self, worker_id: str, answer: dict[str, Any], data: Any, plan: str | None, epochs: int, seed: int, zipped: bool
+    ) -> Trained:
+        key, cycle = answer["request_key"], int(answer["cycle_id"])
+        try:
+            program = self._program(worker_id, answer, plan)
+            before = read_arrays(self._line.get_model(worker_id, key, answer["model_id"]))
+        except Conflict:  # it closed while we were still loading
+            return Trained(cycle, 0, 0, False, {})
+        rows = _rows(program.document, data)
+        random = numpy.random.Generator(numpy.random.Philox([seed, cycle]))
+        training = _training(program, before, answer["client_config"], int(random.integers(1 << 62)))
+        samples, steps, told = _train(training, rows, answer["client_config"], epochs, random)
+        after = {**training.params, **training.buffers}
+        diff = {name: array - numpy.asarray(after.get(name, array)) for name, array in before.items()}
+        counted = True
+        try:
+            self._line.report(worker_id, key, write_arrays(diff), samples, zipped=zipped)
+        except Conflict:
+            counted = False
+        return Trained(cycle, samples, steps, counted, told)
+
+    def _program(self, worker_id: str, answer: dict[str, Any], plan: str | None) -> Program[Array]:
+        """The training step, which is fetched and made ready once."""
+        if plan is not None and plan not in answer["plans"]:
+            raise BadRequest(f"this training has no plan {plan!r}, but {', '.join(answer['plans'])}")
+        for name, number in answer["plans"].items():
+            sha256 = answer["plan_sha256"][name]
+            if plan not in (None, name):
+                continue
+            if sha256 not in self._programs:
+                document = read_plan(self._line.get_plan(worker_id, answer["request_key"], number))
+                if document.kind != "step":
+                    continue
+                self._programs[sha256] = self._engine.load(document)
+            return self._programs[sha256]
+        raise BadRequest(
+            "this training has no plan of a whole step (training_plan); FLClient.new_job runs plans of other kinds"
+        )
+
+
+def _rows(document: Document, data: Any) -> dict[str, dict[str, Array]]:
+    """The data by role and name, in the plan's dtypes. Raises InvalidDataError for what is missing or does not fit."""
+    wanted = document.inputs_of("x", "y")
+    if isinstance(data, tuple) and len(data) == len(wanted):
+        data = {one.name: part for one, part in zip(wanted, data, strict=True)}
+    names = ", ".join(one.name for one in wanted)
+    if not isinstance(data, Mapping) or data.keys() != {one.name for one in wanted}:
+        raise InvalidDataError(f"the plan takes the data {names}: give data={{name: array}}, or a tuple in this order")
+    found: dict[str, dict[str, Array]] = {"x": {}, "y": {}}
+    for one in wanted:
+        found[one.role][one.name] = _fitting(one, numpy.asarray(data[one.name]))
+    counts = {len(array) for part in found.values() for array in part.values()}
+    if len(counts) != 1 or not counts.pop():
+        raise InvalidDataError(f"{names} need one row or more, and all of them as many")
+    return found
+
+
+def _fitting(one: Input, array: Array) -> Array:
+    if array.ndim != len(one.spec.shape) or tuple(array.shape[1:]) != one.spec.shape[1:]:
+        raise InvalidDataError(f"{one.name} is of shape {array.shape}; the plan takes rows of {one.spec.shape[1:]}")
+    dtype = numpy.dtype(one.spec.dtype)
+    if not numpy.can_cast(array.dtype, dtype, "same_kind"):
+        raise InvalidDataError(f"{one.name} is of {array.dtype}; the plan takes {dtype}")
+    return numpy.ascontiguousarray(array, dtype)
+
+
+def _training(program: Program[Array], model: dict[str, Array], config: dict[str, Any], seed: int) -> Training[Array]:
+    document = program.document
+    params, buffers = ({one.name: model[one.name] for one in document.inputs_of(role)} for role in ("param", "buffer"))
+    state = {one.name: numpy.zeros(_shape(one), one.spec.dtype) for one in document.inputs_of("state")}
+    hyper: dict[str, Array] = {}
+    for one in document.inputs_of("hyper"):
+        value = config.get(one.name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise BadRequest(f"the plan takes the number {one.name!r}, which client_config does not have")
+        hyper[one.name] = numpy.asarray(value, one.spec.dtype)
+    return Training(program, params, buffers, state, hyper, seed)
+
+
+def _shape(one: Input) -> tuple[int, ...]:
+    return tuple(length for length in one.spec.shape if isinstance(length, int))
+
+
+def _train(
+    training: Training[Array],
+    rows: dict[str, dict[str, Array]],
+    config: dict[str, Any],
+    epochs: int,
+    random: numpy.random.Generator,
+) -> tuple[int, int, dict[str, float]]:
+    """Rows that were trained on, steps, and means of what the plan measured."""
+    least, most = training.program.document.batch
+    count = len(next(iter(rows["x"].values())))
+    size = min(_whole(config, "batch_size", BATCH_SIZE), most)
+    limit = _whole(config, "max_updates", 0) or math.inf
+    steps, totals, seen = 0, dict[str, float](), set[int]()
+    for _ in range(epochs):
+        order = random.permutation(count)
+        for start in range(0, count, size):
+            chosen = order[start : start + size]
+            if steps >= limit or len(chosen) < least:
+                break
+            x, y = ({name: array[chosen] for name, array in rows[role].items()} for role in ("x", "y"))
+            for name, value in training.step(x, y, len(chosen)).items():
+                totals[name] = totals.get(name, 0.0) + float(value)
+            steps += 1
+            seen.update(chosen.tolist())
+    if not steps:
+        raise InvalidDataError(f"{count} rows are fewer than the {least} of the plan's smallest batch")
+    return len(seen), steps, {name: total / steps for name, total in totals.items()}
+
+
+def _whole(config: dict[str, Any], name: str, default: int) -> int:
+    value = config.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0 or (not value and default):
+        raise BadRequest(f"client_config has a {name} that is no positive whole number")
+    return value

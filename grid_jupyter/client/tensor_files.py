@@ -1,0 +1,64 @@
+"""Named arrays as the bytes of a safetensors file, and back. NumPy alone; the order of names is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy
+from numpy.typing import NDArray
+
+from grid_jupyter.errors import InvalidDataError
+from grid_jupyter.wire.safetensors import PREFIX_BYTES, build_header, header_length, parse_header
+
+Array = NDArray[Any]
+
+
+def write_arrays(arrays: Mapping[str, Array]) -> bytes:
+    """The file of these arrays. Raises InvalidDataError for a dtype that does not travel."""
+    header = build_header([(name, array.dtype.name, array.shape) for name, array in arrays.items()])
+    total = len(header) + sum(array.nbytes for array in arrays.values())
+    data = bytearray(total)
+    data[: len(header)] = header
+    for place in parse_header(header[:PREFIX_BYTES], header[PREFIX_BYTES:], total):
+        numpy.frombuffer(data, arrays[place.name].dtype, arrays[place.name].size, place.begin)[:] = arrays[
+            place.name
+        ].reshape(-1)
+    return bytes(data)
+
+
+def read_arrays(data: bytes | bytearray | memoryview) -> dict[str, Array]:
+    """The arrays of a file, which share its memory. Raises InvalidDataError, LimitExceededError."""
+    view = memoryview(data)
+    prefix = bytes(view[:PREFIX_BYTES])
+    end = PREFIX_BYTES + header_length(prefix, len(view))
+    found = {}
+    for one in parse_header(prefix, bytes(view[PREFIX_BYTES:end]), len(view)):
+        if one.dtype == "bfloat16":
+            raise InvalidDataError(f"the tensor {one.name[:80]!r} is of bfloat16, which NumPy does not have")
+        dtype = numpy.dtype(one.dtype)
+        count = (one.end - one.begin) // dtype.itemsize
+        found[one.name] = numpy.frombuffer(view, dtype, count, one.begin).reshape(one.shape)
+    return found
+
+
+def arrays_of(model: Any) -> dict[str, Array]:
+    """The tensors of a model by name: of a module, a mapping, or a plan's State (named "0", "1", …).
+
+    Raises InvalidDataError for anything else.
+    """
+    if hasattr(model, "state_dict"):
+        named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    elif isinstance(model, Mapping):
+        named = dict(model)
+    elif hasattr(model, "read"):
+        named = {str(number): tensor for number, tensor in enumerate(model.read())}
+    else:
+        raise InvalidDataError(f"a model is a module, a State, or tensors by name, not a {type(model).__name__}")
+    return {name: _array(tensor) for name, tensor in named.items()}
+
+
+def _array(tensor: Any) -> Array:
+    if hasattr(tensor, "detach"):
+        tensor = tensor.detach().cpu().numpy()
+    return numpy.asarray(tensor)

@@ -1,0 +1,141 @@
+"""What a device says to a Node: the model-centric routes over one connection that is kept, and made again when lost."""
+
+from __future__ import annotations
+
+import gzip
+import http.client
+import os
+import secrets
+import time
+from typing import Any
+from urllib.parse import urlencode
+
+import msgspec
+
+from grid_jupyter.errors import GridError, NodeUnavailableError
+from grid_jupyter.link.http import Address, reported
+
+PATIENCE_S = 60.0
+"""How long a Node that does not answer is asked again."""
+WAIT_S = 25
+"""How long the Node may think about a request for a place, until there is one."""
+_SPEED_BYTES = 1 << 20
+_PAUSE_S = 0.2
+_LONGEST_PAUSE_S = 5.0
+
+
+class TrainingLine:
+    """The routes of one Node that devices use. One thread at a time; every method raises what the Node reports, and
+    NodeUnavailableError where it does not answer for `patience_s`."""
+
+    def __init__(self, address: Address, patience_s: float = PATIENCE_S) -> None:
+        self.address = address
+        self._patience_s = patience_s
+        self._connection: http.client.HTTPConnection | None = None
+
+    def close(self) -> None:
+        """Let the connection go."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def authenticate(self, model: str, version: str | None, auth_token: str | None) -> tuple[str, bool]:
+        """A worker_id, and whether the training wants to know how fast the connection is."""
+        body: dict[str, Any] = {"model_name": model, "ram_size": _ram_gb()}
+        if version is not None:
+            body["model_version"] = version
+        if auth_token is not None:
+            body["auth_token"] = auth_token
+        told = self._json("/model-centric/authenticate", body)
+        return str(told["worker_id"]), bool(told["requires_speed_test"])
+
+    def cycle_request(
+        self, worker_id: str, model: str, version: str | None, speeds: dict[str, float], wait_s: float = WAIT_S
+    ) -> dict[str, Any]:
+        """A place, or a rejection."""
+        asked = {"worker_id": worker_id, "model": model, "version": version, "wait_s": wait_s, **speeds}
+        # sent again after a lost connection, it is answered with the same place
+        return self._json("/model-centric/cycle-request", {**asked, "nonce": secrets.token_hex(16)})
+
+    def get_model(self, worker_id: str, request_key: str, model_id: int) -> bytes:
+        """The checkpoint to train, as a safetensors file."""
+        query = urlencode({"worker_id": worker_id, "request_key": request_key, "model_id": model_id})
+        return self._exchange("GET", f"/model-centric/get-model?{query}")
+
+    def get_plan(self, worker_id: str, request_key: str, plan_id: int) -> bytes:
+        """A plan's document."""
+        query = urlencode({"worker_id": worker_id, "request_key": request_key, "plan_id": plan_id})
+        return self._exchange("GET", f"/model-centric/get-plan?{query}")
+
+    def report(self, worker_id: str, request_key: str, diff: bytes, samples: int | None, *, zipped: bool) -> None:
+        """Hand in a diff, a safetensors file. Sent again after a lost connection, it counts once."""
+        asked: dict[str, Any] = {"worker_id": worker_id, "request_key": request_key}
+        if samples is not None:
+            asked["num_samples"] = samples
+        headers = {"Content-Type": "application/octet-stream"}
+        if zipped:
+            diff, headers["Content-Encoding"] = gzip.compress(diff, 1), "gzip"
+        self._exchange("POST", f"/model-centric/report?{urlencode(asked)}", diff, headers)
+
+    def speeds(self, worker_id: str) -> dict[str, float]:
+        """ping in ms, download and upload in KiB/s, of a MiB each."""
+        path = f"/model-centric/speed-test?{urlencode({'worker_id': worker_id, 'random': os.urandom(8).hex()})}"
+        began = time.monotonic()
+        self._exchange("GET", f"{path}&is_ping=1")
+        ping = time.monotonic() - began
+        connection = self.address.connect()
+        try:
+            began = time.monotonic()
+            connection.request("GET", self.address.path + path)
+            got = len(connection.getresponse().read(_SPEED_BYTES))
+            down = time.monotonic() - began
+        except (OSError, http.client.HTTPException) as error:
+            raise self._unavailable(error) from None
+        finally:
+            connection.close()  # the rest of the sample is not wanted
+        began = time.monotonic()
+        self._exchange("POST", path, os.urandom(_SPEED_BYTES), {"Content-Type": "application/octet-stream"})
+        up = time.monotonic() - began
+        return {
+            "ping": ping * 1000,
+            "download": got / 1024 / max(down, 1e-6),
+            "upload": _SPEED_BYTES / 1024 / max(up, 1e-6),
+        }
+
+    def _json(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        data = self._exchange("POST", path, msgspec.json.encode(body), {"Content-Type": "application/json"})
+        try:
+            return msgspec.json.decode(data, type=dict[str, Any])
+        except msgspec.MsgspecError:
+            raise GridError(f"{self.address.url} answered with something else than expected") from None
+
+    def _exchange(
+        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> bytes:
+        deadline, pause = time.monotonic() + self._patience_s, _PAUSE_S
+        while True:
+            try:
+                if self._connection is None:
+                    self._connection = self.address.connect()
+                self._connection.request(method, self.address.path + path, body, headers or {})
+                response = self._connection.getresponse()
+                data = response.read()
+            except (OSError, http.client.HTTPException) as error:
+                self.close()
+                if time.monotonic() + pause > deadline:
+                    raise self._unavailable(error) from None
+                time.sleep(pause)
+                pause = min(_LONGEST_PAUSE_S, pause * 2)
+                continue
+            if response.status != 200:
+                raise reported(response.status, data, self.address.url)
+            return data
+
+    def _unavailable(self, error: Exception) -> NodeUnavailableError:
+        return NodeUnavailableError(
+            f"{self.address.url} does not answer ({type(error).__name__}): is it running, and is the address right?"
+        )
+
+
+def _ram_gb() -> float:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9

@@ -1,0 +1,325 @@
+"""Model-centric training end to end: a Node, devices as processes of their own, what strangers may not do."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from conftest import World
+from node_world import GridProcess, until
+from safetensors.numpy import load, save
+from sklearn.datasets import load_digits
+from websockets.sync.client import connect
+
+from grid_jupyter import FLClient, FLJob, ModelCentricFLClient, Plan, func2plan, training_plan
+from grid_jupyter.errors import BadRequest, Conflict, GridError, InvalidDataError, NotAuthenticatedError, NotFound
+
+
+def network() -> torch.nn.Sequential:
+    torch.manual_seed(7)
+    return torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    example = torch.zeros(4, 64), torch.zeros(4, dtype=torch.int64)
+    return training_plan(network(), torch.nn.functional.cross_entropy, torch.optim.SGD(network().parameters(), 0.1),
+                         inputs=example)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def node(world: World) -> GridProcess:
+    """A Node on which Pat may host and Ann has an account."""
+    made = world.start("node", "Trainer")
+    made.user("Pat", "Publisher")
+    made.user("Ann", "User")
+    return made
+
+
+@pytest.fixture(scope="module")
+def pat(node: GridProcess) -> ModelCentricFLClient:
+    return ModelCentricFLClient("pat", node.address, user="Pat").connect()
+
+
+def host(pat: ModelCentricFLClient, plan: Plan, name: str, **server_config: Any) -> Any:
+    config = {"name": name, "version": "1.0", "batch_size": 32, "lr": 0.2, "max_updates": 100}
+    return pat.host(network(), {"training_plan": plan}, client_config=config, server_config=server_config)
+
+
+def accuracy(tensors: dict[str, Any]) -> float:
+    images, labels = load_digits(return_X_y=True)
+    x = (images / 16.0).astype(numpy.float32)
+    hidden = numpy.maximum(x @ tensors["0.weight"].T + tensors["0.bias"], 0)
+    output = hidden @ tensors["2.weight"].T + tensors["2.bias"]
+    return float((output.argmax(axis=1) == labels).mean())
+
+
+def start_device(node: GridProcess, data: Path, name: str, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "grid_jupyter.cli.main", "device", node.address, "--model", name]
+    return subprocess.Popen(
+        [*command, "--data", str(data), "--json", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_three_devices_train_a_model_on_digits_that_never_leave_them_though_the_node_is_killed(
+    small_world: World, plan: Plan, tmp_path: Path
+):
+    node = small_world.start("node", "Trainer")
+    node.user("Pat", "Publisher")
+    pat = ModelCentricFLClient("pat", node.address, user="Pat")
+    host(pat, plan, "digits", num_cycles=6, min_diffs=3, max_diffs=3, max_workers=3, cycle_length=60)
+    images, labels = load_digits(return_X_y=True)
+    devices = []
+    for k in range(3):
+        data = tmp_path / f"device-{k}.npz"
+        numpy.savez(data, x=(images[k::3] / 16.0).astype(numpy.float32), y=labels[k::3].astype(numpy.int64))
+        devices.append(start_device(node, data, "digits", "--seed", str(k), *(["--gzip"] if k == 1 else [])))
+    until(lambda: pat.status("digits")["completed"] >= 2)
+    node.kill()
+    node.start()
+    *_, last = pat.follow("digits")
+    assert (last["phase"], last["completed"], last["checkpoint"]) == ("over", 6, 7)
+    for device in devices:
+        out, err = device.communicate(timeout=60)
+        assert device.returncode == 0, err
+        told = [json.loads(line) for line in out.splitlines()]
+        assert [one["cycle"] for one in told if one["counted"]] == [1, 2, 3, 4, 5, 6]
+        assert told[-1]["loss"] < told[0]["loss"]
+        assert told[0]["samples"] == 599
+    reached = [accuracy(pat.retrieve("digits", checkpoint=number)) for number in (1, 3, 7)]
+    assert reached[0] < 0.3 < reached[1] < reached[2]
+    assert reached[2] > 0.85
+
+
+# ------------------------------------------------------------------ by hand, as a client of another language does
+
+
+def test_the_whole_protocol_by_plain_http(node: GridProcess, pat: ModelCentricFLClient, plan: Plan):
+    assert host(pat, plan, "plain", max_diffs=2, num_cycles=1, minimum_upload_speed=1)["status"] == "success"
+    workers = []
+    for _ in range(2):
+        status, told = node.call("POST", "/model-centric/authenticate", {"model_name": "plain"})
+        assert (status, told["status"], told["requires_speed_test"]) == (200, "success", True)
+        workers.append(told["worker_id"])
+    where = f"/model-centric/speed-test?worker_id={workers[0]}&random=1"
+    assert node.call("GET", f"{where}&is_ping=1") == (200, {})
+    assert node.call("POST", where, b"x" * 100_000) == (200, {})
+    ask = {"worker_id": workers[0], "model": "plain", "version": "1.0", "ping": 8, "download": 46.3, "upload": 23.7}
+    for wrong in (-1, "23.7", None, True):
+        status, told = node.call("POST", "/model-centric/cycle-request", {**ask, "upload": wrong})
+        assert status == 400
+        assert "'upload'" in told["error"]
+    raw = json.dumps({**ask, "upload": float("nan")}).encode()
+    assert node.call("POST", "/model-centric/cycle-request", raw)[0] == 400
+    places = []
+    for worker in workers:
+        status, told = node.call("POST", "/model-centric/cycle-request", {**ask, "worker_id": worker})
+        assert (status, told["status"], told["model"], told["version"]) == (200, "accepted", "plain", "1.0")
+        assert told["client_config"]["batch_size"] == 32
+        places.append(f"worker_id={worker}&request_key={told['request_key']}")
+    status, again = node.call("POST", "/model-centric/cycle-request", ask)
+    assert (status, again["status"]) == (200, "rejected")
+    assert again["timeout"] >= 1
+    model = node.call("GET", f"/model-centric/get-model?{places[0]}&model_id={told['model_id']}")[1].encode("latin-1")
+    tensors = load(model)
+    query = f"{places[0]}&plan_id={told['plans']['training_plan']}"
+    status, document = node.call("GET", f"/model-centric/get-plan?{query}&receive_operations_as=list")
+    assert (status, document["format"]) == (200, "grid.plan")
+    assert b"pytorch" not in node.call("GET", f"/model-centric/get-plan?{query}&receive_operations_as=onnx")[1].encode()
+    status, refused = node.call("GET", f"/model-centric/get-plan?{query}&receive_operations_as=tfjs")
+    assert (status, refused["code"]) == (501, "translation-unavailable")
+    ones = save({name: numpy.ones_like(one) for name, one in tensors.items()})
+    threes = save({name: 3 * numpy.ones_like(one) for name, one in tensors.items()})
+    zipped = {"Content-Encoding": "gzip"}
+    path = f"/model-centric/report?{places[0]}&num_samples=3"
+    assert node.call("POST", path, gzip.compress(ones), headers=zipped) == (200, {"status": "success"})
+    assert node.call("POST", path, ones) == (200, {"status": "success"})  # sent again, as it is
+    key = places[1].partition("request_key=")[2]
+    body = {"worker_id": workers[1], "request_key": key, "diff": base64.b64encode(threes).decode()}
+    sent = {"Content-Type": "application/json"}
+    assert node.call("POST", "/model-centric/report", {**body, "train_num_samples": 1}, headers=sent)[0] == 200
+    until(lambda: pat.status("plain")["phase"] == "over")
+    status, told = node.call("POST", "/model-centric/cycle-request", ask)
+    assert (status, told) == (200, {"status": "rejected", "reason": "training is over"})
+    found = pat.retrieve("plain")
+    assert list(found) == list(network().state_dict())
+    for name, one in tensors.items():
+        numpy.testing.assert_allclose(found[name], one - 1.5, rtol=1e-6)
+
+
+def test_the_same_by_the_websocket_of_0_2_9(node: GridProcess, pat: ModelCentricFLClient, plan: Plan):
+    host(pat, plan, "socket", max_diffs=1, num_cycles=1)
+    with connect(node.address.replace("http", "ws") + "/") as socket:
+
+        def say(kind: str, **data: Any) -> Any:
+            socket.send(json.dumps({"type": kind, "data": data, "request_id": 5}))
+            answer = json.loads(socket.recv())
+            assert (answer["type"], answer["request_id"]) == (kind, 5)
+            return answer.get("data", answer)
+
+        assert say("socket-ping")["alive"] == "True"
+        assert say("get-id")["id"] == "Trainer"
+        worker = say("model-centric/authenticate", model_name="socket")["worker_id"]
+        place = say("model-centric/cycle-request", worker_id=worker, model="socket")
+        tensors = {name: array.numpy() for name, array in network().state_dict().items()}
+        diff = base64.b64encode(save({name: numpy.zeros_like(one) for name, one in tensors.items()})).decode()
+        report = {"worker_id": worker, "request_key": place["request_key"], "diff": diff}
+        assert say("model-centric/report", **report) == {"status": "success"}
+        until(lambda: pat.status("socket")["phase"] == "over")
+        assert say("model-centric/report", **{**report, "diff": "?"})["code"] == "invalid-data"
+        assert (
+            say("model-centric/host-training", model="0" * 32, plans={}, client_config={}, server_config={})["code"]
+            == "not-authenticated"
+        )
+        assert say("model-centric/authenticate", model_name="nobody's")["code"] == "not-found"
+        assert "messages here are" in say("delete-everything")["error"]
+        socket.send(b"\x00")
+        assert "takes JSON" in json.loads(socket.recv())["data"]["error"]
+        socket.send("{")
+        assert json.loads(socket.recv())["data"]["code"] == "bad-request"
+
+
+def test_hosting_by_the_websocket(node: GridProcess, pat: ModelCentricFLClient, plan: Plan):
+    token = node.user("Pat", "Publisher")
+    headers = {"Authorization": f"Bearer {token}"}
+    data = save({name: one.numpy() for name, one in network().state_dict().items()})
+    key = "ab" * 16
+    assert node.call("PUT", f"/model-centric/uploads/{key}", data, token=token)[0] == 200
+    body = {
+        "model": key, "plans": {"training_plan": json.loads(plan.to_bytes())}, "server_config": {},
+        "client_config": {"name": "by socket", "version": "1"},
+    }  # fmt: skip
+    with connect(node.address.replace("http", "ws") + "/", additional_headers=headers) as socket:
+        for _ in range(2):
+            socket.send(json.dumps({"type": "model-centric/host-training", "data": body}))
+            answer = json.loads(socket.recv())
+            if _ == 0:
+                assert answer["data"]["status"] == "success"
+        assert "the model is not here" in answer["data"]["error"]
+    assert pat.status("by socket")["cycle"] == 1
+
+
+def test_only_publishers_host_and_only_accounts_follow_and_retrieve(
+    node: GridProcess, pat: ModelCentricFLClient, plan: Plan
+):
+    host(pat, plan, "mine")
+    ann, nobody = ModelCentricFLClient("ann", node.address, user="Ann"), ModelCentricFLClient("x", node.address)
+    with pytest.raises(GridError, match="no right to publish"):
+        host(ann, plan, "other")
+    with pytest.raises(NotAuthenticatedError):
+        host(nobody, plan, "other")
+    assert len(list(ann.retrieve("mine"))) == 4
+    with pytest.raises(NotAuthenticatedError):
+        nobody.retrieve("mine")
+    with pytest.raises(NotAuthenticatedError):
+        nobody.status("mine")
+    with pytest.raises(NotFound):
+        ann.retrieve("other")
+    with pytest.raises(Conflict, match="already exists"):
+        host(pat, plan, "mine")
+    with pytest.raises(BadRequest, match="has no key max_dif; known are"):
+        host(pat, plan, "other", max_dif=3)
+
+
+def test_reports_that_are_cut_too_large_or_for_another_model_are_refused_and_change_nothing(
+    node: GridProcess, pat: ModelCentricFLClient, plan: Plan
+):
+    host(pat, plan, "careful", max_diffs=1)
+    _, told = node.call("POST", "/model-centric/authenticate", {"model_name": "careful"})
+    worker = told["worker_id"]
+    _, told = node.call("POST", "/model-centric/cycle-request", {"worker_id": worker, "model": "careful"})
+    path = f"/model-centric/report?worker_id={worker}&request_key={told['request_key']}"
+    good = save({name: numpy.zeros_like(one.numpy()) for name, one in network().state_dict().items()})
+    bomb = gzip.compress(bytes(100 * len(good) + (4 << 20)))
+    zipped, text = {"Content-Encoding": "gzip"}, {"Content-Type": "application/json"}
+    inside = {"worker_id": worker, "request_key": told["request_key"]}
+    for data, headers, status, said in (
+        (bytes(100 * len(good) + (4 << 20)), {}, 413, "over the limit"),
+        (bomb, zipped, 413, "at most"),
+        (gzip.compress(good)[:-9], zipped, 400, "ends early"),
+        (good, zipped, 400, "is said to be gzip'ed"),
+        (good, {"Content-Encoding": "br"}, 400, "Content-Encoding: gzip"),
+        (good[:-4], {}, 400, "safetensors file"),
+        (save({"w": numpy.zeros(3, numpy.float32)}), {}, 400, "no tensor"),
+        (json.dumps({**inside, "diff": "ä"}).encode(), text, 400, "base64"),
+        (json.dumps({**inside, "diff": "", "num_samples": 0}).encode(), text, 400, "num_samples"),
+        (b"[", text, 400, "Invalid JSON"),
+    ):
+        found, told = node.call("POST", path, data, headers=headers)
+        assert found == status, (said, told)
+        assert said in told["error"]
+    for number in ("0", "-3", "many", "1.5", str(10**30)):
+        assert node.call("POST", f"{path}&num_samples={number}", good)[0] == 400
+    wrong = path.replace(worker, "0" * 8)
+    assert node.call("POST", wrong, good)[1]["error"].startswith("Worker ID not found!")
+    assert node.call("POST", path[:-8] + "00000000", good)[0] == 401
+    assert node.call("POST", "/model-centric/report", good)[0] == 400
+    stands = pat.status("careful")
+    assert (stands["reports"], stands["completed"]) == (0, 0)
+    assert node.call("POST", path, good)[0] == 200
+    until(lambda: pat.status("careful")["completed"] == 1)
+    status, told = node.call("POST", path, save({n: one.numpy() for n, one in network().state_dict().items()}))
+    assert (status, told["code"]) == (409, "conflict")
+
+
+def test_the_listeners_of_0_2_9_train_with_a_plan_of_a_function(node: GridProcess, pat: ModelCentricFLClient):
+    @func2plan(args_shape=[(-1, 3), (3, 1)])
+    def forward(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return x @ w
+
+    weights = {"w": torch.ones(3, 1)}
+    config = {"name": "listened", "version": "2", "lr": 0.5}
+    pat.host(weights, {"forward": forward}, client_config=config, server_config={"max_diffs": 1, "num_cycles": 1})
+    seen: list[Any] = []
+
+    def accepted(job: FLJob) -> None:
+        (w,) = job.model.tensors()
+        seen.append(job.plans["forward"](torch.ones(2, 3), w).tolist())
+        with pytest.raises(InvalidDataError, match="1 tensors, and 0"):
+            job.report([])
+        job.report([w - job.client_config["lr"]])
+
+    for _ in range(2):
+        job = FLClient(node.address.replace("http", "ws")).new_job("listened")
+        job.add_listener(job.EVENT_ACCEPTED, accepted)
+        job.add_listener(job.EVENT_REJECTED, lambda job, timeout: seen.append(timeout))
+        job.start()
+        until(lambda: pat.status("listened")["phase"] == "over")
+    assert seen == [[[3.0], [3.0]], None]
+    torch.testing.assert_close(pat.get_model("listened").read()[0], torch.full((3, 1), 0.5))
+    job = FLClient(node.address).new_job("unknown")
+    job.add_listener(job.EVENT_ERROR, lambda job, text: seen.append(text))
+    job.start()
+    assert "not found" in seen[-1]
+    with pytest.raises(BadRequest, match="no place to report for"):
+        job.report([])
+    with pytest.raises(BadRequest, match="no event"):
+        job.add_listener("done", accepted)
+
+
+def test_a_device_says_what_is_wrong_with_its_data(
+    node: GridProcess, pat: ModelCentricFLClient, plan: Plan, tmp_path: Path
+):
+    host(pat, plan, "strict")
+    good = {"x": numpy.zeros((5, 64), numpy.float32), "y": numpy.zeros(5, numpy.int64)}
+    for name, data, said in (
+        ("names", {"x": good["x"]}, "the plan takes the data x, y"),
+        ("shape", {**good, "x": good["x"][:, :3]}, "of shape (5, 3)"),
+        ("rows", {**good, "y": good["y"][:3]}, "all of them as many"),
+        ("dtype", {**good, "y": good["y"].astype(numpy.float32)}, "of float32"),
+    ):
+        numpy.savez(tmp_path / f"{name}.npz", **data)
+        device = start_device(node, tmp_path / f"{name}.npz", "strict", "--cycles", "1")
+        _, err = device.communicate(timeout=60)
+        assert device.returncode == 1
+        assert said in err
+    device = start_device(node, tmp_path / "nowhere.npz", "strict")
+    assert "cannot be read" in device.communicate(timeout=60)[1]
