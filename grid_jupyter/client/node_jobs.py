@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -21,7 +22,11 @@ from grid_jupyter.errors import (
 from grid_jupyter.plans.plan import Plan
 from grid_jupyter.tensors.text import plain
 
-_TRIES = 2
+_TRIES = 5
+_AGAIN_S = 2.0
+"""How long a job that does not run for a moment is waited for, before a round is asked for again."""
+_PAUSE_S = 0.05
+"""Before the second try; doubled each time."""
 _SPARE = 3
 """Rounds more than are needed: one that is lost with its kernel, or with a connection, counts at the Node too."""
 
@@ -93,6 +98,9 @@ class NodeJob:
                 self._check(self._job.state)
                 if tried == _TRIES - 1:
                     raise NodeUnavailableError(str(error)) from None
+                # its Worker ended, perhaps, and the next one is on its way: a Node is not left out for that
+                self._job.wait(_AGAIN_S, until=frozenset({"running"}))
+                time.sleep(_PAUSE_S * 2**tried)
         trained = {name: done.weights[self._same.get(name, name)] for name in weights}
         return Answer(trained, done.rows, done.steps, done.metrics)
 

@@ -18,7 +18,9 @@ from training_kernel import network, train
 
 from grid_jupyter import Fit, JobPolicy, PrivateGridNetwork, VirtualWorker
 from grid_jupyter.aggregation.strategies import SCAFFOLD, FedAvg, FedBuff, FedProx, Serial, Strategy
-from grid_jupyter.errors import GridError
+from grid_jupyter.client.jobs import Job, RoundResult
+from grid_jupyter.client.node_jobs import NodeJob
+from grid_jupyter.errors import Conflict, GridError
 
 NAMES = ("Alma", "Ben", "Cleo")
 
@@ -89,6 +91,26 @@ def test_nodes_train_what_workers_of_this_process_train(grid: PrivateGridNetwork
     assert set(there.history.left_out) == {""}
     assert (weights(there.model) - weights(local.model)).abs().max() < 1e-5
     assert there.history.train_loss.tolist() == pytest.approx(local.history.train_loss.tolist(), abs=1e-4)
+
+
+def test_a_node_whose_worker_ends_some_times_in_a_row_is_not_left_out_of_the_round(nodes: dict[str, GridProcess]):
+    class Stumbling(Job):
+        left = 3
+
+        def round(self, *arguments: Any, **options: Any) -> RoundResult:
+            self.left -= 1
+            if self.left >= 0:
+                raise Conflict("the job's Worker ended: it was killed. Ask for the round again")
+            return super().round(*arguments, **options)
+
+    with nodes["Alma"].client("Sam") as sam:
+        (x,), (y,) = (sam.search("#moons", tag) for tag in ("#X", "#Y"))
+        model = network()
+        job = sam.submit(model, loss=torch.nn.functional.cross_entropy, data={"x": x, "y": y}, rounds=2)
+        training = NodeJob(Stumbling(sam, job.wait(60.0, until=frozenset({"running"})).info, model), model)
+        answer = training.round(model.state_dict(), 1, None)
+        training.cancel()
+    assert answer.rows == len(DATA["Alma"][0])
 
 
 def test_fedbuff_folds_answers_of_real_nodes_as_they_come(grid: PrivateGridNetwork):
