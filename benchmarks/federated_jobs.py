@@ -29,8 +29,8 @@ the accuracy must be the same. What comes before the first round has ended (subm
 start of ten Workers) is not in the rounds, and has a line of its own. CPU is that of all processes together: client, \
 Nodes and Workers; on two cores they share what would be twenty-one machines. Where Flower is installed beside the \
 grid (`benchmarks/flower.sh` does that), the same trainings run on it, too, over gRPC: `start_server`, \
-and `start_client` in ten processes that stay, each with one thread; its newer deployment was not measured. The memory of a page that \
-processes share is divided among them."""
+and `start_client` in ten processes that stay, each with one thread; its newer deployment was not measured. The memory \
+of a page that processes share is divided among them."""
 
 AGAINST = "the plain loop in one process"
 
