@@ -312,6 +312,9 @@ def _add_node(commands: _Commands[argparse.ArgumentParser]) -> None:
     limits.add_argument("--max-upload", type=values.size, default=64 << 30, metavar="SIZE", help="one data set (64G)")
     jobs = parser.add_argument_group("jobs")
     jobs.add_argument("--max-jobs", type=values.positive, default=4, metavar="N", help="that run at once (4)")
+    jobs.add_argument(
+        "--job-storage", type=values.size, default=16 << 30, metavar="SIZE", help="of one user's jobs (16G)"
+    )
     jobs.add_argument("--jobs-per-user", type=values.positive, default=2, metavar="N", help="of one user at once (2)")
     jobs.add_argument(
         "--job-time", type=values.duration, default=43_200.0, metavar="TIME", help="one job, or one round of it (12h)"

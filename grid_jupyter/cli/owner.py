@@ -142,9 +142,16 @@ def _line(row: _Row) -> tuple[str, ...]:
         told["address"],
         told["status"],
         joined,
-        told["isolation"].partition(":")[0] or "-",
+        _isolation(told),
         *counts,
     )
+
+
+def _isolation(told: dict[str, Any]) -> str:
+    found = str(told["isolation"]).partition(":")[0] or "-"
+    if not told.get("isolation_required"):
+        return found
+    return f"{found}, required" + (": computes nothing" if found.startswith("reduced") else "")
 
 
 def _table(lines: list[tuple[str, ...]]) -> str:

@@ -46,6 +46,7 @@ def node(options: argparse.Namespace) -> int:
             session_threads=options.session_threads,
             max_jobs=options.max_jobs,
             jobs_per_user=options.jobs_per_user,
+            job_storage_bytes=options.job_storage,
             job_s=options.job_time,
             certfile=options.certfile,
             keyfile=options.keyfile,

@@ -19,7 +19,6 @@ from grid_jupyter.errors import (
     GetNotPermittedError,
     GridError,
     InvalidDataError,
-    NodeUnavailableError,
     ObjectNotFoundError,
 )
 from grid_jupyter.plans.plan import Plan
@@ -252,7 +251,7 @@ class GridJobs:
         answers: dict[str, T] = {}
         for name, answer in _beside(one, list(self._jobs if names is None else names)).items():
             if isinstance(answer, GridError):
-                self._lost[name] = _lost(answer)
+                self._lost[name] = str(answer)
             else:
                 self._lost.pop(name, None)
                 answers[name] = answer
@@ -369,9 +368,3 @@ def _history(job: Job) -> Any:
         return job.history()
     except GetNotPermittedError:
         return None
-
-
-def _lost(error: GridError) -> str:
-    if isinstance(error, NodeUnavailableError):
-        return f"{error} Its job goes on when the Node is back: ask again later, or cancel() then"
-    return str(error)

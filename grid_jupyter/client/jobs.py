@@ -15,6 +15,7 @@ from grid_jupyter.errors import (
     BadRequest,
     Conflict,
     GetNotPermittedError,
+    NodeUnavailableError,
     RemoteOperationError,
     ResponseSignatureError,
     SessionLostError,
@@ -88,7 +89,13 @@ class Job:
     def _ask(self, method: str, query: str) -> JobInfo:
         token = self.node.token_of(self._user)
         where = f"/data-centric/jobs/{self.id}{query}"
-        self._info = call(self.node.address, method, where, token=token, kind=JobInfo)
+        try:
+            self._info = call(self.node.address, method, where, token=token, kind=JobInfo)
+        except NodeUnavailableError as error:
+            raise NodeUnavailableError(
+                f"{error} What was submitted is kept, and goes on when its Node is back: ask again then, from another "
+                f"kernel by node.job({self.id!r}); if the Node is gone for good, submit elsewhere"
+            ) from None
         return self._info
 
     @property

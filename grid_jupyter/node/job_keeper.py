@@ -22,6 +22,7 @@ from grid_jupyter.errors import (
     LimitExceededError,
     NodeUnavailableError,
     ObjectNotFoundError,
+    PlanInvalidError,
     SessionLostError,
     StorageFullError,
 )
@@ -35,7 +36,7 @@ from grid_jupyter.node.job_documents import (
 )
 from grid_jupyter.node.job_queue import Waiting, next_job
 from grid_jupyter.node.job_records import MAX_HISTORY, LiveJob
-from grid_jupyter.node.job_runs import JobWorker, header_of
+from grid_jupyter.node.job_runs import JobWorker, failed, header_of, to_the_end
 from grid_jupyter.node.requests import Requests
 from grid_jupyter.node.verdicts import (
     DENIED,
@@ -43,6 +44,7 @@ from grid_jupyter.node.verdicts import (
     GRANTED,
     JOB,
     QUESTION,
+    REVOKED,
     USED,
     WAITING,
     WITHDRAWN,
@@ -51,7 +53,7 @@ from grid_jupyter.node.verdicts import (
     binding_of,
 )
 from grid_jupyter.plans.document import Document
-from grid_jupyter.plans.reader import read_plan
+from grid_jupyter.plans.reader import MAX_BYTES, read_plan
 from grid_jupyter.store.blobs import BlobStore
 from grid_jupyter.store.datasets import StoredDataset
 from grid_jupyter.store.jobs import JobTable, StoredJob
@@ -174,6 +176,9 @@ class JobKeeper:
     # -------------------------------------------------------------- sign-off
 
     def read_plan_at(self, blob: str, begin: int, end: int) -> Document:
+        """The plan that lies there in a blob. Raises PlanInvalidError, for one that is too large before it is read."""
+        if end - begin > MAX_BYTES:
+            raise PlanInvalidError(f"a plan of {end - begin} bytes is over the limit of {MAX_BYTES}")
         with self._blobs.path(blob).open("rb") as file:
             file.seek(begin)
             return read_plan(file.read(end - begin))
@@ -250,6 +255,8 @@ class JobKeeper:
         found = await self.find(live.by, live.document.data)
         held = live.machine.state == "held"
         looked = held and live.machine.look
+        if looked and await self._requests.last_state(live.id) == REVOKED:
+            return machine.Denied("the approval by which it ran was taken back: ask the owners, then submit it again")
         asked = await self._asked(live, found, live.row.result or live.row.id if looked else "")
         verdict = await self._requests.decide(asked)
         live.rules = list(asked.sources)
@@ -277,7 +284,9 @@ class JobKeeper:
             return machine.Lapsed(f"its request, or its approval, is expired{said}: ask {owners}, then submit it again")
         if verdict.state == WITHDRAWN:
             return machine.Denied(f"its request was withdrawn{said}; submit it again")
-        return machine.Denied(f"{'denied' if verdict.state == DENIED else f'the approval is {verdict.state}'}{said}")
+        if verdict.state == DENIED:
+            return machine.Denied(f"denied{said}")
+        return machine.Denied(f"the approval was taken back{said}: ask {owners}, then submit it again")
 
     async def stands(self, live: LiveJob) -> bool:
         """Whether the owners of a job's data say what they said when it was decided about. Approvals that are taken
@@ -300,7 +309,7 @@ class JobKeeper:
         """Let something happen to a job: its machine, its row, and what follows from it."""
         async with live.lock:
             after, actions = machine.on(live.machine, event, self._clock())
-            if after == live.machine and not changes and not actions:
+            if after == live.machine and not actions and (live.machine.ended or not changes):
                 return
             live.take(after, self._clock(), **changes)
             await self._save(live)
@@ -313,14 +322,17 @@ class JobKeeper:
     async def _save(self, live: LiveJob) -> None:
         if live.unsaved:
             live.unsaved = False
+            storing = asyncio.ensure_future(self._store(live))
             try:
-                live.row = await self._table.save(live.to_save())
-            except BaseException:
-                live.unsaved = True
-                raise
-            live.saved = time.monotonic()
-            live.tell()
-            self._tell()
+                await to_the_end(storing)
+            finally:
+                live.unsaved = live.unsaved or failed(storing)
+
+    async def _store(self, live: LiveJob) -> None:
+        live.row = await self._table.save(live.to_save())
+        live.saved = time.monotonic()
+        live.tell()
+        self._tell()
 
     async def _act(self, live: LiveJob, action: machine.Action) -> None:
         if isinstance(action, machine.EndRun):
@@ -430,7 +442,11 @@ class JobKeeper:
             if live.running is asyncio.current_task():
                 live.running = None
         if event is not None:
-            await self.apply(live, event, **changes)
+            try:
+                await self.apply(live, event, **changes)
+            finally:
+                if live.row.result != changes.get("result"):  # it ended otherwise meanwhile
+                    await self._drop(changes.get("result"))
         self._schedule()
 
     async def _start(self, live: LiveJob) -> JobWorker:
@@ -455,8 +471,10 @@ class JobKeeper:
             if kept.epoch == total:
                 return {"result": kept.blob.name}
             before = live.row.checkpoint
-            await self.apply(live, machine.Checkpointed(kept.epoch), checkpoint=kept.blob.name)
-            await self._drop(before)
+            try:
+                await self.apply(live, machine.Checkpointed(kept.epoch), checkpoint=kept.blob.name)
+            finally:
+                await self._drop(before if live.row.checkpoint == kept.blob.name else kept.blob.name)
         raise GridError("the job's Worker ended before its last epoch")
 
     # -------------------------------------------------------------- rounds

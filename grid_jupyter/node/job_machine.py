@@ -212,7 +212,9 @@ def on(job: Job, event: Event, now: float, terms: Terms = TERMS) -> Step:
     if isinstance(event, Lapsed):
         return _over(job, "expired", event.text)
     if isinstance(event, Asked):
-        after = replace(job, state="waiting", said=event.text, expires=now + terms.undecided_s)
+        is_new = job.state != "waiting" or job.said != event.text  # a restart of the Node is no new question
+        until = job.expires if job.expires is not None and not is_new else now + terms.undecided_s
+        after = replace(job, state="waiting", said=event.text, expires=until)
         return after, (EndRun(),) if job.state == "running" else ()
     if isinstance(event, Refused):
         return _over(job, "failed", event.text)
@@ -243,8 +245,10 @@ def _running(job: Job, event: Event, now: float, terms: Terms) -> Step:
         return replace(job, state="queued", said="the Node was started again", tries=0), ()
     if isinstance(event, Stopped):
         if job.tries >= MAX_TRIES:
-            text = f"its Worker ended {job.tries} times without getting further: {event.text}. Try less memory: a \
-smaller batch or model"
+            text = (
+                f"it was begun {job.tries} times and got no further: {event.text}. If for want of memory, try a "
+                f"smaller batch or model"
+            )
             return _running(job, Broke(text), now, terms)
         return replace(job, state="queued", said=event.text), (EndRun(),)
     return job, ()

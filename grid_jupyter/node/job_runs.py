@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from grid_jupyter.errors import GridError
 from grid_jupyter.node.bulk import wait_until_filled
@@ -33,6 +34,8 @@ KEEP_S = 0.3
 """About how much work lies between two checkpoints; an epoch that takes longer is one."""
 _CHUNK = 1 << 20
 _STATE = "s/"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,13 @@ class JobWorker:
                 state=tuple(_stored(at, one, one.name.removeprefix(_STATE)) for one in state),
                 epoch=epoch,
             )
-            process = await pool.start()
+            starting = asyncio.ensure_future(pool.start())
+            try:
+                process = await to_the_end(starting)
+            except asyncio.CancelledError:
+                if starting.done() and not failed(starting):
+                    await pool.kill(starting.result())
+                raise
             made = cls(pool, process, blobs, job)
             try:
                 await (await process.send(message, tuple(descriptors)))
@@ -125,12 +134,21 @@ class JobWorker:
             try:
                 trained = _trained(reply)
                 at += count
-                blob = await asyncio.to_thread(self._store, descriptors, trained.nbytes, at == total)
+                blob = await self._kept(descriptors, trained.nbytes, at == total)
             finally:
                 close_all(descriptors)
             yield Kept(at, trained.history, blob)
             took = time.monotonic() - before
             count = max(1, int(count * KEEP_S / max(took, KEEP_S / 64)))
+
+    async def _kept(self, descriptors: Sequence[int], nbytes: int, is_result: bool) -> Blob:
+        storing = asyncio.ensure_future(asyncio.to_thread(self._store, descriptors, nbytes, is_result))
+        try:
+            return await to_the_end(storing)
+        except asyncio.CancelledError:
+            if storing.done() and not failed(storing):
+                self._blobs.delete(storing.result().name)  # nobody will know of it
+            raise
 
     def _store(self, descriptors: Sequence[int], nbytes: int, is_result: bool) -> Blob:
         """Keep what the Worker handed over: all of it, or of a result the weights alone."""
@@ -190,6 +208,21 @@ class JobWorker:
         finally:
             self.busy = False
             self.last_used = time.monotonic()
+
+
+async def to_the_end(work: Awaitable[T]) -> T:
+    """What the work gives; it is not left half done where its caller is cancelled, who is then, behind it."""
+    doing = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(doing)
+    except asyncio.CancelledError:
+        await asyncio.wait({doing})
+        raise
+
+
+def failed(work: asyncio.Future[Any]) -> bool:
+    """Whether it has ended with an error, which is then taken note of."""
+    return work.done() and (work.cancelled() or work.exception() is not None)
 
 
 def header_of(blobs: BlobStore, blob: str) -> tuple[BlobTensor, ...]:

@@ -13,6 +13,7 @@ from grid_jupyter.errors import (
     Conflict,
     GetNotPermittedError,
     GridError,
+    LimitExceededError,
     NodeUnavailableError,
     ObjectNotFoundError,
     RemoteOperationError,
@@ -67,6 +68,7 @@ class Jobs:
         datasets: Datasets,
         keeper: JobKeeper,
         memory_bytes: int,
+        storage_bytes: int,
         job_s: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -77,6 +79,8 @@ class Jobs:
         self._blobs = blobs
         self._datasets = datasets
         self._memory_bytes = memory_bytes
+        self._storage_bytes = storage_bytes
+        self._adding = asyncio.Lock()
         self._job_s = job_s
         self._clock = clock
 
@@ -86,7 +90,8 @@ class Jobs:
         """Take a job; durable when this returns. The same submission once more is the same job.
 
         Raises BadRequest, PlanInvalidError, InvalidDataError and LimitExceededError for what does not fit,
-        ObjectNotFoundError for data that this account may not compute on, Conflict for too many jobs.
+        ObjectNotFoundError for data that this account may not compute on, Conflict for too many jobs. What was
+        uploaded for a job that is refused is deleted.
         """
         key = account.username, request.upload
         before = await self._table.by_upload(*key)
@@ -97,18 +102,30 @@ class Jobs:
             raise ObjectNotFoundError("there is no such upload here, or no longer; send the bytes again")
         try:
             document = await self._prepare(account, request, arrived.blob.name)
+            name = secrets.token_hex(8)
+            row = new_row(name, account.username, request.upload, document, self._clock(), work=arrived.blob.name)
+            async with self._adding:  # two at once would both find room
+                await self._check_storage(account, arrived.blob.nbytes)
+                row = await self._table.add(row, MAX_OPEN)
         except GridError:
             refused = self.uploads.claim(key)
             if refused is not None:
                 await asyncio.to_thread(self._blobs.delete, refused.blob.name)
             raise
-        name = secrets.token_hex(8)
-        row = new_row(name, account.username, request.upload, document, self._clock(), work=arrived.blob.name)
-        row = await self._table.add(row, MAX_OPEN)
         self.uploads.claim(key)
         if row.id == name:  # else the same submission came twice, at the same time
             await self.keeper.take(row)
         return await self.info(account, row.id)
+
+    async def _check_storage(self, account: Account, more: int) -> None:
+        names = await self._table.blobs(account.username)
+        kept = await asyncio.to_thread(lambda: sum(map(self._blobs.size, names)))
+        if kept + more > self._storage_bytes:
+            raise LimitExceededError(
+                f"your jobs here keep {kept} bytes of weights and results, and this one brings {more}: the limit is "
+                f"{self._storage_bytes}. Cancel some (node.jobs(), job.cancel()), which deletes results as well, or "
+                f"ask the Node's owner to raise --job-storage"
+            )
 
     async def _prepare(self, account: Account, request: Submit, blob: str) -> JobDocument:
         arrived = self.uploads.arrived((account.username, request.upload))

@@ -328,6 +328,11 @@ class Requests:
         for request in await self._table.change(work):
             await self._change(partial(end, request))
 
+    async def last_state(self, key: str) -> str:
+        """How the newest request under a key stands; empty where there is none."""
+        found = await self._table.change(lambda rows: rows.newest(key))
+        return "" if found is None else found.state
+
     async def open_keys(self, kind: str) -> frozenset[str]:
         """The keys of what waits, or is approved, of a kind."""
         found = await self._table.change(lambda rows: rows.listed(states=(*OPEN, APPROVED)))

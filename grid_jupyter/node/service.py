@@ -62,6 +62,7 @@ class GridNode:
         warm: bool,
         max_jobs: int,
         jobs_per_user: int,
+        job_storage_bytes: int,
         job_s: float,
     ) -> None:
         self.name = name
@@ -111,6 +112,7 @@ class GridNode:
             datasets=self.datasets,
             keeper=keeper,
             memory_bytes=self.pool.limits.memory_bytes,
+            storage_bytes=job_storage_bytes,
             job_s=job_s,
         )
         self.sessions.rounds = self.jobs.round
@@ -138,6 +140,7 @@ class GridNode:
         warm: bool = False,
         max_jobs: int = 4,
         jobs_per_user: int = 2,
+        job_storage_bytes: int = 16 << 30,
         job_s: float = 43_200.0,
     ) -> GridNode:
         """The Node whose state lies in this directory; made there at its first start."""
@@ -158,6 +161,7 @@ class GridNode:
             warm=warm,
             max_jobs=max_jobs,
             jobs_per_user=jobs_per_user,
+            job_storage_bytes=job_storage_bytes,
             job_s=job_s,
         )
 

@@ -117,6 +117,13 @@ class Uploads:
             )
         key = account.username, upload_id
         self.give_up(key)
+        if self._for_everybody:
+            waiting = sum(one.blob.nbytes for name, one in self._arrived.items() if name[0] == account.username)
+            if waiting + nbytes > self._max_bytes:
+                raise LimitExceededError(
+                    f"{waiting} bytes of yours have arrived here and wait to be submitted; submit them, or ask again "
+                    f"in an hour: at most {self._max_bytes} wait at once"
+                )
         others = [one for one in self._coming if one[0] == account.username]
         if len(others) >= MAX_UNFINISHED:
             resting = next((one for one in others if not self._coming[one].writing), None)

@@ -59,6 +59,7 @@ class NetworkOwner:
             "version": __version__,
             "network": {"address": None, "state": "none", "detail": ""},
             "isolation": "",
+            "isolation_required": False,
             "sessions": 0,
             "datasets": 0,
             "storage_bytes": sum(

@@ -39,9 +39,10 @@ from grid_jupyter.worker.backend import Workers
 class NodeOwner:
     """What the Node does for its owner (owner_door.OwnerService)."""
 
-    def __init__(self, node: GridNode, address: str) -> None:
+    def __init__(self, node: GridNode, address: str, *, require_isolation: bool) -> None:
         self._node = node
         self._address = address
+        self._require_isolation = require_isolation
         self._began = time.monotonic()
 
     async def status(self) -> dict[str, Any]:
@@ -58,7 +59,8 @@ class NodeOwner:
             "status": "running",
             "version": __version__,
             "network": joined,
-            "isolation": node.pool.isolation,
+            "isolation": isolation_text(node.pool.isolation, required=self._require_isolation),
+            "isolation_required": self._require_isolation,
             "sessions": len(node.sessions.working()),
             "connected": node.sessions.people(),
             "datasets": len(await node.datasets.all()),
@@ -85,6 +87,19 @@ class NodeOwner:
         code, expires = await self._node.accounts.invite(role, expires_s, username)
         self._node.audit.note("invited", OWNER_AT_DOOR, role=role, username=username)
         return f"{self._address}/#{code}", expires
+
+
+def isolation_text(found: str, *, required: bool) -> str:
+    """How Workers are kept apart, as they were found to be, whether the owner requires that, and what follows."""
+    if required and found.startswith("reduced"):
+        follows = "required, so nothing is computed here: install bubblewrap, or start without --require-isolation"
+    elif required:
+        follows = "required: where there is no sandbox, nothing is computed"
+    elif found.startswith("reduced"):
+        follows = "not required, so Workers run all the same: install bubblewrap, or refuse by --require-isolation"
+    else:
+        follows = "not required: where there is no sandbox, Workers run all the same"
+    return f"{found}; {follows}"
 
 
 def run_node(options: NodeOptions) -> int:
@@ -136,6 +151,7 @@ async def _serve(options: NodeOptions, state: StateDir) -> None:
         warm=options.warm,
         max_jobs=options.max_jobs,
         jobs_per_user=options.jobs_per_user,
+        job_storage_bytes=options.job_storage_bytes,
         job_s=options.job_s,
     )
     cycles = Cycles(node.database, BlobStore(state.path / "training"))
@@ -152,7 +168,8 @@ async def _serve(options: NodeOptions, state: StateDir) -> None:
             public.add_sockets(sockets)
             socket_path = state.socket_path()
             rules = [*OWNER_NODE_RULES, *OWNER_REQUEST_RULES]
-            owner_doors = owner_application(NodeOwner(node, address), rules, node=node)
+            owner = NodeOwner(node, address, require_isolation=options.require_isolation)
+            owner_doors = owner_application(owner, rules, node=node)
             servers += [public, open_owner_door(owner_doors, socket_path)]
             if options.network_url is not None:
                 node.join(

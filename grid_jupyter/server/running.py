@@ -93,6 +93,7 @@ class NodeOptions:
     session_threads: int | None = None  # for one operation; None: half of this machine's processors
     max_jobs: int = 4  # that run at once
     jobs_per_user: int = 2
+    job_storage_bytes: int = 16 << 30  # of one user
     job_s: float = 43_200.0  # of one job, or one round
     certfile: Path | None = None
     keyfile: Path | None = None

@@ -143,6 +143,13 @@ class BlobStore:
             raise ObjectNotFoundError("there is no such blob here")
         return self._directory / name
 
+    def size(self, name: str) -> int:
+        """Bytes of a blob; 0 where it is not there any more."""
+        try:
+            return self.path(name).stat().st_size
+        except FileNotFoundError:
+            return 0
+
     def open(self, name: str) -> int:
         """A descriptor to read the blob; the caller closes it. It stays good when the blob is deleted meanwhile.
 

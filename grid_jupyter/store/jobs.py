@@ -113,11 +113,14 @@ class JobTable:
 
         return await self._run(remove)
 
-    async def blobs(self) -> frozenset[str]:
-        """The names of all blobs that a row names."""
+    async def blobs(self, submitter: str | None = None) -> frozenset[str]:
+        """The names of all blobs that a row names; of one submitter's, if named."""
+        query = select(JobRow.work, JobRow.checkpoint, JobRow.result)
+        if submitter is not None:
+            query = query.where(JobRow.submitter == submitter)
 
         def names(session: Session) -> frozenset[str]:
-            found = session.execute(select(JobRow.work, JobRow.checkpoint, JobRow.result))
+            found = session.execute(query)
             return frozenset(name for row in found for name in row if name)
 
         return await self._run(names)

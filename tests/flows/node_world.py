@@ -172,6 +172,17 @@ class GridProcess:
         return socket.create_connection(("127.0.0.1", self.port), PATIENCE_S)
 
 
+def workers(node: GridProcess) -> set[int]:
+    """Process ids of the fork server's children, spare ones included."""
+    for process in node.processes():
+        try:
+            if "grid_jupyter.worker.forkserver" in process.cmdline() and not process.name().startswith("bwrap"):
+                return {child.pid for child in process.children() if child.status() != psutil.STATUS_ZOMBIE}
+        except psutil.Error:  # it ended just now
+            continue
+    return set()
+
+
 def until(condition: Callable[[], T], timeout_s: float = PATIENCE_S) -> T:
     """Poll until the condition gives something true; returns that."""
     deadline = time.monotonic() + timeout_s

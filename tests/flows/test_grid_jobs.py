@@ -104,7 +104,7 @@ def test_a_node_that_is_away_is_told_and_its_job_goes_on_when_it_is_back(grid, n
     jobs = submit(grid)
     nodes["Ben"].kill()
     assert jobs.wait(1.0).state["Ben"] == "lost"
-    assert "goes on when the Node is back" in jobs.said["Ben"]
+    assert "goes on when its Node is back" in jobs.said["Ben"]
     assert "Ben: lost" in repr(jobs)
     assert list(jobs.results(5.0)) == ["Alma"]
     nodes["Ben"].start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -9,38 +10,23 @@ from typing import Any
 import pytest
 import torch
 from conftest import World
+from job_world import ROWS, model, pointers, rows, same, sgd, submit
 from node_world import GridProcess, until
 from torch import nn
 
 from grid_jupyter.client.jobs import Job
 from grid_jupyter.client.node import NodeClient
+from grid_jupyter.client.requests import Request
 from grid_jupyter.errors import (
-    BadRequest,
     Conflict,
     GetNotPermittedError,
     GridError,
-    InvalidDataError,
     ObjectNotFoundError,
-    PlanInvalidError,
     RemoteOperationError,
 )
 from grid_jupyter.link.http import transfer
-from grid_jupyter.plans.models import loss_plan, training_plan
-from grid_jupyter.plans.plan import Plan
+from grid_jupyter.plans.models import training_plan
 from grid_jupyter.wire.messages import JobPolicy
-
-ROWS = 200
-
-
-def model() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
-
-
-def rows() -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn((ROWS, 8), generator=generator)
-    return x, (x[:, :3].argmax(1)).long()
 
 
 @pytest.fixture(scope="module")
@@ -65,19 +51,6 @@ def data(node: GridProcess) -> dict[str, Any]:
         }
 
 
-def pointers(client: NodeClient) -> dict[str, Any]:
-    return {"x": client.search("#x")[0], "y": client.search("#y")[0]}
-
-
-def submit(client: NodeClient, **options: Any) -> Job:
-    given = {
-        "data": pointers(client),
-        "loss": nn.CrossEntropyLoss(),
-        "optimizer": torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1),
-    }
-    return client.submit(model(), **{**given, **options})
-
-
 def plain_loop(epochs: int, batch: int, momentum: float = 0.0) -> nn.Module:
     made = model()
     x, y = rows()
@@ -88,15 +61,6 @@ def plain_loop(epochs: int, batch: int, momentum: float = 0.0) -> nn.Module:
             nn.functional.cross_entropy(made(x[begin : begin + batch]), y[begin : begin + batch]).backward()
             optimizer.step()
     return made
-
-
-def sgd(lr: float = 0.1, momentum: float = 0.0) -> torch.optim.Optimizer:
-    return torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr, momentum=momentum)
-
-
-def same(one: nn.Module, other: nn.Module, tolerance: float = 1e-6) -> bool:
-    pairs = zip(one.parameters(), other.parameters(), strict=True)
-    return all(torch.allclose(a, b, atol=tolerance) for a, b in pairs)
 
 
 def workers_of(node: GridProcess) -> int:
@@ -280,6 +244,77 @@ def test_a_policy_that_changes_ends_what_it_let_run(node, data):
             bea.edit(data["x"], jobs=JobPolicy(automatic=("Ann",)))
 
 
+def asked_for(owner: NodeClient, job: Job, state: str = "") -> Request:
+    [found] = [one for one in owner.requests(state) if one.info.shown["job"] == job.id]
+    return found
+
+
+def test_an_owner_asks_back_about_a_job_and_is_answered(node, data):
+    with node.client("Cem") as cem, node.client("Bea") as bea:
+        job = submit(cem, reason="please")
+        asked_for(bea, job).ask("for which study?")
+        until(lambda: "an owner asks: for which study?" in job.refresh().said)
+        [question] = [one for one in cem.my_requests() if one.state == "question"]
+        question.answer("of the moon")
+        asked = asked_for(bea, job)
+        assert "Cem, answer: of the moon" in repr(asked)
+        asked.approve()
+        assert job.wait(60).info.state == "done"
+
+
+def test_an_approval_that_is_taken_back_ends_a_job_that_runs_and_one_whose_result_is_held(node, data):
+    with node.client("Cem") as cem, node.client("Bea") as bea:
+        runs, held = submit(cem, rounds=9), submit(cem)
+        approvals = asked_for(bea, runs), asked_for(bea, held)
+        approvals[0].approve()
+        approvals[1].approve(review=True)
+        runs.wait(60, until=frozenset({"running"}))
+        runs.round(dict(model().state_dict()))
+        held.wait(60, until=frozenset({"held"}))
+        for one in approvals:
+            one.revoke()
+        for job in (runs, held):
+            assert job.wait(10).info.state == "denied"
+            assert re.search("approval .*was taken back.*submit it again", job.said)
+            with pytest.raises(RemoteOperationError, match="denied"):
+                job.weights()
+        with pytest.raises((Conflict, ObjectNotFoundError)):
+            runs.round(dict(model().state_dict()))
+        with pytest.raises(GetNotPermittedError):
+            cem_result(node, held)
+        until(lambda: not len(bea.requests()) and not len(bea.approvals()))
+
+
+def test_an_approval_that_is_over_ends_the_job_that_ran_by_it(node, data):
+    with node.client("Cem") as cem, node.client("Bea") as bea:
+        job = submit(cem, rounds=9)
+        asked_for(bea, job).approve(expires_s=1)
+        job.wait(60, until=frozenset({"running", "expired"}))
+        until(lambda: bea.requests() is not None and job.state == "expired")
+        assert "ask Bea, then submit it again" in job.said
+
+
+def test_metrics_of_each_epoch_are_seen_while_it_runs_where_every_owner_says_so_and_not_before(node, data):
+    with node.client("Ann") as ann, node.client("Bea") as bea:
+        job = submit(ann, epochs=100_000)
+        job.wait(60, until=frozenset({"running"}))
+        until(lambda: bea.job(job.id).progress)  # who may read all of it sees it
+        assert job.progress is None
+        with pytest.raises(GetNotPermittedError, match="not released: it is running"):
+            job.history()
+        job.cancel()
+        for one in data.values():
+            bea.edit(one, jobs=JobPolicy(automatic=("Ann",), epoch_metrics=True))
+        try:
+            job = submit(ann, epochs=100_000)
+            until(lambda: (job.progress or 0.0) > 0.0)
+            assert "loss" in job.history()
+            job.cancel()
+        finally:
+            for one in data.values():
+                bea.edit(one, jobs=JobPolicy(automatic=("Ann",)))
+
+
 # ------------------------------------------------------------------ cancelled, killed, started again
 
 
@@ -311,64 +346,7 @@ def test_a_job_goes_on_where_it_was_when_its_node_is_started_again(small_world: 
         assert same(job.result(), straight.result(90), 0.0)
 
 
-# ------------------------------------------------------------------ what does not fit
-
-
-def plan_of(made: nn.Module) -> Plan:
-    x, y = rows()
-    return loss_plan(made, nn.CrossEntropyLoss(), inputs=(x[:5], y[:5]))
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (lambda text: text.replace('"relu"', '"exec_"'), "exec_"),
-        (lambda text: text.replace('"%6"', '"%900"', 1), "refer"),
-        (lambda text: text.replace('"nodes":[', '"nodes":[' + "[]," * 600_000), "limit"),
-    ],
-    ids=["unknown operation", "cycle", "too many nodes"],
-)
-def test_a_plan_that_is_none_is_refused_at_once(node, data, change, says):
-    made = plan_of(model())
-
-    class Forged(Plan):
-        def to_bytes(self) -> bytes:
-            return bytes(change(made.to_bytes().decode()).encode())
-
-    forged = Forged.__new__(Forged)
-    forged.__dict__.update(made.__dict__)
-    with node.client("Ann") as ann, pytest.raises(PlanInvalidError):
-        ann.submit(forged, model(), data=pointers(ann))
-
-
-def test_data_that_does_not_fit_a_plan_is_refused_at_once(node, data):
-    narrow = nn.Sequential(nn.Linear(4, 3))
-    x, y = rows()
-    plan = loss_plan(narrow, nn.CrossEntropyLoss(), inputs=(x[:5, :4], y[:5]))
-    with node.client("Ann") as ann:
-        with pytest.raises(BadRequest, match="shape"):
-            ann.submit(plan, narrow, data=pointers(ann))
-        found = pointers(ann)
-        with pytest.raises(BadRequest, match="takes the data"):
-            ann.submit(plan_of(model()), model(), data={"x": found["x"]})
-        with pytest.raises(BadRequest):
-            ann.submit(plan_of(model()), model(), data={"x": found["y"], "y": found["x"]})
-
-
-def test_empty_data_is_refused_at_once(node, data):
-    with node.client("Bea") as bea:
-        x = bea.publish(torch.zeros(0, 8), tags=["#none"])
-        y = bea.publish(torch.zeros(0, dtype=torch.int64), tags=["#none"])
-        with pytest.raises(BadRequest, match="empty"):
-            bea.submit(plan_of(model()), model(), data={"x": x, "y": y})
-
-
-def test_a_model_with_nan_is_refused_at_once(node, data):
-    made = model()
-    with torch.no_grad():
-        made[0].weight[0, 0] = float("nan")
-    with node.client("Ann") as ann, pytest.raises(InvalidDataError, match="NaN"):
-        ann.submit(made, loss=nn.CrossEntropyLoss(), data=pointers(ann))
+# ------------------------------------------------------------------ that come to nothing (test_jobs_refused has more)
 
 
 def test_training_that_diverges_fails_and_says_what_to_do(node, data):
@@ -402,7 +380,7 @@ def test_data_that_goes_ends_the_jobs_that_it_is_for(node, data):
     with node.client("Bea") as bea, node.client("Cem") as cem:
         gone = bea.publish(rows()[0], tags=["#gone"])
         found = {"x": cem.search("#gone")[0], "y": cem.search("#y")[0]}
-        job = cem.submit(plan_of(model()), model(), data=found)
+        job = cem.submit(model(), loss=nn.CrossEntropyLoss(), data=found)
         bea.unpublish(gone)
         assert job.wait(10).info.state == "failed"
         assert "unpublished" in job.said

@@ -7,19 +7,8 @@ from pathlib import Path
 import psutil
 import torch
 from conftest import World
-from node_world import GridProcess, until
+from node_world import until, workers
 from raw_session import RawSession
-
-
-def workers(node: GridProcess) -> set[int]:
-    """Process ids of the fork server's children."""
-    for process in node.processes():
-        try:
-            if "grid_jupyter.worker.forkserver" in process.cmdline() and not process.name().startswith("bwrap"):
-                return {child.pid for child in process.children() if child.status() != psutil.STATUS_ZOMBIE}
-        except psutil.Error:  # it ended just now
-            continue
-    return set()
 
 
 def test_a_connection_of_somebody_who_may_compute_makes_spares_ready_and_they_are_no_sessions(small_world: World):

@@ -13,9 +13,9 @@ import pytest
 import torch
 from conftest import SECRETS, World
 from dask_world import DaskCluster, workers_below
+from job_world import rows, same, sgd, submit
 from node_world import GridProcess, until
 from raw_session import RawSession
-from test_jobs import rows, same, sgd, submit
 
 from grid_jupyter.errors import (
     GetNotPermittedError,

@@ -93,6 +93,13 @@ def test_an_owner_who_never_answers_ends_it_and_the_text_says_what_to_do():
     assert "submit it again" in late.said
 
 
+def test_a_restart_of_the_node_gives_an_owner_no_further_time_and_another_question_does():
+    job = after(JOB, Asked("it waits for Bob"))
+    again = after(job, Restarted(), Asked("it waits for Bob"), now=9 * 86_400.0)
+    assert again.expires == job.expires
+    assert after(again, Asked("an owner asks: why?"), now=9 * 86_400.0).expires == 23 * 86_400.0
+
+
 def test_a_restart_keeps_what_is_queued_and_puts_what_ran_back_at_its_checkpoint():
     queued = after(JOB, Granted())
     assert after(queued, Restarted()) == queued
