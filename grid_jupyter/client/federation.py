@@ -288,15 +288,18 @@ class _Training:
         folding = Round(self._strategy, self._setting, self._weights, self._state)
         left_out, losses = dict[str, str](), list[tuple[float, int]]()
         while not folding.full:
+            now = time.monotonic()
+            resting = [one.rests_until for one in self.participants.values() if one.free and one.rests_until > now]
             for one in self.participants.values():
-                if one.free:
+                if one.free and one.rests_until <= now:
                     self._counts[one.name] = count = self._counts.get(one.name, self.done) + 1
                     self._given[one.name] = number, self._weights
                     one.ask(count, self._tensors(self._weights), None)
-            left = None if self._deadline_s is None else began + self._deadline_s - time.monotonic()
-            if (left is not None and left <= 0) or not any(one.busy for one in self.participants.values()):
+            left = None if self._deadline_s is None else began + self._deadline_s - now
+            waits = resting or any(one.busy for one in self.participants.values())
+            if (left is not None and left <= 0) or not waits:
                 self._enough(0, number, self._reasons() | left_out)
-            event = self._next(left)
+            event = self._next(min([one - now for one in resting] + ([] if left is None else [left]), default=None))
             if event is None or event.answer is None:
                 continue
             name, answer = event.participant.name, event.answer
@@ -319,7 +322,7 @@ class _Training:
             event = self._events.get(timeout=wait_s)
         except queue.Empty:
             return None
-        event.participant.take(event)
+        event.participant.take(event, time.monotonic())
         self._away.pop(event.participant.name, None)
         if event.error is not None and not event.participant.out:
             self._away[event.participant.name] = str(event.error)
@@ -347,7 +350,7 @@ class _Training:
                 told[one.name] = one.out
             elif not one.ready:
                 told[one.name] = "waiting for its owner's sign-off"
-            elif one.name in self._away and not one.free:
+            elif one.name in self._away and (not one.free or one.rests_until > time.monotonic()):
                 told[one.name] = self._away[one.name]
             elif one.busy and not self._strategy.asynchronous:
                 told[one.name] = "still busy with a round before"

@@ -15,6 +15,8 @@ from grid_jupyter.errors import GridError, NodeUnavailableError, SessionLostErro
 Weights = Mapping[str, torch.Tensor]
 """Tensors by their names in the model's state_dict."""
 _ASK_AGAIN_S = 2.0
+_REST_S = 0.5
+_LONGEST_REST_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,9 @@ class Participant:
         """It answered when it was last asked: a round waits for it."""
         self.out = ""
         """Why it takes no part any more; empty: it does."""
+        self.rests_until = 0.0
+        """It was away when it was last asked: nobody who need not wait for it asks it again before (monotonic)."""
+        self._missed = 0
         self._open = open_job
         self._events = events
         self._asked: queue.Queue[_Ask | None] = queue.Queue()
@@ -94,13 +99,16 @@ class Participant:
         self.busy = True
         self._asked.put(_Ask(number, weights, correction))
 
-    def take(self, event: Event) -> None:
-        """Note what an event says of it."""
+    def take(self, event: Event, now: float) -> None:
+        """Note what an event says of it. Each further time that it is away it rests twice as long, up to 30 s."""
         self.busy = False
         if event.error is None:
             self.ready = self.trusted = True
+            self._missed, self.rests_until = 0, 0.0
         elif isinstance(event.error, (NodeUnavailableError, SessionLostError)) and self.ready:
             self.trusted = False
+            self.rests_until = now + min(_LONGEST_REST_S, _REST_S * 2.0 ** min(self._missed, 10))
+            self._missed += 1
         else:
             self.out = str(event.error)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,7 +26,7 @@ from grid_jupyter.aggregation.strategies import Strategy
 from grid_jupyter.client.federation import LocalSteps, fit
 from grid_jupyter.client.fits import Fit
 from grid_jupyter.client.local_jobs import LocalJob
-from grid_jupyter.client.participants import Answer, RoundJob, Weights
+from grid_jupyter.client.participants import Answer, Event, Participant, RoundJob, Weights
 from grid_jupyter.errors import BadRequest, Forbidden, GridError, InvalidDataError, NodeUnavailableError
 from grid_jupyter.plans.optimisers import SGD
 
@@ -414,6 +415,41 @@ def test_fedbuff_goes_on_while_one_node_is_slow_and_folds_its_answer_later(grid:
     assert any("alice" in names for names in took_part)
     assert staleness[0] == 1
     assert weights(found.model).isfinite().all()
+
+
+def test_fedbuff_asks_a_node_that_is_away_now_and_then_and_not_all_the_time(grid: PrivateGridNetwork):
+    asked = []
+
+    class Away(LocalJob):
+        def round(self, weights: Weights, number: int, correction: Weights | None) -> Answer:
+            asked.append(number)
+            raise NodeUnavailableError("alice is away")
+
+    found = run(grid, {"alice": Away}, strategy=FedBuff(goal=2), rounds=30)
+    assert len(found.history) == 30
+    assert len(asked) <= 1 + found.history.seconds.sum() / 0.5
+    assert any("alice is away" in why for why in found.history.left_out)
+
+
+def test_who_is_away_rests_twice_as_long_each_time_and_never_longer_than_half_a_minute():
+    away = NodeUnavailableError("away")
+
+    def nowhere() -> RoundJob:
+        raise away
+
+    one = Participant("alice", nowhere, queue.Queue())
+    one.take(Event(one), 100.0)
+    rests = []
+    for _ in range(2000):
+        one.take(Event(one, 1, error=away), 100.0)
+        rests.append(one.rests_until - 100.0)
+    assert rests[:7] == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0]
+    assert set(rests[7:]) == {30.0}
+    one.take(Event(one, 2), 200.0)
+    assert one.rests_until == 0.0
+    one.take(Event(one, 3, error=away), 200.0)
+    assert one.rests_until == 200.5
+    one.end(cancel=False)
 
 
 # ------------------------------------------------------------------ resumed
