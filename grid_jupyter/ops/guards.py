@@ -385,3 +385,6 @@ GUARDS: dict[str, Callable[..., Any]] = {
     **NUMERIC_GUARDS,
 }
 """Full name of an operation → the callable that checks its arguments and then runs it."""
+
+BY_LAYOUT = frozenset(f"aten.{name}.default" for name in ("_fused_adam_", "_fused_adamw_", "_fused_sgd_"))
+"""Those of them that look at shapes, strides, dtypes and numbers alone: found good once, the same are good again."""

@@ -10,7 +10,7 @@ import torch
 
 from grid_jupyter.errors import OperationNotAllowedError
 from grid_jupyter.ops.allowed import ALLOWED, why_refused
-from grid_jupyter.ops.guards import GUARDS
+from grid_jupyter.ops.guards import BY_LAYOUT, GUARDS
 
 aten = torch.ops.aten
 
@@ -57,6 +57,7 @@ class Kernel(NamedTuple):
 
     name: str
     run: Callable[..., Any]
+    again: Callable[..., Any]  # the same, on arguments of layouts with which it ran before
     parameters: tuple[str, ...]
     mutates: frozenset[int]  # positions of the arguments that it writes to
     views: dict[int, int]  # result → argument whose storage it shares
@@ -113,9 +114,11 @@ def kernel(name: str) -> Kernel:
         for label in alias.before_set if alias is not None else ():
             if label in holders:
                 (writes if alias.is_write else views)[result] = holders[label]
+    run = GUARDS.get(name) or _REPLACED.get(name) or op._op  # what an OpOverload calls, without its Python around
     return Kernel(
         name,
-        GUARDS.get(name) or _REPLACED.get(name) or op._op,  # what an OpOverload calls, without its Python around
+        run,
+        op._op if name in BY_LAYOUT else run,
         tuple(argument.name for argument in schema.arguments),
         frozenset(mutates),
         views,

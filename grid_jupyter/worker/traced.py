@@ -277,7 +277,7 @@ class Watch:
         elif out > 0:
             self._result(out, listed)
             outs = self._where.get(out)
-        noted = Noted(template.kernel.run, args, kwargs, outs, grad_mode)
+        noted = Noted(template.kernel.again, args, kwargs, outs, grad_mode)
         places = tuple(self._where.get(slot, -1) for slot in written)
         self._nodes.append(Node(number, Made(noted, places, False, bool(changed))))
 
