@@ -21,6 +21,7 @@ BENCHMARKS = {
     "transfer": "a large tensor to a session and back, and publishing a large data set",
     "startup": "imports, the start of Node, Network and Workers, what the extension adds to Jupyter, memory at rest",
     "plan_engines": "training steps by plan in both engines, beside the ordinary training loop",
+    "job_epochs": "epochs as a job's Worker trains them, beside the ordinary training loop",
     "fold": "folding reports into their weighted mean, beside reading their bytes once",
     "federated_jobs": "federated training by jobs that stay warm on ten Nodes, beside the same loop in one process",
     "fl_rounds": "rounds of federated averaging over four Nodes, beside the same loop in one process",

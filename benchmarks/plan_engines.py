@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +25,13 @@ One step is forward, loss, backward and SGD on a batch of 64 that is there alrea
 in a second of CPU, so that neighbours matter little. The *ordinary loop* is the model itself with `torch.optim`. \
 Both engines run the same document: the torch engine calls one function of torch for each of its operations, the ONNX \
 engine hands it to ONNX Runtime as one model, without any Python between operations, which is what small networks \
-gain from. Recurrent networks are unrolled in a plan, some fifty operations for each of 12 words, where the ordinary \
-loop has one fused kernel for the LSTM. The targets are for the better engine of each model. Networks: logistic \
-regression of 30 columns; MLP 784-392-10; CNN of 16 and 32 filters on 28×28; the same size with batch norm, strides, \
-groups, dilation, overlapping and average pooling, dropout; LSTM and GRU of 32 on 12 words; a transformer of two \
-layers, width 32, on 16 words."""
+gain from. \
+Recurrent networks are unrolled in the plan of a step, some fifty operations for each of 12 words, where the \
+ordinary loop has one fused kernel for the LSTM. The targets are for the better engine of each model. How fast the \
+steps of jobs are, which are derived from forward and loss, is in `job_epochs`. Networks: logistic regression of \
+30 columns; MLP 784-392-10; CNN of 16 and 32 filters on 28×28; the same size with batch norm, strides, groups, \
+dilation, overlapping and average pooling, dropout; LSTM and GRU of 32 on 12 words; a transformer of two layers, \
+width 32, on 16 words."""
 
 BATCH = 64
 Rows = tuple[Tensor, Tensor]
@@ -80,16 +83,24 @@ class _Transformer(nn.Module):
 
 def run(scale: Scale) -> list[Result]:
     """All figures of this benchmark."""
+    with one_thread():
+        return [result for task in tasks()[: scale(7, 2)] for result in _compare(task, scale)]
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Within it torch uses one."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        tasks = _tasks()
-        return [result for task in tasks[: scale(len(tasks), 2)] for result in _compare(task, scale)]
+        yield
     finally:
         torch.set_num_threads(threads)
 
 
-def _tasks() -> list[Task]:
+def tasks() -> list[Task]:
+    """The networks."""
+
     def sequences(words: int, length: int, *classes: int) -> Callable[[], Rows]:
         return lambda: (torch.randint(words, (BATCH, length)), torch.randint(classes[0], (BATCH, *classes[1:])))
 

@@ -1,7 +1,7 @@
-"""How a job's parameters move by their gradients: SGD in calls for all of them at once, Adam by torch's optimiser.
+"""How a job's parameters move by their gradients: SGD, Adam and AdamW, in calls for all parameters at once.
 
-torch's own SGD takes as long as a small network's whole backward pass. What is here does the same operations in the
-same order, so that weights are the same to the bit.
+torch's own optimisers take as long as a small network's whole backward pass. What is here does the same operations in
+the same order, so that weights are the same to the bit.
 """
 
 from __future__ import annotations
@@ -82,42 +82,56 @@ class Descent:
 
 
 class Adaptive:
-    """Adam and AdamW."""
+    """Adam and AdamW: m = β₁·m + (1 − β₁)·d; s = β₂·s + (1 − β₂)·d²; p = p − lr/(1 − β₁ᵗ)·m/(√s/√(1 − β₂ᵗ) + eps),
+    where d = g + decay·p, or of AdamW d = g and p = (1 − lr·decay)·p before."""
 
     def __init__(self, params: Tensors, arguments: Arguments) -> None:
         numbers = arguments.numbers
-        kind = torch.optim.AdamW if arguments.optimizer == "adamw" else torch.optim.Adam
         self._params = list(params)
-        self._torch = kind(
-            self._params,
-            lr=numbers["lr"],
-            betas=(numbers.get("beta1", 0.9), numbers.get("beta2", 0.999)),
-            eps=numbers.get("eps", 1e-8),
-            weight_decay=numbers.get("weight_decay", 0.01 if arguments.optimizer == "adamw" else 0.0),
-            foreach=True,
-        )
+        self._apart = arguments.optimizer == "adamw"
+        self._lr, self._eps = numbers["lr"], numbers.get("eps", 1e-8)
+        self._betas = numbers.get("beta1", 0.9), numbers.get("beta2", 0.999)
+        self._decay = numbers.get("weight_decay", 0.01 if self._apart else 0.0)
+        self._steps = 0
+        self._mean: list[torch.Tensor] = []
+        self._square: list[torch.Tensor] = []
 
     def move(self, grads: Tensors) -> None:
         """As Update.move."""
-        for param, grad in zip(self._params, grads, strict=True):
-            param.grad = grad
-        self._torch.step()
+        first, second = self._betas
+        if not self._steps:
+            self._mean = [torch.zeros_like(param) for param in self._params]
+            self._square = [torch.zeros_like(param) for param in self._params]
+        self._steps += 1
+        if self._decay and self._apart:
+            torch._foreach_mul_(self._params, 1 - self._lr * self._decay)
+        elif self._decay:
+            grads = torch._foreach_add(grads, self._params, alpha=self._decay)
+        torch._foreach_lerp_(self._mean, grads, 1 - first)
+        torch._foreach_mul_(self._square, second)
+        torch._foreach_addcmul_(self._square, grads, grads, 1 - second)
+        below = torch._foreach_sqrt(self._square)
+        torch._foreach_div_(below, (1 - second**self._steps) ** 0.5)
+        torch._foreach_add_(below, self._eps)
+        torch._foreach_addcdiv_(self._params, self._mean, below, -self._lr / (1 - first**self._steps))
 
     def clear(self) -> None:
         """As Update.clear."""
-        self._torch.state.clear()
+        self._steps = 0
+        self._mean, self._square = [], []
 
     def state(self) -> dict[str, torch.Tensor]:
         """As Update.state."""
-        return {
-            f"{number}.{name}": value
-            for number, param in enumerate(self._params)
-            for name, value in self._torch.state.get(param, {}).items()
-            if isinstance(value, torch.Tensor)
-        }
+        found: dict[str, torch.Tensor] = {}
+        for number, (mean, square) in enumerate(zip(self._mean, self._square, strict=True)):
+            found[f"{number}.step"] = torch.tensor(float(self._steps))
+            found[f"{number}.exp_avg"], found[f"{number}.exp_avg_sq"] = mean, square
+        return found
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """As Update.restore."""
-        for name, value in state.items():
-            number, _, field = name.partition(".")
-            self._torch.state[self._params[int(number)]][field] = value.clone()
+        if state:
+            self._steps = int(state["0.step"].item())
+            count = range(len(self._params))
+            self._mean = [state[f"{number}.exp_avg"].clone() for number in count]
+            self._square = [state[f"{number}.exp_avg_sq"].clone() for number in count]

@@ -15,7 +15,17 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("remote_ops", "training_step", "transfer", "startup", "plan_engines", "fold", "federated_jobs", "fl_rounds")
+NAMES = (
+    "remote_ops",
+    "training_step",
+    "transfer",
+    "startup",
+    "plan_engines",
+    "job_epochs",
+    "fold",
+    "federated_jobs",
+    "fl_rounds",
+)
 DEADLINE_S = 300.0
 
 

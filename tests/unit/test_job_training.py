@@ -17,7 +17,7 @@ from grid_jupyter.wire.jobs import Arguments, Part
 from grid_jupyter.worker import training as training_module
 from grid_jupyter.worker.jobs import meaning
 from grid_jupyter.worker.training import Rows, Training
-from grid_jupyter.worker.updates import Descent, update_of
+from grid_jupyter.worker.updates import update_of
 
 ROWS, BATCH = 50, 16
 
@@ -92,32 +92,42 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_others():
     assert not torch.equal(flats[0], flats[2])
 
 
-NUMBERS: list[dict[str, float]] = [
-    {"lr": 0.1},
-    {"lr": 0.1, "weight_decay": 0.01},
-    {"lr": 0.1, "momentum": 0.9, "dampening": 0.2},
-    {"lr": 0.1, "momentum": 0.9, "nesterov": 1.0, "weight_decay": 0.01},
+UPDATES: list[tuple[str, dict[str, float]]] = [
+    ("sgd", {"lr": 0.1}),
+    ("sgd", {"lr": 0.1, "weight_decay": 0.01}),
+    ("sgd", {"lr": 0.1, "momentum": 0.9, "dampening": 0.2}),
+    ("sgd", {"lr": 0.1, "momentum": 0.9, "nesterov": 1.0, "weight_decay": 0.01}),
+    ("adam", {"lr": 0.01}),
+    ("adam", {"lr": 0.01, "beta1": 0.8, "beta2": 0.99, "eps": 1e-6, "weight_decay": 0.1}),
+    ("adamw", {"lr": 0.01}),
+    ("adamw", {"lr": 0.01, "weight_decay": 0.0}),
 ]
 
 
-@pytest.mark.parametrize("numbers", NUMBERS, ids=[" ".join(numbers) for numbers in NUMBERS])
-def test_descent_moves_parameters_to_the_bit_as_torch_does_and_goes_on_from_its_state(numbers: dict[str, float]):
+def of_torch(kind: str, params: list[Tensor], numbers: dict[str, float]) -> torch.optim.Optimizer:
+    options: dict[str, Any] = {key: value for key, value in numbers.items() if key not in ("beta1", "beta2")}
+    if kind == "sgd":
+        return torch.optim.SGD(params, **{**options, "nesterov": bool(numbers.get("nesterov"))})
+    betas = numbers.get("beta1", 0.9), numbers.get("beta2", 0.999)
+    return (torch.optim.Adam if kind == "adam" else torch.optim.AdamW)(params, betas=betas, **options)
+
+
+@pytest.mark.parametrize(("kind", "numbers"), UPDATES)
+def test_parameters_move_to_the_bit_as_by_torch_and_go_on_from_what_was_kept(kind: str, numbers: dict[str, float]):
     torch.manual_seed(0)
-    arguments = Arguments(numbers=numbers)
-    ours, theirs = ([torch.randn(3, 5), torch.randn(7)] for _ in range(2))
-    for mine, other in zip(ours, theirs, strict=True):
-        other.copy_(mine)
-    optimizer = torch.optim.SGD(theirs, **{**numbers, "nesterov": bool(numbers.get("nesterov"))})  # type: ignore[arg-type]
-    update = update_of(ours, arguments)
+    arguments = Arguments(optimizer=kind, numbers=numbers)
+    ours = [torch.randn(30, 50), torch.randn(7), torch.randn(())]
+    theirs = [one.clone() for one in ours]
+    optimizer, update = of_torch(kind, theirs, numbers), update_of(ours, arguments)
     for step in range(6):
         grads = [torch.randn_like(one) for one in ours]
         update.move(grads)
         for other, grad in zip(theirs, grads, strict=True):
             other.grad = grad.clone()
         optimizer.step()
-        assert all(map(torch.equal, ours, theirs))
+        assert all(map(torch.equal, ours, theirs)), step
         if step == 2:
-            state, update = update.state(), Descent(ours, arguments)
+            state, update = update.state(), update_of(ours, arguments)
             update.restore(state)
 
 
