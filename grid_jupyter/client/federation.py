@@ -24,9 +24,10 @@ from grid_jupyter.aggregation.rounds import Report, Round, correction
 from grid_jupyter.aggregation.servers import State
 from grid_jupyter.aggregation.strategies import Setting, Strategy, written
 from grid_jupyter.client.checkpoints import Checkpoint, Record, load, store
-from grid_jupyter.client.fits import Fit, HeldOut, Metric, Watch, evaluated
+from grid_jupyter.client.fits import Fit, HeldOut, Metric, evaluated
 from grid_jupyter.client.packed import ForMany
 from grid_jupyter.client.participants import Answer, Event, Participant, RoundJob
+from grid_jupyter.client.watching import Watch
 from grid_jupyter.errors import GridError, NodeUnavailableError
 from grid_jupyter.plans.optimisers import SGD, Optimiser
 from grid_jupyter.tensors.text import plain
@@ -142,7 +143,7 @@ class _Training:
             self._weights, self._state, records, jobs = dict(kept.weights), kept.state, kept.history, kept.jobs
         self._load(self._weights)
         self.fit = Fit(self._model, records)
-        self._watch = Watch(self.fit, steps.rounds, live=live)
+        self._watch = Watch("round", steps.rounds, live=live, done=len(records))
         self._events: queue.Queue[Event] = queue.Queue()
         self._away: dict[str, str] = {}
         self._given: dict[str, tuple[int, Tensors]] = {}  # of FedBuff: update and weights that each began with
@@ -178,7 +179,7 @@ class _Training:
                 break
             if sum(not one.out for one in self.participants.values()) < self._minimum:
                 break
-            self._watch.waiting(f"waiting for the sign-off of {', '.join(plain(one.name) for one in waiting)}")
+            self._watch.says(f"waiting for the sign-off of {', '.join(plain(one.name) for one in waiting)}")
             self._next(_LOOK_S)
         possible = sum(not one.out for one in self.participants.values())
         if self.participants and sum(one.ready for one in self.participants.values()) < self._minimum:
@@ -187,7 +188,7 @@ class _Training:
                 f"the training cannot begin: {self._minimum} of {len(self.participants)} Nodes must take part "
                 f"(minimum={self._minimum}). {_told({one.name: one.out for one in self._out()} | undecided)}"
             )
-        self._watch.waiting("rounds")
+        self._watch.says("rounds")
 
     def _out(self) -> list[Participant]:
         return [one for one in self.participants.values() if one.out]
@@ -387,7 +388,7 @@ class _Training:
             jobs = {one.name: one.job.id for one in self.participants.values() if one.job is not None}
             history = tuple(self.fit.records)
             store(self._path, Checkpoint(self._described, self._weights, self._state, history, jobs))
-        self._watch.round()
+        self._watch.at(self.fit.points)
 
     def _load(self, weights: Tensors) -> None:
         self._model.load_state_dict(self._tensors(weights))

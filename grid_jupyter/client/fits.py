@@ -1,18 +1,16 @@
-"""What a training over a grid came to: the model, its history as a table, the plot, the bar that shows it going on."""
+"""What a training over a grid came to: the model, its history as a table, the plot."""
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import io
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from grid_jupyter.client.checkpoints import Record
-from grid_jupyter.errors import DependencyError
+from grid_jupyter.client.watching import Point, curves, needed
 
 Metric = Callable[[torch.Tensor, torch.Tensor], Any]
 """(scores, targets) -> a number."""
@@ -31,7 +29,7 @@ class Fit:
     def history(self) -> Any:
         """A pandas DataFrame with a row for each round, by its number: loss and metrics on what was held out,
         `train_loss` where Nodes released it, participants, seconds, and who was left out and why."""
-        pandas = _needed("pandas")
+        pandas = needed("pandas")
         rows = [
             {
                 "round": record.round,
@@ -45,13 +43,14 @@ class Fit:
         columns = ["round", "participants", "seconds", "left_out"]
         return pandas.DataFrame(rows, columns=None if rows else columns).set_index("round")
 
+    @property
+    def points(self) -> list[Point]:
+        """Each round's number, and what was measured behind it."""
+        return [(record.round, record.figures) for record in self.records]
+
     def plot(self) -> Any:
         """A matplotlib figure: what was measured on what was held out, and the loss, against the round."""
-        pyplot = _needed("matplotlib.pyplot")  # whose import makes a notebook show figures
-        figure = pyplot.figure(figsize=(9, 3.2), layout="constrained")
-        pyplot.close(figure)  # else a notebook shows it once more
-        self._draw(figure)
-        return figure
+        return curves("round", self.points)
 
     def __repr__(self) -> str:
         if not self.records:
@@ -67,55 +66,6 @@ class Fit:
         buffer = io.BytesIO()
         self.plot().savefig(buffer, format="png", dpi=96)
         return buffer.getvalue()
-
-    def _draw(self, figure: Any) -> None:
-        names = list(dict.fromkeys(name for record in self.records for name in record.figures))
-        losses = [name for name in names if name.endswith("loss")]
-        others = [name for name in names if name not in losses]
-        panels = [panel for panel in (others, losses) if panel] or [[]]
-        axes = figure.subplots(1, len(panels), squeeze=False)[0]
-        for axis, panel in zip(axes, panels, strict=True):
-            for name in panel:
-                points = [(one.round, one.figures[name]) for one in self.records if name in one.figures]
-                axis.plot(*zip(*points, strict=True), marker=".", label=name)
-            axis.set(xlabel="round")
-            if panel:
-                axis.legend()
-        if others and all(0 <= one.figures.get(name, 0) <= 1 for one in self.records for name in others):
-            axes[0].set(ylim=(0, 1))
-
-
-class Watch:
-    """The bar of a training, and its plot as it grows, where somebody watches."""
-
-    def __init__(self, fit: Fit, rounds: int, *, live: bool) -> None:
-        self._fit = fit
-        self._bar = _bar(rounds, len(fit.records))
-        self._display: Any = None
-        self._live = live and _in_notebook() and importlib.util.find_spec("matplotlib") is not None
-
-    def waiting(self, text: str) -> None:
-        """Say whom it waits for."""
-        if self._bar is not None:
-            self._bar.set_description(text)
-
-    def round(self) -> None:
-        """A round more is there."""
-        if self._bar is not None:
-            figures = self._fit.records[-1].figures
-            self._bar.set_postfix({name: f"{value:.4g}" for name, value in figures.items()}, refresh=False)
-            self._bar.update()
-        if self._live:
-            figure = self._fit.plot()
-            if self._display is None:
-                self._display = _needed("IPython.display").display(figure, display_id=True)
-            else:
-                self._display.update(figure)
-
-    def close(self) -> None:
-        """The bar stays as it is."""
-        if self._bar is not None:
-            self._bar.close()
 
 
 def evaluated(
@@ -137,25 +87,3 @@ def evaluated(
     finally:
         model.train(training)
     return found
-
-
-def _in_notebook() -> bool:
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return getattr(shell, "kernel", None) is not None
-
-
-def _bar(rounds: int, done: int) -> Any:
-    if not _in_notebook() and not sys.stderr.isatty():
-        return None
-    notebook = _in_notebook() and importlib.util.find_spec("ipywidgets") is not None
-    bar = _needed("tqdm.notebook" if notebook else "tqdm").tqdm
-    return bar(desc="rounds", total=rounds, initial=done, unit="round")
-
-
-def _needed(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        package = module.partition(".")[0]
-        raise DependencyError(f"this needs {package}: pip install 'grid-jupyter[lab]'") from None

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import html
 import time
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from grid_jupyter.client.packed import Weights, named, packed
+from grid_jupyter.client.watching import Watch
 from grid_jupyter.errors import (
     BadRequest,
     Conflict,
@@ -147,12 +149,37 @@ class Job:
 
         It is itself what is returned; nothing is raised for a job that failed: `state` and `said` tell.
         """
+        for _ in self._looks(timeout_s, until):
+            pass
+        return self
+
+    def watch(self, timeout_s: float | None = None, *, live: bool = True) -> Job:
+        """As `wait`, with a bar of its epochs (or rounds) in notebooks and terminals, and with `live` in a notebook the
+        curves of loss and metrics as they grow, as far as they are released."""
+        arguments = self._info.arguments
+        many = arguments.rounds > 1
+        watch = Watch("round" if many else "epoch", arguments.rounds if many else arguments.epochs, live=live)
+        seen = 0
+        try:
+            for info in self._looks(timeout_s, None):
+                watch.says(plain(info.state))
+                history = info.history or ()
+                if len(history) > seen:
+                    seen = len(history)
+                    watch.at(list(enumerate(history, 1)))
+        finally:
+            watch.close()
+        return self
+
+    def _looks(self, timeout_s: float | None, until: frozenset[str] | None) -> Iterator[JobInfo]:
+        """How it stands, whenever that changed, to its end."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
+            yield self._info
             over = self._info.state not in WAITING or (until is not None and self._info.state in until)
             left = _LOOK_S if deadline is None else min(_LOOK_S, deadline - time.monotonic())
             if over or left <= 0:
-                return self
+                return
             self._ask("GET", f"?seen={self._info.change}&wait_s={max(1, round(left)) if left >= 1 else 0}")
             if left < 1 and self._info.state in WAITING:
                 time.sleep(min(0.05, left))
@@ -252,7 +279,7 @@ class Job:
     def __repr__(self) -> str:
         info = self._info
         said = f": {plain(info.said)}" if info.said else ""
-        done = "" if info.progress is None else f", {info.progress:.0%}"
+        done = f", {info.progress:.0%}" if info.progress else ""
         return f"<Job {plain(info.id)} at {plain(info.node)}, by {plain(info.by)}, {plain(info.state)}{done}{said}>"
 
     def _repr_html_(self) -> str:

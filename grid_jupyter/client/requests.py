@@ -19,6 +19,8 @@ from grid_jupyter.wire.requests import Approve, AuditEvent, AuditVerified, Reque
 TENSOR_HEADER = "X-Grid-Tensor"
 WAIT_S = (0.2, 5.0)
 """How often `wait` looks: at first, and at last, in seconds."""
+_LOOK_S = 2.0
+"""How often an owner's `requests(wait_s=…)` looks at last."""
 _ROWS = 1_000
 
 
@@ -141,7 +143,10 @@ class Requests(Sequence[Request]):
     @overload
     def __getitem__(self, index: slice) -> Sequence[Request]: ...
     def __getitem__(self, index: Any) -> Any:
-        return self._found[index]
+        try:
+            return self._found[index]
+        except IndexError:
+            raise IndexError(f"there are {len(self)} {self._what}") from None
 
     def __len__(self) -> int:
         return len(self._found)
@@ -162,10 +167,19 @@ class SignOff:
     address: Address
     _token_of: Callable[[str | None], str]
 
-    def requests(self, state: str = "", user: str | None = None) -> Requests:
-        """Requests on which the caller decides: the open ones, or those in a state."""
+    def requests(self, state: str = "", user: str | None = None, *, wait_s: float = 0.0) -> Requests:
+        """Requests on which the caller decides: the open ones, or those in a state. Where there are none, wait so many
+        seconds for the first."""
         path = "/data-centric/requests" + (f"?state={quote(state)}" if state else "")
-        return self._requests(path, "requests to decide on", user)
+        until = time.monotonic() + wait_s
+        pause = WAIT_S[0]
+        while True:
+            found = self._requests(path, "requests to decide on", user)
+            left = until - time.monotonic()
+            if found or left <= 0:
+                return found
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, _LOOK_S)
 
     def approvals(self, user: str | None = None) -> Requests:
         """What was approved, and nothing left by it yet: it can be revoked."""
@@ -208,7 +222,7 @@ class SignOff:
         rows.reverse()
         return pandas.DataFrame(
             {
-                "at": pandas.to_datetime([row.at for row in rows], unit="s", utc=True),
+                "at": pandas.to_datetime([row.at for row in rows], unit="s", utc=True).round("ms"),
                 "event": [row.event for row in rows],
                 "actor": [row.actor for row in rows],
                 "details": [row.details for row in rows],

@@ -279,13 +279,13 @@ class JobKeeper:
             return machine.Asked(f"an owner asks: {verdict.reason}. node.my_requests() has it, and .answer(text)")
         if verdict.state == WAITING:
             return machine.Asked(f"it waits for the word of {owners}" + (", who look at the result" if looked else ""))
+        if verdict.state == DENIED:
+            return machine.Denied(verdict.reason or f"{owners} denied it")
         said = f": {verdict.reason}" if verdict.reason else ""
         if verdict.state == EXPIRED:
             return machine.Lapsed(f"its request, or its approval, is expired{said}: ask {owners}, then submit it again")
         if verdict.state == WITHDRAWN:
             return machine.Denied(f"its request was withdrawn{said}; submit it again")
-        if verdict.state == DENIED:
-            return machine.Denied(f"denied{said}")
         return machine.Denied(f"the approval was taken back{said}: ask {owners}, then submit it again")
 
     async def stands(self, live: LiveJob) -> bool:
@@ -502,6 +502,9 @@ class JobKeeper:
 
     async def round_done(self, live: LiveJob, metrics: dict[str, float]) -> None:
         """A round was computed, and may leave. It is written down a little later, but for the last one."""
+        if live.request != live.releasing:
+            await self._requests.begun(live.request, live.by)
+            live.releasing = live.request
         after, actions = machine.on(live.machine, machine.RoundDone(), self._clock())
         if not actions:
             live.take_round(after, metrics)

@@ -42,6 +42,7 @@ class LiveJob:
         self.epoch_metrics = False
         self.saved = 0.0  # monotonic
         self.request = 0  # that was approved; 0: nobody had to be asked
+        self.releasing = 0  # the request of which the audit log has that rounds leave by it
         self.history: list[dict[str, float]] = list(row.history)  # the row's follows
         self.shown: dict[str, Any] = {}  # to the owners, of its plan
         self.unsaved = False

@@ -147,6 +147,17 @@ class Requests:
 
         return await self._change(work)
 
+    async def begun(self, request: int, asker: str) -> None:
+        """What a job makes in rounds leaves by this approval from now on, as long as it stands: durable, and in the
+        audit log, before the first round leaves."""
+
+        def work(rows: RequestRows, events: list[Event]) -> StoredRequest:
+            found = _asked_by(asker, rows.get(request))
+            events.append(self._audit.event("releases-by-approval", asker, request=request, key=found.key))
+            return found
+
+        await self._change(work)
+
     async def standing(self, request: int, asker: str) -> StoredRequest:
         """One's own request as it stands. Raises ObjectNotFoundError."""
         return await self._change(

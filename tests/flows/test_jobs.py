@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import re
+import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -27,6 +30,13 @@ from grid_jupyter.errors import (
 from grid_jupyter.link.http import transfer
 from grid_jupyter.plans.models import training_plan
 from grid_jupyter.wire.messages import JobPolicy
+
+
+class Screen(io.StringIO):
+    """A terminal, as far as a bar looks."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +90,7 @@ def test_a_job_trains_what_the_plain_loop_trains(node, data):
         history = job.history()
         assert list(history.columns) == ["loss", "accuracy"]
         assert len(history) == 3
+        assert job.progress == 1.0
         assert job.log()[0].endswith("submitted")
 
 
@@ -163,7 +174,41 @@ def test_what_the_owner_approves_runs_and_is_released_and_what_she_denies_does_n
         assert len(job.history()) == 1
         asked[other.id].deny("not this one")
         assert other.wait(10).info.state == "denied"
-        assert "not this one" in other.said
+        assert other.said == "not this one"
+
+
+def test_an_owner_waits_for_the_first_request_and_the_log_has_that_rounds_leave_by_her_word(node, data):
+    with node.client("Cem") as cem, node.client("Bea") as bea, ThreadPoolExecutor(1) as thread:
+        with pytest.raises(IndexError, match="0 requests to decide on"):
+            bea.requests(wait_s=0.3)[0]
+        waiting = thread.submit(bea.requests, wait_s=60)
+        job = submit(cem, rounds=5, reason="for the log")
+        [request] = waiting.result()
+        request.approve()
+        job.wait(60, until=frozenset({"running"}))
+        weights = dict(model().state_dict())
+        for _ in range(2):
+            weights = job.round(weights).weights
+        log = bea.audit()
+        told = [event for event, more in zip(log["event"], log["details"], strict=True) if more.get("key") == job.id]
+        assert told == ["requested", "releases-by-approval"]
+        job.cancel()
+
+
+def test_whoever_watches_sees_epochs_go_by_and_what_is_released_of_them(node, data, monkeypatch):
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    with node.client("Ann") as ann, node.client("Cem") as cem:
+        assert submit(ann, epochs=3).watch(60).state == "done"
+        assert "done: 100%" in screen.getvalue()
+        assert "3/3" in screen.getvalue()
+        assert "accuracy=" in screen.getvalue()
+        screen.truncate(0)
+        job = submit(cem)
+        assert job.watch(0.5).state == "waiting"
+        assert "waiting:   0%" in screen.getvalue()
+        job.cancel()
+        assert job.watch().state == "cancelled"
 
 
 def test_an_owner_who_looks_first_sees_the_result_and_then_lets_it_go(node, data):

@@ -1,0 +1,97 @@
+"""What somebody sees of a training while it goes on: a bar, and in a notebook curves that grow. Knows no torch."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from grid_jupyter.errors import DependencyError
+
+Point = tuple[int, Mapping[str, float]]
+"""The number of a round or an epoch, and what was measured behind it."""
+
+
+class Watch:
+    """A bar of `total` rounds or epochs, where somebody watches; with `live`, in a notebook, the curves as well."""
+
+    def __init__(self, unit: str, total: int, *, live: bool, done: int = 0) -> None:
+        self._unit = unit
+        self._bar = _bar(unit, total, done)
+        self._display: Any = None
+        self._live = live and in_notebook() and importlib.util.find_spec("matplotlib") is not None
+
+    def says(self, text: str) -> None:
+        """Say what it waits for."""
+        if self._bar is not None:
+            self._bar.set_description(text)
+
+    def at(self, points: Sequence[Point]) -> None:
+        """So far it is; `points` are all that there are."""
+        if not points:
+            return
+        number, figures = points[-1]
+        if self._bar is not None:
+            self._bar.set_postfix({name: f"{value:.4g}" for name, value in figures.items()}, refresh=False)
+            self._bar.update(number - self._bar.n)
+            self._bar.refresh()
+        if self._live:
+            figure = curves(self._unit, points)
+            if self._display is None:
+                self._display = needed("IPython.display").display(figure, display_id=True)
+            else:
+                self._display.update(figure)
+
+    def close(self) -> None:
+        """The bar stays as it is."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def curves(unit: str, points: Sequence[Point]) -> Any:
+    """A matplotlib figure: what was measured, and losses beside it, against the number of the round or epoch."""
+    pyplot = needed("matplotlib.pyplot")  # whose import makes a notebook show figures
+    figure = pyplot.figure(figsize=(9, 3.2), layout="constrained")
+    pyplot.close(figure)  # else a notebook shows it once more
+    names = list(dict.fromkeys(name for _, figures in points for name in figures))
+    losses = [name for name in names if name.endswith("loss")]
+    others = [name for name in names if name not in losses]
+    panels = [panel for panel in (others, losses) if panel] or [[]]
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, panel in zip(axes, panels, strict=True):
+        for name in panel:
+            line = [(number, figures[name]) for number, figures in points if name in figures]
+            axis.plot(*zip(*line, strict=True), marker=".", label=name)
+        axis.set(xlabel=unit)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        if panel:
+            axis.legend()
+    if others and all(0 <= figures.get(name, 0) <= 1 for _, figures in points for name in others):
+        axes[0].set(ylim=(0, 1))
+    return figure
+
+
+def in_notebook() -> bool:
+    """Whether this is the kernel of a notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return getattr(shell, "kernel", None) is not None
+
+
+def needed(module: str) -> Any:
+    """A module of an optional package. Raises DependencyError."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        package = module.partition(".")[0]
+        raise DependencyError(f"this needs {package}: pip install 'grid-jupyter[lab]'") from None
+
+
+def _bar(unit: str, total: int, done: int) -> Any:
+    if not in_notebook() and not sys.stderr.isatty():
+        return None
+    notebook = in_notebook() and importlib.util.find_spec("ipywidgets") is not None
+    bar = needed("tqdm.notebook" if notebook else "tqdm").tqdm
+    return bar(desc=f"{unit}s", total=total, initial=done, unit=unit)
