@@ -5,6 +5,7 @@ What differs from run to run for no reason of ours (times, widget state, paths i
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 
 import nbclient
 import nbformat
+from notebook_pairs import other_side
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 TUTORIALS = Path(__file__).parent.parent / "notebooks" / "tutorials"
@@ -34,21 +36,35 @@ def cleaned(notebook: Any) -> Any:
     return notebook
 
 
-def main() -> None:
+async def refresh(path: Path) -> None:
+    """Run one notebook and write it with what it shows."""
+    notebook = nbformat.read(path, as_version=4)
+    client = nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3")
+    await client.async_execute(cwd=str(path.parent))
+    nbformat.write(cleaned(notebook), path)
+    print(path.name, flush=True)
+
+
+async def refresh_all(chosen: list[str]) -> None:
+    """Those whose names begin with one of `chosen`, or all; the two sides of a pair at the same time."""
+    paths = [path for path in sorted(TUTORIALS.glob("*.ipynb")) if not chosen or path.name.startswith(tuple(chosen))]
+    while paths:
+        sides = {paths[0], other_side(paths[0]) or paths[0]}
+        await asyncio.gather(*map(refresh, sorted(sides)))
+        paths = [path for path in paths if path not in sides]
+
+
+def main(chosen: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="grid-tutorials-") as home:
         os.environ["GRID_JUPYTER_HOME"] = home
         command = [sys.executable, "-m", "grid_jupyter.cli.main", "up", "--json"]
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as grid:
             try:
                 json.loads(grid.stdout.readline() if grid.stdout else "")
-                for path in sorted(TUTORIALS.glob("*.ipynb")):
-                    notebook = nbformat.read(path, as_version=4)
-                    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute(cwd=str(path.parent))
-                    nbformat.write(cleaned(notebook), path)
-                    print(path.name)
+                asyncio.run(refresh_all(chosen))
             finally:
                 grid.terminate()
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
