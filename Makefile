@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 TORCH ?= torch==2.13.0
 PANEL := $(wildcard labextension/*.json labextension/*.py labextension/src/* labextension/style/*)
 
-.PHONY: help install lab test lint tutorials bench fuzz fuzz-plans dist clean
+.PHONY: help install lab test test-gpu lint tutorials bench fuzz fuzz-plans dist clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -40,6 +40,9 @@ test: lint ## check the code, run all tests and all tutorials
 	$(BIN)/python -m pytest tests/ui
 	PYTHONPATH=tests $(BIN)/python -m pytest -p notebook_grid --nbval --nbval-current-env \
 	  --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 180 notebooks/tutorials
+
+test-gpu: install ## run the tests that need a GPU, on a machine that has one
+	$(BIN)/python -m pytest -m gpu tests/flows/test_on_gpu.py
 
 tutorials: install ## run the tutorials and store what they show
 	$(BIN)/python tests/refresh_tutorials.py

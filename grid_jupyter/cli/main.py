@@ -292,6 +292,19 @@ def _add_node(commands: _Commands[argparse.ArgumentParser]) -> None:
     where.add_argument(
         "--require-isolation", action="store_true", help="refuse to compute where there is no sandbox for Workers"
     )
+    devices = parser.add_argument_group("what Workers compute on")
+    devices.add_argument(
+        "--device", type=values.device, default=("cpu",), metavar="WHAT",
+        help="cpu; cuda (all GPUs), or cuda:0,cuda:1; auto: GPUs where there are any (cpu)",
+    )  # fmt: skip
+    devices.add_argument(
+        "--device-fraction", type=values.parts, default=250, metavar="F",
+        help="share of a device's memory that one Worker gets, unless a job asks for another (0.25)",
+    )  # fmt: skip
+    devices.add_argument(
+        "--device-memory", type=values.size, default=0, metavar="SIZE",
+        help="memory that Workers on cpu share in this way (each has --session-memory, and nothing is shared)",
+    )  # fmt: skip
     limits = parser.add_argument_group("limits of one session")
     limits.add_argument("--session-memory", type=values.size, default=2 << 30, metavar="SIZE", help="memory (2G)")
     limits.add_argument(

@@ -123,16 +123,16 @@ async def _ask_all(found: list[Place]) -> list[_Row]:
     return list(await asyncio.gather(*(ask(place) for place in found)))
 
 
-_HEADER = ("", "NAME", "ADDRESS", "STATE", "NETWORK", "ISOLATION", "SESSIONS", "DATA SETS")
+_HEADER = ("", "NAME", "ADDRESS", "STATE", "NETWORK", "ISOLATION", "DEVICE", "SESSIONS", "DATA SETS")
 
 
 def _line(row: _Row) -> tuple[str, ...]:
     told, place = row.told, row.place
     if "address" not in told:
-        return (place.role, place.name, "-", told.get("status", place.state), "-", "-", "-", "-")
+        return (place.role, place.name, "-", told.get("status", place.state), "-", "-", "-", "-", "-")
     if place.role == "network":
         nodes = ", ".join(told.get("nodes", ())) or "no Node"
-        return (place.role, place.name, told["address"], told["status"], nodes, "-", "-", "-")
+        return (place.role, place.name, told["address"], told["status"], nodes, "-", "-", "-", "-")
     network = told["network"]
     joined = f"{network['state']} {network['address'] or ''}".strip()
     counts = (str(told["sessions"]), str(told["datasets"]))
@@ -143,6 +143,7 @@ def _line(row: _Row) -> tuple[str, ...]:
         told["status"],
         joined,
         _isolation(told),
+        told["device"],
         *counts,
     )
 

@@ -47,6 +47,23 @@ def workers(text: str) -> str:
     raise ArgumentTypeError("this is 'local', or the address of a Dask scheduler like dask://10.0.0.5:8786 or tls://…")
 
 
+def device(text: str) -> tuple[str, ...]:
+    """What Workers compute on: `cpu`, `cuda`, `auto`, or GPUs by their numbers."""
+    from grid_jupyter.worker.devices import device_names
+
+    try:
+        return device_names(text)
+    except ValueError:
+        raise ArgumentTypeError("this is cpu, cuda, auto, or GPUs like cuda:0,cuda:1") from None
+
+
+def parts(text: str) -> int:
+    """A fraction of a device, in thousandths."""
+    if not re.fullmatch(r"0?\.[0-9]{1,3}|1(\.0*)?", text) or not float(text):
+        raise ArgumentTypeError("this is a fraction from 0.001 to 1, with up to three decimals")
+    return round(float(text) * 1000)
+
+
 def link(text: str) -> tuple[str, int]:
     """A host, and a port or 0 for any."""
     found = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\s:/@]+)(?::([0-9]{1,5}))?", text)

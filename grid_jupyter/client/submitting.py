@@ -60,6 +60,8 @@ class Submitting:
         proximal: float = 0.0,
         corrected: bool = False,
         reason: str = "",
+        device: str = "",
+        device_fraction: float = 0.0,
         user: str | None = None,
     ) -> Job:
         """Ask this Node to train a model on its data, which stays there.
@@ -70,8 +72,9 @@ class Submitting:
         `(table, ["a", "b"])`. `optimizer` is one of torch's, or `SGD(…)`, `Adam(…)` of `grid_jupyter.plans`; by
         default SGD of 0.01. The same seed gives the same training. With `rounds`, the job waits for weights and gives
         back new ones so often (`job.round(weights)`), each time training `epochs`; `proximal` and `corrected` are for
-        federated strategies. `reason` is what the data's owners read. A plan of a whole step (`training_plan`) can be
-        submitted too; no policy accepts one by itself.
+        federated strategies. `reason` is what the data's owners read. `device` (`"cuda"`, `"cuda:1"`, `"cpu"`) and
+        `device_fraction`, of its memory, are for Nodes whose Workers share devices; left out, they are the Node's. A
+        plan of a whole step (`training_plan`) can be submitted too; no policy accepts one by itself.
 
         Returns at once with the job, which is durable at the Node. Raises PlanInvalidError, BadRequest,
         InvalidDataError and LimitExceededError for what does not fit, ObjectNotFoundError, NotCapturableError.
@@ -103,8 +106,9 @@ class Submitting:
         key = secrets.token_hex(16)
         self._send_work(key, plan.to_bytes(), [weights[one].detach().cpu() for one in named], user)
         request = Submit(
-            upload=key, data={name: rows for name, (rows, _, _) in places.items()}, arguments=arguments, reason=reason
-        )
+            upload=key, data={name: rows for name, (rows, _, _) in places.items()}, arguments=arguments, reason=reason,
+            device=device, device_fraction=device_fraction,
+        )  # fmt: skip
         token = self._token_of(user)
         made: JobInfo = call(self.address, "POST", "/data-centric/jobs", request, token=token, kind=JobInfo)
         return Job(self, made, model, user)

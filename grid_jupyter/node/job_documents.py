@@ -21,6 +21,7 @@ from grid_jupyter.store.datasets import StoredDataset
 from grid_jupyter.wire.jobs import Arguments, Part, Rows, offsets
 from grid_jupyter.wire.messages import Message
 from grid_jupyter.wire.safetensors import BlobTensor
+from grid_jupyter.worker.devices import Asked
 
 PLAN = "plan"
 """The tensor of an upload that holds the plan's bytes."""
@@ -49,6 +50,13 @@ class JobDocument(Message, frozen=True):
     rows: int
     steps: int
     reason: str = ""
+    device: str = ""
+    device_parts: int = 0
+
+    @property
+    def asked(self) -> Asked:
+        """What its Worker is asked for."""
+        return Asked(self.device, self.device_parts)
 
     @property
     def model_bytes(self) -> int:
@@ -272,5 +280,6 @@ def check_room(limit: int, job: JobDocument, memory_bytes: int) -> None:
     if 4 * job.model_bytes > memory_bytes:
         raise LimitExceededError(
             f"a model of {job.model_bytes} bytes, with gradients and optimiser, does not fit the {memory_bytes} bytes "
-            f"of a Worker; ask the Node's owner to raise --session-memory"
+            f"of a Worker; ask for a larger device_fraction where the Node has one, or its owner to raise "
+            f"--session-memory"
         )

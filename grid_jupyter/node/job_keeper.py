@@ -102,10 +102,12 @@ class JobKeeper:
         self._live: dict[str, LiveJob] = {}
         self._served: dict[str, int] = {}
         self._turns = 0
+        self._stopping = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._sweeper: asyncio.Task[None] | None = None
         self._tell: Callable[[], None] = lambda: None
         requests.on_decided(self._decided)
+        pool.shares.on_freed(self._schedule)
 
     def on_change(self, tell: Callable[[], None]) -> None:
         """Whom to call when a job stands otherwise than before."""
@@ -129,6 +131,7 @@ class JobKeeper:
 
     async def stop(self) -> None:
         """Stop what runs; it goes on when the Node starts again."""
+        self._stopping = True
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.wait([self._sweeper])
@@ -370,6 +373,9 @@ class JobKeeper:
 
     def _schedule(self) -> None:
         """Start the jobs whose turn it is."""
+        if self._stopping:
+            return
+        held_up: set[str] = set()  # nobody passes by the job whose turn it is on a device
         while True:
             running = self._busy()
             if len(running) >= self._at_once:
@@ -378,27 +384,47 @@ class JobKeeper:
             queued = [
                 Waiting(live.id, live.by, live.row.created)
                 for live in self._live.values()
-                if live.machine.state == "queued" and live.running is None
+                if live.machine.state == "queued" and live.running is None and live.document.device not in held_up
             ]
             turn = next_job(queued, [live.by for live in running], self._served, self._per_user)
             if turn is None:
                 return
             live = self._live[turn]
+            if self._is_held_up(live):
+                held_up.add(live.document.device)
+                continue
             self._turns += 1
             self._served[live.by] = self._turns
             live.running = self._spawn(self._run(live))
+
+    def _is_held_up(self, live: LiveJob) -> bool:
+        """Whether a job has to wait for its share of a device, or can never have it."""
+        try:
+            waits = self._pool.waits(live.document.asked)
+        except GridError as error:  # the Node was started again with other devices
+            self._spawn(self.apply(live, machine.Refused(str(error))))
+            return True
+        if waits:
+            if live.machine.said != waits:
+                self._spawn(self.apply(live, machine.Queued(waits)))
+            self._make_room(live.document.device)
+        return bool(waits)
 
     def _busy(self) -> list[LiveJob]:
         """Jobs that have a place: with a Worker, or about to get one."""
         return [live for live in self._live.values() if live.running is not None or live.worker is not None]
 
-    def _make_room(self, *, needed: bool = False) -> None:
-        """The Worker that has waited longest for its next round gives way to a job that could run."""
+    def _make_room(self, device: str | None = None, *, needed: bool = False) -> None:
+        """The Worker that has waited longest for its next round gives way to a job that could run, on this device or
+        any."""
         if needed or any(live.machine.state == "queued" and live.running is None for live in self._live.values()):
             resting = [
                 (live.worker.last_used, live)
                 for live in self._busy()
-                if live.running is None and live.worker is not None and not live.worker.busy
+                if live.running is None
+                and live.worker is not None
+                and not live.worker.busy
+                and device in (None, "", live.document.device)
             ]
             if resting:
                 self._spawn(self._end_worker(min(resting, key=lambda one: one[0])[1], again=True))

@@ -83,6 +83,13 @@ class Denied:
 
 
 @dataclass(frozen=True)
+class Queued:
+    """It is its turn, and it waits for this."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Begun:
     """There is a Worker for it."""
 
@@ -155,7 +162,7 @@ class Tick:
 
 
 Event = Union[
-    Granted, Asked, Denied, Begun, Checkpointed, RoundDone, Finished, Broke, Stopped, Lapsed, Refused, Released,
+    Granted, Asked, Denied, Queued, Begun, Checkpointed, RoundDone, Finished, Broke, Stopped, Lapsed, Refused, Released,
     Cancelled, Restarted, Tick,
 ]  # fmt: skip
 
@@ -222,6 +229,8 @@ def on(job: Job, event: Event, now: float, terms: Terms = TERMS) -> Step:
         return replace(job, state="queued", said="", look=event.look, expires=None), ()
     if isinstance(event, Granted):
         return replace(job, look=event.look), ()
+    if isinstance(event, Queued):
+        return (replace(job, said=event.text), ()) if job.state == "queued" else (job, ())
     if isinstance(event, Begun) and job.state == "queued":
         expires = now + terms.idle_s if job.rounds > 1 else None
         return replace(job, state="running", said="", tries=job.tries + 1, expires=expires), ()

@@ -18,6 +18,7 @@ from grid_jupyter.node.policy import Rules
 from grid_jupyter.store.jobs import StoredJob
 from grid_jupyter.wire.jobs import JobInfo, LogLine
 from grid_jupyter.wire.messages import Rounded
+from grid_jupyter.worker.devices import WHOLE
 
 MAX_LOG = 200
 """Lines of a job's log that are kept: the first one and the newest."""
@@ -138,6 +139,8 @@ def describe(
         model=document.model,
         model_bytes=document.model_bytes,
         data=document.data,
+        device=document.device,
+        device_fraction=document.device_parts / WHOLE,
         owners=tuple(dict.fromkeys(one.owner for one in rules)),
         rows=document.rows,
         created=row.created,

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from grid_jupyter.errors import GridError
+from grid_jupyter.errors import GridError, LimitExceededError
 from grid_jupyter.node.bulk import wait_until_filled
 from grid_jupyter.node.datasets import Datasets, new_upload_id
 from grid_jupyter.node.job_documents import JobDocument, find_plan, find_weights
@@ -28,6 +28,7 @@ from grid_jupyter.wire.safetensors import (
 )
 from grid_jupyter.worker.backend import Workers
 from grid_jupyter.worker.channel import close_all
+from grid_jupyter.worker.devices import Asked
 from grid_jupyter.worker.process import WorkerProcess
 
 KEEP_S = 0.3
@@ -100,13 +101,7 @@ class JobWorker:
                 state=tuple(_stored(at, one, one.name.removeprefix(_STATE)) for one in state),
                 epoch=epoch,
             )
-            starting = asyncio.ensure_future(pool.start())
-            try:
-                process = await to_the_end(starting)
-            except asyncio.CancelledError:
-                if starting.done() and not failed(starting):
-                    await pool.kill(starting.result())
-                raise
+            process = await _started(pool, job.asked)
             made = cls(pool, process, blobs, job)
             try:
                 await (await process.send(message, tuple(descriptors)))
@@ -208,6 +203,21 @@ class JobWorker:
         finally:
             self.busy = False
             self.last_used = time.monotonic()
+
+
+async def _started(pool: Workers, asked: Asked) -> WorkerProcess:
+    """A Worker; where somebody else was quicker to take its share, it is waited for. Who is cancelled leaves none
+    behind. Raises NodeUnavailableError, BadRequest and LimitExceededError for what can never be."""
+    while True:
+        starting = asyncio.ensure_future(pool.start(asked))
+        try:
+            return await to_the_end(starting)
+        except asyncio.CancelledError:
+            if starting.done() and not failed(starting):
+                await pool.kill(starting.result())
+            raise
+        except LimitExceededError:  # the pool has waited for a while
+            pool.room(asked)
 
 
 async def to_the_end(work: Awaitable[T]) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
 from collections.abc import Callable
@@ -44,6 +45,8 @@ from grid_jupyter.store.blobs import BlobStore
 from grid_jupyter.store.jobs import JobTable, StoredJob
 from grid_jupyter.wire.jobs import JobInfo, Submit
 from grid_jupyter.wire.messages import Round, Rounded
+from grid_jupyter.worker.backend import Workers
+from grid_jupyter.worker.devices import WHOLE, Asked
 
 MAX_OPEN = 100
 """Jobs of one user that have not ended."""
@@ -67,7 +70,7 @@ class Jobs:
         blobs: BlobStore,
         datasets: Datasets,
         keeper: JobKeeper,
-        memory_bytes: int,
+        pool: Workers,
         storage_bytes: int,
         job_s: float,
         clock: Callable[[], float] = time.time,
@@ -78,7 +81,7 @@ class Jobs:
         self._table = table
         self._blobs = blobs
         self._datasets = datasets
-        self._memory_bytes = memory_bytes
+        self._pool = pool
         self._storage_bytes = storage_bytes
         self._adding = asyncio.Lock()
         self._job_s = job_s
@@ -133,11 +136,14 @@ class Jobs:
         found = await self.keeper.find(account.username, request.data)
         place = find_plan(tensors)
         plan = await asyncio.to_thread(self.keeper.read_plan_at, blob, place.begin, place.end)
-        limits = Limits(memory_bytes=self._memory_bytes, work=MAX_WORK)
+        asked = Asked(request.device, math.ceil(request.device_fraction * WHOLE))
+        memory_bytes = self._pool.room(asked)
+        limits = Limits(memory_bytes=memory_bytes, work=MAX_WORK)
         document = await asyncio.to_thread(
             prepare, plan, request.data, found, request.arguments, request.reason, limits
         )
-        check_room(MAX_MODEL_BYTES, document, self._memory_bytes)
+        document = msgspec.structs.replace(document, device=asked.device, device_parts=asked.parts)
+        check_room(MAX_MODEL_BYTES, document, memory_bytes)
         weights = find_weights(tensors, document.model)
         await asyncio.to_thread(check_finite, self._blobs.path(blob), weights, document.model)
         return document

@@ -34,6 +34,7 @@ from grid_jupyter.store.requests import RequestTable
 from grid_jupyter.store.settings import SettingTable
 from grid_jupyter.wire import network, worker
 from grid_jupyter.worker.backend import Workers
+from grid_jupyter.worker.devices import ON_CPU, Wish
 from grid_jupyter.worker.pool import WorkerPool
 from grid_jupyter.worker.process import WorkerProcess, here
 
@@ -111,7 +112,7 @@ class GridNode:
             blobs=blobs,
             datasets=self.datasets,
             keeper=keeper,
-            memory_bytes=self.pool.limits.memory_bytes,
+            pool=self.pool,
             storage_bytes=job_storage_bytes,
             job_s=job_s,
         )
@@ -270,11 +271,11 @@ class GridNode:
 
 
 def local_workers(
-    limits: worker.WorkerLimits, spare_workers: int, *, require_isolation: bool = False
+    limits: worker.WorkerLimits, spare_workers: int, *, require_isolation: bool = False, wish: Wish = ON_CPU
 ) -> WorkerPool[WorkerProcess]:
     """Workers on this machine."""
 
     def hold(number: int, sock: socket.socket) -> WorkerProcess:
         return WorkerProcess(number, here(sock))
 
-    return WorkerPool(limits, hold, spare_workers, require_isolation=require_isolation)
+    return WorkerPool(limits, hold, spare_workers, require_isolation=require_isolation, wish=wish)

@@ -23,7 +23,7 @@ _SIZED_BY_VALUES = frozenset({"aten._pack_padded_sequence.default"})
 
 
 def _zeros_strided(like: torch.Tensor, size: list[int], stride: list[int], **options: Any) -> torch.Tensor:
-    made = torch.empty_strided(size, stride, dtype=options.get("dtype") or like.dtype)
+    made = torch.empty_strided(size, stride, dtype=options.get("dtype") or like.dtype, device=like.device)
     made.untyped_storage().fill_(0)  # type: ignore[attr-defined]  # missing in torch's stubs
     return made
 

@@ -24,11 +24,11 @@ def named(dtype: torch.dtype) -> str:
 
 
 def to_bytes(tensor: torch.Tensor) -> memoryview:
-    """The elements of a strided CPU tensor in row-major order; a view if the tensor is contiguous."""
+    """The elements of a strided tensor in row-major order; a view if the tensor is contiguous, and on the CPU."""
     count = tensor.numel()
     if count == 0:
         return memoryview(b"")
-    flat = tensor.detach().resolve_conj().resolve_neg().contiguous()
+    flat = tensor.detach().resolve_conj().resolve_neg().contiguous().cpu()
     # as_strided: a dimension of size 1 may have any stride and still count as contiguous
     array: Any = flat.as_strided((count,), (1,)).view(torch.uint8).numpy()
     return memoryview(array)

@@ -7,11 +7,12 @@ import os
 import time
 from typing import Any
 
+import msgspec
 from tornado.httpserver import HTTPServer
 
 from grid_jupyter import __version__
 from grid_jupyter.cycles.service import Cycles
-from grid_jupyter.errors import DependencyError
+from grid_jupyter.errors import BadRequest, DependencyError
 from grid_jupyter.link.tls import tls_context
 from grid_jupyter.node.service import GridNode, local_workers
 from grid_jupyter.server.door import http_server
@@ -34,6 +35,7 @@ from grid_jupyter.server.running import (
 from grid_jupyter.store.blobs import BlobStore
 from grid_jupyter.wire.worker import WorkerLimits
 from grid_jupyter.worker.backend import Workers
+from grid_jupyter.worker.devices import Wish
 
 
 class NodeOwner:
@@ -61,6 +63,8 @@ class NodeOwner:
             "network": joined,
             "isolation": isolation_text(node.pool.isolation, required=self._require_isolation),
             "isolation_required": self._require_isolation,
+            "device": node.pool.shares.text,
+            "devices": node.pool.shares.describe(),
             "sessions": len(node.sessions.working()),
             "connected": node.sessions.people(),
             "datasets": len(await node.datasets.all()),
@@ -111,14 +115,23 @@ def run_node(options: NodeOptions) -> int:
 
 
 def _workers(options: NodeOptions) -> Workers:
-    """What runs Workers for this Node. Raises DependencyError, NodeUnavailableError."""
+    """What runs Workers for this Node. Raises BadRequest, DependencyError, NodeUnavailableError."""
     limits = WorkerLimits(
         memory_bytes=options.session_memory_bytes,
         operation_s=options.operation_s,
         threads=options.session_threads or max(1, (os.cpu_count() or 1) // 2),
     )
+    if options.device_memory_bytes and options.device != ("cpu",):
+        raise BadRequest("--device-memory is what Workers on the CPU share: it goes with --device cpu")
     if options.workers == "local":
-        return local_workers(limits, options.spare_workers, require_isolation=options.require_isolation)
+        wish = Wish(options.device, options.device_memory_bytes, options.device_parts)
+        return local_workers(limits, options.spare_workers, require_isolation=options.require_isolation, wish=wish)
+    [device, *more] = options.device
+    if more or device == "auto" or options.device_memory_bytes:
+        raise BadRequest("on Dask say --device cpu, cuda, or one like cuda:0: each Dask worker has GPUs of its own")
+    if device != "cpu":
+        device = "cuda:0" if device == "cuda" else device
+        limits = msgspec.structs.replace(limits, device=device, device_parts=options.device_parts)
     try:
         from grid_jupyter.worker.dask_pool import DaskPool, Link
     except ModuleNotFoundError as error:

@@ -17,8 +17,8 @@ class OwnerService(Protocol):
     """What a Node or Network does for its owner."""
 
     async def status(self) -> dict[str, Any]:
-        """role, name, id, address, status, version, network, isolation, isolation_required, sessions, datasets,
-        storage_bytes, guests, uptime_s."""
+        """role, name, id, address, status, version, network, isolation, isolation_required, device, devices, sessions,
+        datasets, storage_bytes, guests, uptime_s."""
         ...
 
     async def ensure_account(self, username: str, role: str) -> None:

@@ -88,6 +88,9 @@ class NodeOptions:
     workers_link: tuple[str, int] | None = None  # where Dask workers reach this Node
     workers_resources: tuple[tuple[str, float], ...] = ()  # what one Worker takes of a Dask worker
     require_isolation: bool = False  # run no Worker without a sandbox
+    device: tuple[str, ...] = ("cpu",)  # that Workers compute on (worker/devices.py)
+    device_parts: int = 250  # thousandths of its memory for one Worker
+    device_memory_bytes: int = 0  # that Workers on the CPU share; 0: each has session_memory_bytes
     max_upload_bytes: int = 64 << 30
     operation_s: float = 60.0
     session_threads: int | None = None  # for one operation; None: half of this machine's processors

@@ -67,13 +67,16 @@ class Submit(Message, frozen=True):
 
     `upload` is the id of the upload that brought plan and weights, and makes a retry harmless: the same submission
     twice is one job. It is a safetensors file of the tensor `plan`, the plan's bytes as uint8, and the weights
-    `w/0`, `w/1` … in the plan's order: its parameters, then its buffers.
+    `w/0`, `w/1` … in the plan's order: its parameters, then its buffers. `device` is one of the Node's, empty: which
+    has room; `device_fraction` of its memory is asked for, 0: what the Node gives by default.
     """
 
     upload: _Key
     data: Annotated[dict[_Name, Rows], msgspec.Meta(min_length=1, max_length=2)]
     arguments: Arguments = Arguments()
     reason: Annotated[str, msgspec.Meta(max_length=MAX_REASON_CHARS)] = ""
+    device: Annotated[str, msgspec.Meta(max_length=16)] = ""
+    device_fraction: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.0
 
 
 class LogLine(Message, frozen=True):
@@ -103,6 +106,8 @@ class JobInfo(Message, frozen=True):
     model: tuple[Part, ...]
     model_bytes: int
     data: dict[str, Rows]
+    device: str  # that was asked for
+    device_fraction: float
     owners: tuple[str, ...]  # of its data
     rows: int
     created: float  # UTC seconds

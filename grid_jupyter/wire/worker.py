@@ -222,6 +222,8 @@ class WorkerLimits(Message, frozen=True):
     memory_bytes: int
     operation_s: float
     threads: int
+    device: str = "cpu"  # as torch names it, on the Worker's machine
+    device_parts: int = 0  # thousandths of that device's memory
 
 
 class Fork(Message, frozen=True, tag="fork"):

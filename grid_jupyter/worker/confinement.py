@@ -13,6 +13,7 @@ import os
 import platform
 import resource
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 from grid_jupyter.worker.memory import limit_memory
@@ -64,8 +65,9 @@ _ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
 _NUMBER, _ARCH, _FIRST = 0, 4, 16  # of struct seccomp_data; arguments are eight bytes each, low half first
 
 
-def confine(memory_bytes: int) -> None:
-    """Give up what a Worker needs none of. `memory_bytes` is what it may use from here on, 0: whatever there is.
+def confine(memory_bytes: int, device_files: Sequence[str] = ()) -> None:
+    """Give up what a Worker needs none of. `memory_bytes` is what it may use from here on, 0: whatever there is;
+    `device_files` are those of its device, which it goes on opening.
 
     Cannot be taken back. Raises OSError where the kernel refuses what every Linux has.
     """
@@ -81,7 +83,7 @@ def confine(memory_bytes: int) -> None:
     hide()
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     with contextlib.suppress(OSError):  # a kernel before 5.13; a read-only sandbox is what stands there
-        _write_in_tmp_alone()
+        _write_in_tmp_alone(device_files)
     found = program(platform.machine(), os.getpid())
     if found:
         _filter(found)
@@ -137,16 +139,17 @@ def _filter(found: bytes) -> None:
         _prctl(_PR_SET_SECCOMP, _SECCOMP_FILTER, ctypes.addressof(made))
 
 
-def _write_in_tmp_alone() -> None:
+def _write_in_tmp_alone(device_files: Sequence[str]) -> None:
     """No file is made, removed, run, or opened to be written: not in /proc either, where root may. Libraries need
-    their temporary folder, and it is a small one."""
+    their temporary folder, and it is a small one; a GPU's is used by writing to its files."""
     library = ctypes.CDLL(None, use_errno=True)
     rights = struct.pack("=Q", _WRITING)
     made = library.syscall(ctypes.c_long(_LANDLOCK_CREATE), rights, ctypes.c_size_t(len(rights)), ctypes.c_long(0))
     if made < 0:
         raise OSError(ctypes.get_errno(), "landlock_create_ruleset")
     try:
-        for path, allowed in (("/tmp", _WRITING & ~_EXECUTE), ("/dev/null", _WRITE_FILE)):  # noqa: S108
+        places = [("/tmp", _WRITING & ~_EXECUTE), *((one, _WRITE_FILE) for one in ("/dev/null", *device_files))]  # noqa: S108
+        for path, allowed in places:
             place = os.open(path, os.O_PATH | os.O_CLOEXEC)
             rule = struct.pack("=Qi", allowed, place)
             added = library.syscall(

@@ -28,7 +28,9 @@ class Course:
         self._body = body
         self._outside = outside
         self._outs = outs
-        self._open = CAN_COMPILE and is_traceable(body, stage.templates, outside, list(outs))
+        # decision 0014 was found to hold for the CPU's kernels
+        compiles = CAN_COMPILE and not stage.memory.on_gpu
+        self._open = compiles and is_traceable(body, stage.templates, outside, list(outs))
         self._trace: Trace | None = None
         self._program: Program | None = None
         self._is_sure = False

@@ -20,13 +20,15 @@ import msgspec
 from distributed import Client, Future, Security
 
 from grid_jupyter import __version__
-from grid_jupyter.errors import NodeUnavailableError
+from grid_jupyter.errors import BadRequest, NodeUnavailableError
 from grid_jupyter.wire import relay
 from grid_jupyter.wire.worker import WorkerLimits
 from grid_jupyter.worker import dask_worker
+from grid_jupyter.worker.devices import NODES, ON_CPU, WHOLE, Asked
 from grid_jupyter.worker.far_door import FarDoor, new_ticket, way_to
 from grid_jupyter.worker.process import Arrived, HungUp, WayToWorker, WorkerProcess
 from grid_jupyter.worker.relay import Digests, NearEnd, Stream
+from grid_jupyter.worker.shares import Shares
 
 log = logging.getLogger("grid_jupyter")
 
@@ -50,8 +52,8 @@ class DaskPool:
     """Workers on the cluster of a scheduler's address (`dask://`, `tcp://` or `tls://`), or of a `Client`.
 
     Each Worker is one task, and takes what `resources` says, or else one of a Dask worker's threads, for as long as it
-    lives. `link` is needed where Dask workers see this machine under another address than the way to the scheduler
-    has.
+    lives; on a GPU (`limits.device`), without `resources`, so much of `GPU` as its share. `link` is needed where Dask
+    workers see this machine under another address than the way to the scheduler has.
     """
 
     def __init__(
@@ -66,11 +68,14 @@ class DaskPool:
         start_s: float = _START_S,
     ) -> None:
         self.limits = limits
+        self.shares = Shares(ON_CPU)  # Dask counts its resources, not this Node
+        self.shares.text = limits.device
         self.spare_workers = spare_workers
         self.isolation = "unknown: no Dask worker has run a Worker yet"
         self._given = None if isinstance(cluster, str) else cluster
         self._address: str = cluster if isinstance(cluster, str) else _scheduler_of(cluster)
-        self._resources = dict(resources or {})
+        share = {} if limits.device == "cpu" else {"GPU": (limits.device_parts or WHOLE) / WHOLE}
+        self._resources = dict(resources or share)
         self._link = link
         self._require_isolation = require_isolation
         self._start_s = start_s
@@ -150,11 +155,27 @@ class DaskPool:
         self._keeps_spares = True
         self._balance()
 
-    async def start(self) -> WorkerProcess:
+    def room(self, asked: Asked) -> int:
+        """Bytes that a Worker may compute with, as far as this Node knows. Raises BadRequest for another device or
+        share than all Workers have here."""
+        if asked not in (NODES, Asked(self.limits.device)):
+            raise BadRequest(
+                f"this Node's Workers run on Dask, where all have the same share of {self.limits.device}: leave device "
+                f"and device_fraction out"
+            )
+        return self.limits.memory_bytes
+
+    def waits(self, asked: Asked) -> str:
+        """Nothing: the cluster's queue is Dask's."""
+        self.room(asked)
+        return ""
+
+    async def start(self, asked: Asked = NODES) -> WorkerProcess:
         """A Worker for a new session: a spare one, or else a new one.
 
-        Raises NodeUnavailableError where the cluster has no place for it in time, or cannot run it.
+        Raises NodeUnavailableError where the cluster has no place for it in time, or cannot run it; as `room`.
         """
+        self.room(asked)
         await self._connected()
         while self._spares:
             process = self._spares.popleft()

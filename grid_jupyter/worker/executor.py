@@ -26,6 +26,8 @@ from grid_jupyter.ops.raw import NAMES, from_bytes
 from grid_jupyter.wire import commands, frames
 from grid_jupyter.wire.limits import MAX_INLINE_BYTES, MAX_VALUES
 from grid_jupyter.wire.messages import Layout
+from grid_jupyter.wire.worker import WorkerLimits
+from grid_jupyter.worker import gpu
 from grid_jupyter.worker.gradients import Gradients
 from grid_jupyter.worker.halves import SIZED, Halves
 from grid_jupyter.worker.recordings import Recordings
@@ -64,12 +66,14 @@ class Broken(NamedTuple):
 class Executor:
     """The values of one session. Not thread-safe: one thread feeds it, with grad mode of its own."""
 
-    def __init__(self, memory_bytes: int = 0) -> None:
+    def __init__(self, memory_bytes: int = 0, limits: WorkerLimits | None = None) -> None:
+        self.device = torch.device("cpu" if limits is None else limits.device)
         self.values: dict[int, Any] = {}
         self.boxes: dict[int, Box] = {}
         self.closed = 0  # the sources that the caller may not read, as bits
-        self.memory = Halves(memory_bytes)
+        self.memory = Halves(memory_bytes, on_gpu=self.device.type != "cpu")
         self._memory_bytes = memory_bytes
+        self._limits = limits
         self.templates: dict[int, Template | Poison] = {}
         self.grad_mode = True
         self.gradients = Gradients()
@@ -196,16 +200,19 @@ class Executor:
         if isinstance(error, GridError):
             return Poison(error.code, str(error), error.value)
         text = str(error)
-        if isinstance(error, MemoryError) or "allocate memory" in text:
+        if gpu.is_lost(error):
+            raise LimitExceededError(f"{what}: the Worker's {self.device} failed, so the session ends here")
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text:
+            gpu.let_go(self.device)
             if self.memory.split and not self.memory.hidden:
                 raise LimitExceededError(
                     f"{what}: half of the session's memory of {self._memory_bytes >> 20} MB is used up, and the other "
                     f"half is kept for values of sizes that nobody is to know: the session ends here"
                 )
-            limit = f" of {self._memory_bytes >> 20} MB" if self._memory_bytes else ""
+            limit = gpu.memory_of(self._limits) if self._limits else "memory"
             return Poison(
                 LimitExceededError.code,
-                f"{what}: the result does not fit into the session's memory{limit}; "
+                f"{what}: the result does not fit into the session's {limit}; "
                 f"node.values() lists what it holds, node.clear() forgets all of it",
             )
         detail = "" if sources else f": {text.splitlines()[0][:400] if text else ''}"
@@ -231,7 +238,7 @@ class Executor:
         if type(template) is not int or template < 0 or len(self.templates) >= _MAX_TEMPLATES:
             raise InvalidMessageError("a template has a non-negative number, and there are not endlessly many")
         try:
-            self.templates[template] = Template(name, args, kwargs)
+            self.templates[template] = Template(name, args, kwargs, self.device)
         except InvalidMessageError:
             raise
         except GridError as error:
@@ -260,7 +267,15 @@ class Executor:
         """Take in a tensor under an id of the client's."""
         if type(identity) is not int:
             raise InvalidMessageError("ids are integers")
+        tensor = self.here(tensor)
         self.keep(identity, tensor, Box(sources, frozen, storage_of(tensor)))
+
+    def here(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor on the device of the session; the same one where that is the CPU."""
+        try:
+            return tensor.to(self.device)
+        except torch.OutOfMemoryError:
+            raise MemoryError from None
 
     def keep(self, identity: int, value: Any, box: Box) -> None:
         """Let an id stand for a value. One that it stood for before is freed as what it was."""
@@ -272,7 +287,7 @@ class Executor:
 
     def seed(self, seed: int) -> None:
         """Seed the generator for the next random operation."""
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed asks for every other device too: 0.3 ms
+        gpu.seed(self.device, seed)
 
     def set_grad_mode(self, on: bool) -> None:
         """Whether operations are recorded for gradients from here on."""
@@ -471,7 +486,8 @@ def _own(gradient: torch.Tensor | None, given: torch.Tensor) -> torch.Tensor:
     """A gradient in memory of its own, laid out as its tensor: what autograd hands out may be a seed, or show one."""
     if gradient is None:
         return torch.zeros_like(given)
-    made = torch.empty_like(given) if gradient.shape == given.shape else torch.empty(gradient.shape, dtype=given.dtype)
+    same = gradient.shape == given.shape
+    made = torch.empty_like(given) if same else torch.empty(gradient.shape, dtype=given.dtype, device=given.device)
     if made.stride() != given.stride():
-        made = torch.empty(gradient.shape, dtype=given.dtype)
+        made = torch.empty(gradient.shape, dtype=given.dtype, device=given.device)
     return made.copy_(gradient)

@@ -19,6 +19,7 @@ import traceback
 from grid_jupyter.wire import frames, worker
 from grid_jupyter.worker.channel import Channel
 from grid_jupyter.worker.confinement import confine, hide
+from grid_jupyter.worker.devices import device_files
 from grid_jupyter.worker.session import serve, settle
 
 _QUIET_S = 2.0
@@ -113,7 +114,7 @@ def _worker(descriptor: int, limits: worker.WorkerLimits) -> None:
     status = 1
     try:
         settle(limits)
-        confine(limits.memory_bytes)
+        confine(limits.memory_bytes, () if limits.device == "cpu" else device_files())
         serve(socket.socket(fileno=descriptor), limits)
         status = 0
     except BaseException as error:  # the outermost door; its text is left out, for it may quote values

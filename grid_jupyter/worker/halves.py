@@ -11,6 +11,7 @@ import ctypes
 import os
 import resource
 
+from grid_jupyter.errors import OperationNotAllowedError
 from grid_jupyter.wire.limits import MAX_DATASETS_OPEN
 from grid_jupyter.worker.memory import Shared, data_bytes
 
@@ -26,8 +27,9 @@ _PAGE = resource.getpagesize()
 class Halves:
     """Enforces the halves by moving the process's own limit, whenever work changes from one kind to the other."""
 
-    def __init__(self, memory_bytes: int = 0) -> None:
+    def __init__(self, memory_bytes: int = 0, *, on_gpu: bool = False) -> None:
         """`memory_bytes` is what the limit of the process lets the session take; 0: there is none."""
+        self.on_gpu = on_gpu
         self.split = False
         self.hidden = False  # whether what runs now may take of the hidden half alone
         self._half = memory_bytes // 2
@@ -39,7 +41,12 @@ class Halves:
         self._malloc: ctypes.CDLL
 
     def enter(self, hidden: bool) -> None:
-        """From here on work is of this kind."""
+        """From here on work is of this kind. Raises OperationNotAllowedError on a GPU, whose memory has no halves."""
+        if hidden and self.on_gpu:
+            raise OperationNotAllowedError(
+                "what is as large as private values say is not computed on a GPU, where how much memory is free would "
+                "tell how large it is; who may read the data can compute it, or ask for a Node with --device cpu"
+            )
         if hidden is self.hidden or not self._half:
             return
         if not self.split:

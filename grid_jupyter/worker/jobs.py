@@ -18,6 +18,7 @@ from grid_jupyter.plans.torch_engine import TorchEngine
 from grid_jupyter.wire import worker
 from grid_jupyter.wire.jobs import INLINE_BYTES, Part
 from grid_jupyter.wire.safetensors import PREFIX_BYTES, build_header, parse_header
+from grid_jupyter.worker import gpu
 from grid_jupyter.worker.memory import Shared, keep_freed_memory, memory_file
 from grid_jupyter.worker.training import Rows, Training, views
 
@@ -27,7 +28,7 @@ _NO_LIMIT = 1 << 62  # the Node checked how much work a batch is, and looks afte
 class JobRun:
     """One job in this Worker."""
 
-    def __init__(self, message: worker.RunJob, descriptors: list[int], limit: int) -> None:
+    def __init__(self, message: worker.RunJob, descriptors: list[int], limits: worker.WorkerLimits) -> None:
         """Raises PlanInvalidError, InvalidMessageError, RemoteOperationError."""
         files = [mmap.mmap(descriptor, 0, prot=mmap.PROT_READ) for descriptor in descriptors]
 
@@ -36,17 +37,22 @@ class JobRun:
                 raise InvalidMessageError("a job's tensor lies in a file that did not come")
             return mapped(memoryview(files[one.file])[one.begin : one.end], one.dtype, one.shape)
 
+        device = torch.device(limits.device)
         plan = read_plan(bytes(to_bytes(view(message.plan))))
         dtypes = {one.name: DTYPES[one.spec.dtype] for one in plan.inputs_of("x", "y")}
         data = {
-            name: Rows([view(one) for one in source.tensors], source.columns, dtypes[name])
+            name: Rows([view(one) for one in source.tensors], source.columns, dtypes[name], device)
             for name, source in message.data.items()
         }
         keep_freed_memory(of_steps=True)
         self._model = tuple(Part(name=one.name, dtype=one.dtype, shape=one.shape) for one in message.weights)
         wanted = {"loss", "buffer", "param", "state", *(["metric"] if message.arguments.metrics else [])}
-        program = TorchEngine().load(plan, Limits(memory_bytes=limit, work=_NO_LIMIT), wanted.__contains__)
-        self._training = Training(plan, program.run, self._model, data, message.arguments)
+        memory_bytes = (
+            limits.memory_bytes if device.type == "cpu" else _NO_LIMIT
+        )  # a GPU's share was checked there, too
+        bound = Limits(memory_bytes=memory_bytes, work=_NO_LIMIT)
+        program = TorchEngine(device).load(plan, bound, wanted.__contains__)
+        self._training = Training(plan, program.run, self._model, data, message.arguments, device)
         self._epoch = message.epoch
         with torch.no_grad():
             for part, one in zip(self._training.weights.parts, message.weights, strict=True):
@@ -111,7 +117,7 @@ class JobRun:
 
     def _correction(self, flat: torch.Tensor) -> list[torch.Tensor]:
         begins = [part.data_ptr() - self._training.weights.flat.data_ptr() for part in self._training.weights.parts]
-        made = views(flat, self._model, begins)
+        made = views(flat.to(self._training.weights.flat.device), self._model, begins)
         if not all(torch.isfinite(one).all() for one in made if one.is_floating_point()):
             raise RemoteOperationError("the correction holds NaN or infinite numbers")
         return made
@@ -126,13 +132,15 @@ def _write(memory: int, at: int, data: memoryview) -> None:
         raise LimitExceededError("there is no memory left for the job's weights") from None
 
 
-def meaning(error: Exception, limit: int) -> GridError:
+def meaning(error: Exception, limits: worker.WorkerLimits) -> GridError:
     """What a failed run says: torch's own text may quote values, so it is never passed on."""
     if isinstance(error, GridError):
         return error
-    if isinstance(error, MemoryError) or "allocate" in str(error):
+    if gpu.is_full(error):
+        gpu.let_go(torch.device(limits.device))
+        more = "" if limits.device == "cpu" else ", or ask for a larger device_fraction"
         return LimitExceededError(
-            f"the job took more than its memory of {limit >> 20} MB: try smaller batches, or a smaller model"
+            f"the job took more than its {gpu.memory_of(limits)}: try smaller batches, or a smaller model{more}"
         )
     if "between 0 and 1" in str(error):
         return RemoteOperationError(

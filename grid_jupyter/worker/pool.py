@@ -20,9 +20,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from grid_jupyter.errors import NodeUnavailableError
+import msgspec
+
+from grid_jupyter.errors import LimitExceededError, NodeUnavailableError
 from grid_jupyter.wire import frames, worker
 from grid_jupyter.worker.channel import AsyncChannel, close_all, pair
+from grid_jupyter.worker.devices import (
+    NODES,
+    ON_CPU,
+    SHOWN,
+    Asked,
+    Found,
+    Granted,
+    Wait,
+    Wish,
+    device_files,
+    limited,
+    room,
+)
+from grid_jupyter.worker.shares import Shares
 
 log = logging.getLogger("grid_jupyter")
 _START_S = 60.0
@@ -33,7 +49,14 @@ _ROOT_BYTES, _TEMPORARY_BYTES = str(1 << 20), str(64 << 20)
 _SAID_BYTES = 64 << 10
 """What fork server and Workers may say on standard error before the rest is dropped; each fork server anew."""
 _PROGRAM = ("-m", "grid_jupyter.worker.forkserver")
+_PROBING = ("-m", "grid_jupyter.worker.probing")
+_ROOM_S = 3.0
+"""How long somebody waits for a share of a device that is taken: a Worker may be about to end."""
 _PACKAGE = Path(__file__).parent.parent
+
+
+_KEPT = ("LANG", "LC_ALL", "LD_LIBRARY_PATH")
+_KEPT_ON_GPU = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES")
 
 
 class Forked(Protocol):
@@ -55,7 +78,8 @@ F = TypeVar("F", bound=Forked)
 class WorkerPool(Generic[F]):
     """Forks Workers on this machine; `hold` makes of a number and a socket what the caller knows a Worker by.
     `spare_workers` are kept ready for the next sessions, from `prepare` on. With `require_isolation` there are none
-    without a sandbox.
+    without a sandbox. Where `wish` names devices that are shared, each Worker gets a share of one, and there is none
+    for whom no share is left.
 
     A spare is a Worker like any other: confined, limited, with randomness of its own; it belongs to nobody yet.
     """
@@ -68,8 +92,11 @@ class WorkerPool(Generic[F]):
         *,
         require_isolation: bool = False,
         program: Sequence[str] = _PROGRAM,
+        wish: Wish = ON_CPU,
     ) -> None:
-        self.limits = limits
+        self._unshared = limits
+        self.shares = Shares(wish)
+        self._on_gpu = wish.of_gpu or limits.device != "cpu"
         self._require_isolation = require_isolation
         self._program = program
         self._hold = hold
@@ -87,8 +114,39 @@ class WorkerPool(Generic[F]):
         self._bwrap = shutil.which("bwrap")
         self._own_users = ["--unshare-all", "--unshare-user", "--disable-userns"]
 
+    @property
+    def limits(self) -> worker.WorkerLimits:
+        """Of a Worker for whom nothing else was asked."""
+        [*devices] = self.shares.devices
+        return limited(self._unshared, Granted(devices[0], self.shares.wish.parts)) if devices else self._unshared
+
     async def probe(self) -> str:
-        """Find out, in words, how Workers are kept apart from the rest of this machine."""
+        """Find out, in words, how Workers are kept apart from the rest of this machine, and which devices it has.
+
+        Raises NodeUnavailableError where a device is not there.
+        """
+        await self._find_sandbox()
+        if self.shares.wish.of_gpu:
+            self.shares.settle(await self._machine())
+        return self.isolation
+
+    async def _machine(self) -> Found:
+        process = await asyncio.create_subprocess_exec(
+            *(self._sandbox() if self._bwrap else []), sys.executable, *_PROBING, env=_environment(self._on_gpu),
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            told, _ = await asyncio.wait_for(process.communicate(), _START_S)
+            return msgspec.json.decode(told, type=Found)
+        except (asyncio.TimeoutError, msgspec.MsgspecError):
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+            raise NodeUnavailableError(
+                "this Node cannot find out which GPUs there are: is torch installed, and does nvidia-smi answer?"
+            ) from None
+
+    async def _find_sandbox(self) -> str:
         if self._bwrap is None:
             self.isolation = "reduced: a process each, no sandbox (bubblewrap is not installed)"
             return self.isolation
@@ -119,30 +177,66 @@ class WorkerPool(Generic[F]):
         if self._filling is None or self._filling.done():
             self._filling = asyncio.create_task(self._fill())
 
-    async def start(self) -> F:
-        """A Worker for a new session: a spare one, or else a new one. The first one loads torch and takes seconds,
-        others milliseconds.
+    async def start(self, asked: Asked = NODES) -> F:
+        """A Worker, as it is asked for: a spare one, or else a new one. The first one loads torch and takes seconds,
+        others milliseconds. Room on a device is waited for, for a few seconds.
 
-        Raises NodeUnavailableError if the fork server cannot be started.
+        Raises NodeUnavailableError if the fork server cannot be started, BadRequest for what can never be,
+        LimitExceededError also where there is no room.
         """
         try:
-            while self._spares:
+            while asked == NODES and self._spares:
                 process = self._spares.popleft()
                 if not process.lost.done():
                     return process
-            return await self._fork()
+            return await self._fork(asked)
         finally:
             self._replace_soon()
 
-    async def _fork(self) -> F:
+    def room(self, asked: Asked) -> int:
+        """Bytes that a Worker may compute with that is asked for so. Raises BadRequest, LimitExceededError for what
+        can never be."""
+        granted = self.shares.ever(asked)
+        return self._unshared.memory_bytes if granted is None else room(granted)
+
+    def waits(self, asked: Asked) -> str:
+        """What such a Worker would have to wait for, in words; empty: nothing. Raises as `room`."""
+        decided = self.shares.look(asked, frozenset(one.number for one in self._spares))
+        return decided.text if isinstance(decided, Wait) else ""
+
+    async def _admit(self, asked: Asked) -> Granted | None:
+        """A share. Spare Workers give way to it, and Workers that are about to end are waited for."""
+        loop = asyncio.get_running_loop()
+        latest = loop.time() + _ROOM_S
+        while True:
+            decided = self.shares.look(asked)
+            if not isinstance(decided, Wait):
+                return decided
+            freed = self.shares.freed()
+            having = ((one, self.shares.of(one.number)) for one in self._spares)
+            spare = next((one for one, has in having if has and has.device.name in decided.devices), None)
+            if spare is not None:
+                self._spares.remove(spare)
+                await self.kill(spare)
+            elif loop.time() >= latest:
+                raise LimitExceededError(f"no Worker can begin now: {decided.text}. Try again later")
+            await asyncio.wait({freed}, timeout=_ROOM_S)
+
+    async def _fork(self, asked: Asked = NODES) -> F:
         control = await self._fork_server()
-        ours, theirs = pair()
+        granted = await self._admit(asked)
         number = next(self._numbers)
+        limits = self._unshared
+        if granted is not None:  # at once: nobody else is let in between
+            self.shares.take(number, granted)
+            limits = limited(limits, granted)
+        ours, theirs = pair()
         process = self._workers[number] = self._hold(number, ours)
         try:
-            behind = control.send(frames.encode(worker.Fork(worker=number, limits=self.limits)), [theirs.fileno()])
+            behind = control.send(frames.encode(worker.Fork(worker=number, limits=limits)), [theirs.fileno()])
         except EOFError:
             self._workers.pop(number).end("its Worker could not be started")
+            self.shares.give_back(number)
             raise NodeUnavailableError("this Node's Workers cannot be started just now; try again") from None
         finally:
             theirs.close()
@@ -162,9 +256,9 @@ class WorkerPool(Generic[F]):
     async def _fill(self) -> None:
         try:
             await self._fork_server()
-            while len(self._spares) < self.spare_workers:
+            while len(self._spares) < self.spare_workers and not isinstance(self.shares.look(NODES), Wait):
                 self._spares.append(await self._fork())
-        except NodeUnavailableError as error:
+        except (LimitExceededError, NodeUnavailableError) as error:
             log.warning("no spare Worker: %s", error)  # whoever needs one tries again, and is told
 
     def _replace_soon(self) -> None:
@@ -221,7 +315,7 @@ class WorkerPool(Generic[F]):
         self._process = await asyncio.create_subprocess_exec(
             *command, str(theirs.fileno()),
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
-            pass_fds=(theirs.fileno(),), env=_environment(), start_new_session=True,
+            pass_fds=(theirs.fileno(),), env=_environment(self._on_gpu), start_new_session=True,
         )  # fmt: skip
         theirs.close()
         self._listening = asyncio.create_task(_listen(self._process))
@@ -250,13 +344,13 @@ class WorkerPool(Generic[F]):
                 ready.set_result(None)
             return
         process = self._workers.pop(event.worker, None)
-        if process is None:
-            return
-        process.end(_reason(event, self.limits))
-        if process in self._spares:
-            self._spares.remove(process)
-            log.warning("a spare Worker ended: %s", _reason(event, self.limits))
-            self._replace_soon()
+        if process is not None:
+            process.end(_reason(event, self.limits))
+            if process in self._spares:
+                self._spares.remove(process)
+                log.warning("a spare Worker ended: %s", _reason(event, self.limits))
+                self._replace_soon()
+        self.shares.give_back(event.worker)
 
     def _fork_server_ended(self, ready: asyncio.Future[None]) -> None:
         if not ready.done():
@@ -264,8 +358,9 @@ class WorkerPool(Generic[F]):
             return
         self._control = None  # the next session starts another
         self._spares.clear()
-        for process in self._workers.values():
+        for number, process in list(self._workers.items()):
             process.end("the Node's fork server ended, and its Workers with it")
+            self.shares.give_back(number)
         self._workers.clear()
 
     def _sandbox(self) -> list[str]:
@@ -278,6 +373,11 @@ class WorkerPool(Generic[F]):
         for path in dict.fromkeys([*shown, str(Path(sys.executable).resolve().parent.parent)]):
             command += ["--ro-bind-try", path, path]
         command += ["--ro-bind-try", "/proc/sys", "/proc/sys"]  # a Node that root runs could write there
+        if self._on_gpu:
+            for path in SHOWN:
+                command += ["--ro-bind-try", path, path]
+            for path in device_files():
+                command += ["--dev-bind-try", path, path]
         return [*command, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp"]  # noqa: S108
 
 
@@ -293,9 +393,11 @@ async def _listen(process: asyncio.subprocess.Process) -> None:
         left -= len(said)
 
 
-def _environment() -> dict[str, str]:
+def _environment(on_gpu: bool) -> dict[str, str]:
     """No secret of the Node's surroundings reaches a Worker."""
-    kept = {name: os.environ[name] for name in ("LANG", "LC_ALL", "LD_LIBRARY_PATH") if name in os.environ}
+    kept = {name: os.environ[name] for name in (*_KEPT, *(_KEPT_ON_GPU * on_gpu)) if name in os.environ}
+    if on_gpu:  # that there is CUDA is found without its beginning, which would survive no fork
+        kept["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     return {**kept, "PATH": "/usr/bin:/bin", "HOME": "/tmp", "PYTHONPATH": str(_PACKAGE.parent)}  # noqa: S108
 
 

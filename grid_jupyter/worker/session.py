@@ -19,6 +19,7 @@ from grid_jupyter.ops.raw import DTYPES, NAMES, check_layout, from_bytes, mapped
 from grid_jupyter.wire import frames, worker
 from grid_jupyter.wire.limits import MAX_DATASETS_OPEN, MAX_INLINE_BYTES
 from grid_jupyter.wire.messages import Failed
+from grid_jupyter.worker import gpu
 from grid_jupyter.worker.ancestry import Log, explain
 from grid_jupyter.worker.channel import Channel
 from grid_jupyter.worker.executor import Broken, Executor
@@ -30,13 +31,14 @@ def settle(limits: worker.WorkerLimits) -> None:
     """Make a fork a Worker of its own, before it is confined (worker/confinement.py)."""
     torch.set_num_threads(limits.threads)
     keep_freed_memory()
+    gpu.begin(limits)
     torch.manual_seed(int.from_bytes(os.urandom(8), "big") >> 1)  # forks would share one state otherwise
 
 
 def serve(sock: socket.socket, limits: worker.WorkerLimits) -> None:
     """Serve one session until the Node closes it."""
     channel = Channel(sock)
-    executor = Executor(limits.memory_bytes)
+    executor = Executor(limits.memory_bytes, limits)
     session = _Session(channel, executor, limits)
     while True:
         try:
@@ -50,7 +52,7 @@ def serve(sock: socket.socket, limits: worker.WorkerLimits) -> None:
             channel.send(worker.reply_frame(0, Failed(code=error.code, error=str(error))))
             return
         except MemoryError:
-            error_text = f"the session's memory of {limits.memory_bytes >> 20} MB is used up"
+            error_text = f"the session's {gpu.memory_of(limits)} is used up"
             channel.send(worker.reply_frame(0, Failed(code=LimitExceededError.code, error=error_text)))
             return
 
@@ -113,7 +115,7 @@ class _Session:
         memory = -1
         try:
             if isinstance(message, worker.RunJob):
-                self._job = JobRun(message, descriptors, self._limits.memory_bytes)
+                self._job = JobRun(message, descriptors, self._limits)
                 self._reply(request_id, worker.Done())
                 return
             if self._job is None:
@@ -129,7 +131,7 @@ class _Session:
             self._filling = (filling, data)
             self._channel.send(worker.reply_frame(request_id, trained), [filling])
         except (MemoryError, RuntimeError, TypeError, ValueError, LookupError, ArithmeticError) as error:
-            raise meaning(error, self._limits.memory_bytes) from None
+            raise meaning(error, self._limits) from None
         finally:
             if memory >= 0:
                 os.close(memory)

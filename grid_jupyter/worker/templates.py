@@ -15,6 +15,7 @@ from grid_jupyter.errors import InvalidMessageError, OperationNotAllowedError
 from grid_jupyter.ops.allowed import STRINGS
 from grid_jupyter.ops.kernels import Kernel, kernel
 from grid_jupyter.ops.raw import DTYPES
+from grid_jupyter.worker.gpu import seed
 from grid_jupyter.worker.halves import SIZED, Halves
 
 MEMORY_FORMATS: dict[str, torch.memory_format] = {
@@ -22,6 +23,7 @@ MEMORY_FORMATS: dict[str, torch.memory_format] = {
     for name in ("contiguous_format", "preserve_format", "channels_last", "channels_last_3d")
 }  # fmt: skip
 
+_CPU = torch.device("cpu")
 Getter = Callable[[dict[int, Any], list[Any]], Any]
 _NUMBERS = (int, float)
 _NAMES = ("t", "m")
@@ -57,10 +59,11 @@ def storage_of(tensor: torch.Tensor) -> int:
 class Template:
     """`run(values, boxes, command)` executes one command of this template's operation."""
 
-    def __init__(self, name: object, args: object, kwargs: object) -> None:
+    def __init__(self, name: object, args: object, kwargs: object, device: torch.device = _CPU) -> None:
         if not isinstance(name, str) or not isinstance(args, list) or not isinstance(kwargs, list):
             raise InvalidMessageError("a template is [DEFINE, id, operation, arguments, keywords]")
         self.kernel: Kernel = kernel(name)
+        self._device = device
         self.form = (name, args, kwargs)
         self.refs: list[int] = []
         self._argument_refs: dict[int, list[int]] = {}
@@ -188,7 +191,7 @@ class Template:
                     increment_version(tensor)
             if sources and self.kernel.seeded:
                 # how much randomness it took may depend on values: what is drawn next must not tell
-                torch.default_generator.manual_seed(secrets.randbits(63))
+                seed(self._device, secrets.randbits(63))
         if type(out) is int:
             if out > 0:
                 values[out] = result

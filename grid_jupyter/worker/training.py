@@ -22,6 +22,7 @@ from grid_jupyter.worker.updates import Tensors, update_of
 
 Program = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 """A plan made runnable: values of all its inputs but constants in, those of its outputs out, in the plan's order."""
+CPU = torch.device("cpu")
 _TOGETHER = 256
 """Steps whose losses are added up at once."""
 NOT_FINITE = (
@@ -32,11 +33,15 @@ _BESIDE_BYTES = 32 << 20
 
 
 class Rows:
-    """One input's data: a tensor with rows, or columns that are put side by side."""
+    """One input's data: a tensor with rows, or columns that are put side by side. Batches go to the device one by
+    one."""
 
-    def __init__(self, tensors: Sequence[torch.Tensor], columns: bool, dtype: torch.dtype) -> None:
+    def __init__(
+        self, tensors: Sequence[torch.Tensor], columns: bool, dtype: torch.dtype, device: torch.device = CPU
+    ) -> None:
         if columns and len(tensors) * len(tensors[0]) * dtype.itemsize <= _BESIDE_BYTES:
             tensors, columns = [torch.stack([one.to(dtype) for one in tensors], dim=1)], False
+        self._device = device
         self._tensors = tensors
         self._columns = columns
         self._dtype = dtype
@@ -52,16 +57,16 @@ class Rows:
             rows = order[begin:end]
             taken = [tensor.index_select(0, rows) for tensor in self._tensors]
         if self._columns:
-            return torch.stack([one.to(self._dtype) for one in taken], dim=1)
-        return taken[0] if taken[0].dtype == self._dtype else taken[0].to(self._dtype)
+            return torch.stack([one.to(self._dtype) for one in taken], dim=1).to(self._device)
+        return taken[0].to(self._device, self._dtype)
 
 
 class Weights:
     """A model's tensors, all in one run of memory; parameters first."""
 
-    def __init__(self, model: Sequence[Part]) -> None:
+    def __init__(self, model: Sequence[Part], device: torch.device = CPU) -> None:
         begins, self.nbytes = offsets(tuple(model))
-        self.flat = torch.zeros(self.nbytes, dtype=torch.uint8)
+        self.flat = torch.zeros(self.nbytes, dtype=torch.uint8, device=device)
         self.parts = views(self.flat, model, begins)
         all_float = all(part.dtype == "float32" for part in model)
         self._floats = self.flat.view(torch.float32) if all_float else None  # what lies between tensors is zero
@@ -94,14 +99,21 @@ class Training:
     """A plan that is trained on rows. `epoch` may be called again and again; `reset` begins another round."""
 
     def __init__(
-        self, plan: Document, program: Program, model: Sequence[Part], data: dict[str, Rows], arguments: Arguments
+        self,
+        plan: Document,
+        program: Program,
+        model: Sequence[Part],
+        data: dict[str, Rows],
+        arguments: Arguments,
+        device: torch.device = CPU,
     ) -> None:
         self.arguments = arguments
-        self.weights = Weights(model)
+        self.weights = Weights(model, device)
+        self._device = device
         self.rows = len(next(iter(data.values())))
         self._program = program
         inputs = [one for one in plan.inputs if one.role != "const"]
-        self._values = [_zeros(one) for one in inputs]
+        self._values = [_zeros(one).to(device) for one in inputs]
         self._at = {(one.role, one.name): number for number, one in enumerate(inputs)}
         self._data = [(self._at.get(("x", name), self._at.get(("y", name), -1)), rows) for name, rows in data.items()]
         self._noise = [(self._at[one.role, one.name], one) for one in plan.inputs_of("noise")]
@@ -125,7 +137,9 @@ class Training:
         if self._whole:
             for one in plan.inputs_of("hyper"):
                 dtype = DTYPES[one.spec.dtype]
-                self._values[self._at[one.role, one.name]] = torch.tensor(arguments.numbers[one.name], dtype=dtype)
+                self._values[self._at[one.role, one.name]] = torch.tensor(
+                    arguments.numbers[one.name], dtype=dtype, device=device
+                )
             self._state = [self._values[self._at[one.role, one.name]] for one in plan.inputs_of("state")]
             return
         for param in self._params:
@@ -182,12 +196,12 @@ class Training:
             for at, rows in self._data:
                 self._values[at] = rows.take(order, begin, end)
             for at, one in self._noise:
-                self._values[at] = _noise(one, end - begin, generator)
+                self._values[at] = _noise(one, end - begin, generator).to(self._device)
             outputs = self._step()
             told.extend(outputs[at].detach() for at, _ in self._told)
             sizes.append(end - begin)
             if len(sizes) == _TOGETHER or end == self.rows:
-                table = torch.stack(told).double().reshape(len(sizes), -1)
+                table = torch.stack(told).cpu().double().reshape(len(sizes), -1)
                 sums += torch.tensor(sizes, dtype=torch.float64) @ table
                 told.clear()
                 sizes.clear()

@@ -78,7 +78,9 @@ class Descent:
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """As Update.restore."""
         if state:
-            self._velocity = [state[f"{number}.momentum_buffer"].clone() for number in range(len(self._params))]
+            self._velocity = [
+                state[f"{number}.momentum_buffer"].clone().to(param.device) for number, param in enumerate(self._params)
+            ]
 
 
 class Adaptive:
@@ -132,6 +134,5 @@ class Adaptive:
         """As Update.restore."""
         if state:
             self._steps = int(state["0.step"].item())
-            count = range(len(self._params))
-            self._mean = [state[f"{number}.exp_avg"].clone() for number in count]
-            self._square = [state[f"{number}.exp_avg_sq"].clone() for number in count]
+            self._mean = [state[f"{at}.exp_avg"].clone().to(one.device) for at, one in enumerate(self._params)]
+            self._square = [state[f"{at}.exp_avg_sq"].clone().to(one.device) for at, one in enumerate(self._params)]
