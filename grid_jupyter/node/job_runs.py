@@ -101,7 +101,7 @@ class JobWorker:
                 state=tuple(_stored(at, one, one.name.removeprefix(_STATE)) for one in state),
                 epoch=epoch,
             )
-            process = await _started(pool, job.asked)
+            process = await started(pool, job.asked)
             made = cls(pool, process, blobs, job)
             try:
                 await (await process.send(message, tuple(descriptors)))
@@ -205,7 +205,7 @@ class JobWorker:
             self.last_used = time.monotonic()
 
 
-async def _started(pool: Workers, asked: Asked) -> WorkerProcess:
+async def started(pool: Workers, asked: Asked) -> WorkerProcess:
     """A Worker; where somebody else was quicker to take its share, it is waited for. Who is cancelled leaves none
     behind. Raises NodeUnavailableError, BadRequest and LimitExceededError for what can never be."""
     while True:
