@@ -37,7 +37,7 @@ from grid_jupyter.node.job_documents import (
 from grid_jupyter.node.job_keeper import JobKeeper
 from grid_jupyter.node.job_records import LiveJob, describe, new_row
 from grid_jupyter.node.policy import Rules
-from grid_jupyter.node.requests import TRIAGE
+from grid_jupyter.node.request_rules import TRIAGE
 from grid_jupyter.node.uploads import Uploads
 from grid_jupyter.node.verdicts import binding_of
 from grid_jupyter.plans.check import Limits

@@ -12,19 +12,23 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
-import msgspec
-
 from grid_jupyter.errors import (
     BadRequest,
     Conflict,
-    Forbidden,
-    GetNotPermittedError,
     GridError,
     LimitExceededError,
-    ObjectNotFoundError,
 )
 from grid_jupyter.identity.accounts import Account
 from grid_jupyter.node.audit import Audit
+from grid_jupyter.node.request_rules import (
+    TRIAGE,
+    asked_by,
+    check_text,
+    deciding,
+    new_request,
+    not_granted,
+    verdict_of,
+)
 from grid_jupyter.node.verdicts import (
     APPROVED,
     DENIED,
@@ -34,7 +38,6 @@ from grid_jupyter.node.verdicts import (
     QUESTION,
     REVOKED,
     USED,
-    VALUE,
     WAITING,
     WITHDRAWN,
     Asked,
@@ -45,14 +48,10 @@ from grid_jupyter.node.verdicts import (
 )
 from grid_jupyter.store.audit import Event, append
 from grid_jupyter.store.blobs import BlobStore
-from grid_jupyter.store.requests import NewRequest, RequestRows, RequestTable, StoredDecision, StoredRequest
-from grid_jupyter.wire.limits import MAX_REASON_CHARS, MAX_SHOWN_BYTES
-from grid_jupyter.wire.requests import OwnerDecision, Remark, RequestedData, RequestInfo
+from grid_jupyter.store.requests import RequestRows, RequestTable, StoredDecision, StoredRequest
 
 T = TypeVar("T")
 
-TRIAGE = "can_triage_requests"
-"""The right to decide in place of any owner."""
 WAITING_S = 30 * 86_400.0
 """How long a request waits for its owners."""
 APPROVED_S = 7 * 86_400.0
@@ -101,7 +100,7 @@ class Requests:
         if not wanted.owners:
             self._audit.note("granted-by-policy", asked.asker, **about)
             return Verdict(GRANTED, epoch_metrics=epochs)
-        new = _new(asked, wanted.owners, self._clock() + WAITING_S, blob, held)
+        new = new_request(asked, wanted.owners, self._clock() + WAITING_S, blob, held)
 
         def work(rows: RequestRows, events: list[Event]) -> StoredRequest:
             now = self._clock()
@@ -135,12 +134,12 @@ class Requests:
         """
 
         def work(rows: RequestRows, events: list[Event]) -> StoredRequest:
-            found = self._on_time(rows, events, _asked_by(asker, rows.get(request)), self._clock())
+            found = self._on_time(rows, events, asked_by(asker, rows.get(request)), self._clock())
             if again and found.state == USED and found.expires > self._clock():
                 events.append(self._audit.event("released-again", asker, request=request, key=found.key))
                 return found
             if found.state != APPROVED:
-                raise _not_granted(found)
+                raise not_granted(found)
             rows.set_state(request, USED)
             events.append(self._audit.event("released-by-approval", asker, request=request, key=found.key))
             return found
@@ -152,7 +151,7 @@ class Requests:
         audit log, before the first round leaves."""
 
         def work(rows: RequestRows, events: list[Event]) -> StoredRequest:
-            found = _asked_by(asker, rows.get(request))
+            found = asked_by(asker, rows.get(request))
             events.append(self._audit.event("releases-by-approval", asker, request=request, key=found.key))
             return found
 
@@ -161,16 +160,16 @@ class Requests:
     async def standing(self, request: int, asker: str) -> StoredRequest:
         """One's own request as it stands. Raises ObjectNotFoundError."""
         return await self._change(
-            lambda rows, events: self._on_time(rows, events, _asked_by(asker, rows.get(request)), self._clock())
+            lambda rows, events: self._on_time(rows, events, asked_by(asker, rows.get(request)), self._clock())
         )
 
     async def answer(self, account: Account, request: int, text: str) -> StoredRequest:
         """Answer the question that an owner asked back. Raises Conflict where none was asked."""
-        _check_text(text, "an answer")
+        check_text(text, "an answer")
 
         def work(rows: RequestRows, events: list[Event]) -> StoredRequest:
             now = self._clock()
-            found = self._on_time(rows, events, _asked_by(account.username, rows.get(request)), now)
+            found = self._on_time(rows, events, asked_by(account.username, rows.get(request)), now)
             if found.state != QUESTION:
                 raise Conflict(f"nothing was asked: request {request} is {found.state}")
             asking = [one.owner for one in found.decisions if one.state == QUESTION]
@@ -186,7 +185,7 @@ class Requests:
         """Ask for it no longer. Raises Conflict for one that is over already."""
 
         def work(rows: RequestRows, events: list[Event]) -> StoredRequest:
-            found = self._on_time(rows, events, _asked_by(account.username, rows.get(request)), self._clock())
+            found = self._on_time(rows, events, asked_by(account.username, rows.get(request)), self._clock())
             if found.state not in (*OPEN, APPROVED):
                 raise Conflict(f"request {request} is {found.state}, so there is nothing to withdraw")
             rows.set_state(request, WITHDRAWN)
@@ -223,7 +222,7 @@ class Requests:
 
     async def deny(self, account: Account, request: int, reason: str) -> StoredRequest:
         """Refuse it, with a reason that the asker reads. Raises as `approve`."""
-        _check_text(reason, "a reason")
+        check_text(reason, "a reason")
 
         def work(rows: RequestRows, events: list[Event]) -> StoredRequest:
             now = self._clock()
@@ -236,7 +235,7 @@ class Requests:
 
     async def ask(self, account: Account, request: int, question: str) -> StoredRequest:
         """Ask the asker something; it waits for the answer. Raises as `approve`."""
-        _check_text(question, "a question")
+        check_text(question, "a question")
 
         def work(rows: RequestRows, events: list[Event]) -> StoredRequest:
             now = self._clock()
@@ -253,7 +252,7 @@ class Requests:
         def work(rows: RequestRows, events: list[Event]) -> StoredRequest:
             now = self._clock()
             found = self._on_time(rows, events, rows.get(request), now)
-            owners = _deciding(account, found)
+            owners = deciding(account, found)
             given = [one.owner for one in found.decisions if one.owner in owners and one.state == APPROVED]
             if found.state not in (*OPEN, APPROVED) or not given:
                 raise Conflict(f"request {request} is {found.state}, so there is no approval of yours to take back")
@@ -282,7 +281,7 @@ class Requests:
         def work(rows: RequestRows, events: list[Event]) -> StoredRequest:
             found = rows.get(request)
             if found.asker != account.username:
-                _deciding(account, found)
+                deciding(account, found)
             return self._on_time(rows, events, found, self._clock())
 
         return await self._change(work)
@@ -410,7 +409,7 @@ class Requests:
     ) -> tuple[StoredRequest, tuple[str, ...]]:
         """A request that waits, and the owners for whom this account decides."""
         found = rows.get(request)
-        owners = _deciding(account, found)
+        owners = deciding(account, found)
         found = self._on_time(rows, events, found, now)
         if found.state not in OPEN:
             raise Conflict(f"request {request} is {found.state}: there is nothing to decide any more")
@@ -428,99 +427,3 @@ class Requests:
             rows.set_state(request, state, expires=soonest, review=any(one.review for one in found.decisions))
         events.append(self._audit.event(event, account.username, request=request, state=state, binding=found.binding))
         return rows.get(request)
-
-
-def verdict_of(found: StoredRequest, *, epoch_metrics: bool = False) -> Verdict:
-    """How a request stands."""
-    state = GRANTED if found.state == APPROVED else found.state
-    said = [remark["text"] for remark in found.dialogue if remark["what"] == found.state]
-    return Verdict(state, found.id, said[-1] if said else "", found.review, epoch_metrics)
-
-
-def _new(
-    asked: Asked, owners: tuple[str, ...], expires: float, blob: str | None, held: dict[str, Any] | None
-) -> NewRequest:
-    if len(asked.reason) > MAX_REASON_CHARS:
-        raise LimitExceededError(f"a reason has at most {MAX_REASON_CHARS} characters")
-    shown = dict(asked.shown)
-    if len(msgspec.json.encode(shown)) > MAX_SHOWN_BYTES:
-        raise LimitExceededError(f"what a request shows its owners has at most {MAX_SHOWN_BYTES >> 10} KiB")
-    versions = asked.versions or (0,) * len(asked.sources)
-    return NewRequest(
-        key=asked.key,
-        kind=asked.kind,
-        asker=asked.asker,
-        reason=asked.reason,
-        binding=asked.binding,
-        datasets=tuple(
-            {"dataset": rules.dataset, "version": version, "owner": rules.owner}
-            for rules, version in zip(asked.sources, versions, strict=True)
-        ),
-        shown=shown,
-        owners=owners,
-        expires=expires,
-        blob=blob,
-        held=held,
-    )
-
-
-def _deciding(account: Account, found: StoredRequest) -> tuple[str, ...]:
-    """The owners for whom an account decides on a request. Raises ObjectNotFoundError as for one that is not there,
-    Forbidden for who asked."""
-    owners = found.owners if TRIAGE in account.flags else tuple(o for o in found.owners if o == account.username)
-    if found.asker == account.username:
-        raise Forbidden("nobody decides on a request of their own; another owner of the data, or of the Node, does")
-    if not owners:
-        raise ObjectNotFoundError("there is no such request here, or it is not yours to decide on")
-    return owners
-
-
-def _asked_by(asker: str, found: StoredRequest) -> StoredRequest:
-    if found.asker != asker or not asker:
-        raise ObjectNotFoundError("there is no such request here, or it is not yours; node.my_requests() lists yours")
-    return found
-
-
-def _not_granted(found: StoredRequest) -> GetNotPermittedError:
-    said = verdict_of(found).reason
-    remedy = {
-        WAITING: "its owners have not decided; request.wait(timeout) waits",
-        QUESTION: "an owner asks something; request.answer(text) answers",
-        DENIED: "ask for something else, or talk to the owner",
-        EXPIRED: "ask again with .request(reason)",
-        REVOKED: "ask again with .request(reason)",
-        WITHDRAWN: "ask again with .request(reason)",
-        USED: "an approval is good once; what it released is yours, ask again with .request(reason) for more",
-    }[found.state]
-    return GetNotPermittedError(f"request {found.id} is {found.state}{f' ({said})' if said else ''}: {remedy}")
-
-
-def _check_text(text: str, what: str) -> None:
-    if not text.strip():
-        raise BadRequest(f"{what} cannot be empty")
-    if len(text) > MAX_REASON_CHARS:
-        raise LimitExceededError(f"{what} has at most {MAX_REASON_CHARS} characters")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise BadRequest(f"{what} is not valid Unicode") from None
-
-
-def info(found: StoredRequest, viewer: Account) -> RequestInfo:
-    """A request as somebody sees it, who asked or who decides: of a value its asker is shown nothing."""
-    decides = found.asker != viewer.username
-    return RequestInfo(
-        id=found.id,
-        kind=found.kind,
-        asker=found.asker,
-        reason=found.reason,
-        state=found.state,
-        review=found.review,
-        created=found.created,
-        expires=found.expires,
-        data=tuple(RequestedData(**part) for part in found.datasets),
-        decisions=tuple(OwnerDecision(owner=one.owner, state=one.state, by=one.by) for one in found.decisions),
-        dialogue=tuple(Remark(**remark) for remark in found.dialogue),
-        binding=found.binding if decides or found.kind != VALUE else "",
-        shown=found.shown if decides or found.kind != VALUE else {},
-    )

@@ -10,7 +10,7 @@ import msgspec
 
 from grid_jupyter.errors import BadRequest
 from grid_jupyter.identity.accounts import Account
-from grid_jupyter.node.requests import TRIAGE, info
+from grid_jupyter.node.request_rules import TRIAGE, info
 from grid_jupyter.node.service import GridNode
 from grid_jupyter.server.door import Door, JsonDoor
 from grid_jupyter.server.node_streams import NodeDoor
