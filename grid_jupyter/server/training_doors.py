@@ -249,7 +249,7 @@ class ReportDoor(TrainingDoor, BulkDoor):
             await super().prepare()
             self._is_json = self.request.headers.get("Content-Type", "").startswith("application/json")
             if self._is_json:
-                largest = 64 << 10 | self.cycles.largest_report() * 4 // 3
+                largest = (64 << 10) + self.cycles.largest_report() * 4 // 3
                 self._begin(min(MAX_JSON_REPORT_BYTES, largest))
                 if self.cycles.text_bytes + self.length() > MAX_TEXT_BYTES:
                     raise NodeUnavailableError("too many reports in base64 come in at once; send it again later")
