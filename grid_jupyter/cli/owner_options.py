@@ -1,0 +1,180 @@
+"""The commands of `jupyter grid` for owners, and their options. What one needs is imported when it runs."""
+
+from __future__ import annotations
+
+import argparse
+
+from grid_jupyter.cli import values
+from grid_jupyter.cli.options import Commands, add_json, add_node_target, add_target, command
+
+
+def _token(options: argparse.Namespace) -> int:
+    from grid_jupyter.cli.owner import token
+
+    return token(options)
+
+
+def _invite(options: argparse.Namespace) -> int:
+    from grid_jupyter.cli.owner import invite
+
+    return invite(options)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from grid_jupyter.cli.owner import status
+
+    return status(options)
+
+
+def _requests(options: argparse.Namespace) -> int:
+    from grid_jupyter.cli.sign_off import requests
+
+    return requests(options)
+
+
+def _approve(options: argparse.Namespace) -> int:
+    from grid_jupyter.cli.sign_off import approve
+
+    return approve(options)
+
+
+def _deny(options: argparse.Namespace) -> int:
+    from grid_jupyter.cli.sign_off import deny
+
+    return deny(options)
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from grid_jupyter.cli.sign_off import audit
+
+    return audit(options)
+
+
+def _reset(options: argparse.Namespace) -> int:
+    from grid_jupyter.cli.reset import reset
+
+    return reset(options)
+
+
+def add_invite(commands: Commands[argparse.ArgumentParser]) -> None:
+    """`jupyter grid invite`."""
+    parser = command(
+        commands,
+        "invite",
+        _invite,
+        summary="let a person or a Node in, with a link that works once",
+        text="For a person on a Node that runs here; or, with --network, for a Node or a person on a Network.",
+        examples=(
+            "  jupyter grid invite                                   # one User, within 7 days\n"
+            "  jupyter grid invite --node Bob --role Publisher --for Ana --expires 1h\n"
+            "  jupyter grid invite --network                         # a Node, for 'jupyter grid node --invite …'\n"
+            "  jupyter grid invite --network --for ward7             # the same, also if ward7 lost its credential"
+        ),
+    )
+    add_target(parser)
+    parser.add_argument("--role", help="what the account may do (User; with --network: Node)")
+    parser.add_argument("--for", dest="username", metavar="NAME", help="the only name that the link is good for")
+    parser.add_argument("--expires", type=values.duration, default=7 * 86_400.0, metavar="TIME", help="good for (7d)")
+    add_json(parser, "print invite and expiry as JSON")
+
+
+def add_token(commands: Commands[argparse.ArgumentParser]) -> None:
+    """`jupyter grid token`."""
+    parser = command(
+        commands,
+        "token",
+        _token,
+        summary="make or end credentials on a Node or Network that runs here",
+        text="'issue' prints a new token of a user; it is shown once. 'revoke' ends all tokens of a user.",
+        examples=(
+            "  jupyter grid token issue Bob --store                  # kept for user='Bob' in notebooks\n"
+            "  jupyter grid token issue Ana --node Bob --role User --expires 30d\n"
+            "  jupyter grid token revoke Ana --node Bob"
+        ),
+    )
+    parser.add_argument("action", choices=("issue", "revoke"))
+    parser.add_argument("username")
+    add_target(parser)
+    parser.add_argument("--role", help="make the account with this role, if it is not there")
+    parser.add_argument("--expires", type=values.duration, metavar="TIME", help="good for (until it is revoked)")
+    parser.add_argument("--store", action="store_true", help="keep it with your credentials, instead of printing it")
+    add_json(parser, "print the answer as JSON")
+
+
+def add_status(commands: Commands[argparse.ArgumentParser]) -> None:
+    """`jupyter grid status`."""
+    parser = command(
+        commands,
+        "status",
+        _status,
+        summary="show what runs here, and how it is",
+        text="Every Node and Network with state in the data directory, also those that do not run.",
+        examples="  jupyter grid status\n  jupyter grid status --json",
+    )
+    add_json(parser, "print it as JSON")
+
+
+def add_reset(commands: Commands[argparse.ArgumentParser]) -> None:
+    """`jupyter grid reset`."""
+    parser = command(
+        commands,
+        "reset",
+        _reset,
+        summary="forget what the grid of 'jupyter grid up' has stored",
+        text="Says what it removes, and asks. Refuses while any of it runs.",
+        examples="  jupyter grid reset\n  jupyter grid reset --yes",
+    )
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument("--all", action="store_true", help="every Node of the data directory, not only the grid's four")
+
+
+def add_sign_off(commands: Commands[argparse.ArgumentParser]) -> None:
+    """`requests`, `approve`, `deny` and `audit`."""
+    parser = command(
+        commands,
+        "requests",
+        _requests,
+        summary="show what people ask of the data on a Node that runs here",
+        text="Who asks, why, for what, and how it was computed.",
+        examples="  jupyter grid requests\n  jupyter grid requests --node Bob --in-state approved",
+    )
+    add_node_target(parser)
+    parser.add_argument("--in-state", metavar="STATE", help="those in this state (those that wait for a decision)")
+    add_json(parser, "print them as JSON")
+    parser = command(
+        commands,
+        "approve",
+        _approve,
+        summary="let something go that was asked for",
+        text="It decides in place of all owners of the data.",
+        examples="  jupyter grid approve 7\n  jupyter grid approve 7 --expires 1h",
+    )
+    parser.add_argument("request", type=values.positive, metavar="ID", help="the request's number")
+    add_node_target(parser)
+    parser.add_argument("--expires", type=values.duration, metavar="TIME", help="good for (7d)")
+    parser.add_argument("--review", action="store_true", help="of a job: run it, and ask again before its result goes")
+    add_json(parser, "print the request as JSON")
+    parser = command(
+        commands,
+        "deny",
+        _deny,
+        summary="refuse something that was asked for",
+        text="It decides in place of all owners of the data; who asked reads the reason.",
+        examples="  jupyter grid deny 7 --reason identifying",
+    )
+    parser.add_argument("request", type=values.positive, metavar="ID", help="the request's number")
+    add_node_target(parser)
+    parser.add_argument("--reason", required=True, help="what the asker is told")
+    add_json(parser, "print the request as JSON")
+    parser = command(
+        commands,
+        "audit",
+        _audit,
+        summary="show what the gates of a Node decided, or check that nobody changed that",
+        text="The log is append-only; each row has the hash of the one before.",
+        examples="  jupyter grid audit\n  jupyter grid audit --verify",
+    )
+    add_node_target(parser)
+    parser.add_argument("--rows", type=values.positive, default=50, metavar="N", help="how many (50, at most 1000)")
+    parser.add_argument("--verify", action="store_true", help="check the whole chain, and name the first broken row")
+    add_json(parser, "print it as JSON")
