@@ -5,6 +5,7 @@ It is thin on purpose: whatever strangers may ask for is answered by the Node, a
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import importlib.util
 import os
@@ -104,6 +105,7 @@ class GridExtension(ExtensionApp):
         )
         self.refused = ""
         self.switched_off = False
+        self._turning = asyncio.Lock()  # held while the Node starts or stops: one after the other
 
     def initialize_handlers(self) -> None:
         self.handlers.extend(PANEL_RULES)
@@ -122,16 +124,19 @@ class GridExtension(ExtensionApp):
         """Start the Node. Raises Conflict if it runs, BadRequest where it must not."""
         if self.refused:
             raise BadRequest(self.refused)
-        self.switched_off = False
-        await self.node.start(self._command(), node_environment())
+        async with self._turning:
+            await self.node.start(self._command(), node_environment())
+            self.switched_off = False
 
     async def end(self) -> None:
         """Stop the Node until it is started again."""
-        await self.node.stop(self.stop_grace_s)
-        self.switched_off = True
+        async with self._turning:
+            await self.node.stop(self.stop_grace_s)
+            self.switched_off = True
 
     async def stop_extension(self) -> None:
-        await self.node.stop(self.stop_grace_s)
+        async with self._turning:
+            await self.node.stop(self.stop_grace_s)
 
     async def status(self) -> dict[str, Any]:
         """How the Node is: the supervisor's view, and the Node's own while it answers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from urllib.parse import quote
 
 import msgspec
 from tornado.httpclient import HTTPClientError, HTTPRequest
+from tornado.iostream import IOStream, StreamClosedError
 from tornado.netutil import Resolver
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
@@ -84,35 +86,23 @@ class OwnerClient:
         return await self._request(method, path, body)
 
     async def events(self, take: Callable[[dict[str, Any]], None]) -> None:
-        """Hand on each line of /owner/events until the process ends or this task is cancelled."""
-        rest = bytearray()
+        """Hand on each line of /owner/events until the process ends or this task is cancelled, which hangs up.
 
-        def chunk(data: bytes) -> None:
-            rest.extend(data)
-            *lines, last = bytes(rest).split(b"\n")
-            rest[:] = last
-            for line in lines:
-                take(msgspec.json.decode(line, type=dict[str, Any]))
-
-        request = HTTPRequest(
-            "http://localhost/owner/events",
-            connect_timeout=self._timeout_s,
-            request_timeout=0,  # it goes on until one side ends it
-            follow_redirects=False,
-            streaming_callback=chunk,
-        )
-        client = self._client(1 << 50)
+        tornado's client would go on reading when nobody waits any more.
+        """
+        stream = IOStream(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), max_buffer_size=MAX_ANSWER_BYTES)
         try:
-            await client.fetch(request)
-        except (HTTPClientError, OSError) as error:
+            await asyncio.wait_for(stream.connect(self._path), self._timeout_s)
+            await stream.write(b"GET /owner/events HTTP/1.0\r\nHost: localhost\r\n\r\n")
+            head = await asyncio.wait_for(stream.read_until(b"\r\n\r\n"), self._timeout_s)
+            if head.split(b" ", 2)[1:2] != [b"200"]:
+                raise NodeUnavailableError(f"what answers at {self._path} tells no events; is it of this version?")
+            while True:
+                take(msgspec.json.decode(await stream.read_until(b"\n"), type=dict[str, Any]))
+        except (OSError, StreamClosedError, asyncio.TimeoutError) as error:
             raise NodeUnavailableError(f"nothing answers at {self._path} ({error}); is it running?") from None
         finally:
-            client.close()
-
-    def _client(self, max_bytes: int) -> SimpleAsyncHTTPClient:
-        return SimpleAsyncHTTPClient(
-            force_instance=True, resolver=_SocketResolver(path=self._path), max_body_size=max_bytes
-        )
+            stream.close()
 
     async def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         request = HTTPRequest(
@@ -125,7 +115,9 @@ class OwnerClient:
             follow_redirects=False,
             allow_nonstandard_methods=True,  # a DELETE with a body
         )
-        client = self._client(MAX_ANSWER_BYTES)
+        client = SimpleAsyncHTTPClient(
+            force_instance=True, resolver=_SocketResolver(path=self._path), max_body_size=MAX_ANSWER_BYTES
+        )
         try:
             response = await client.fetch(request, raise_error=False)
         except (HTTPClientError, OSError) as error:

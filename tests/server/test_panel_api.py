@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import Any
 
+import psutil
 import pytest
 from jupyter_process import REAL_NODE
 from jupyter_server.serverapp import ServerApp
@@ -169,3 +171,34 @@ async def test_the_owners_lists_are_those_of_the_owners_door(jp_serverapp, jp_fe
     door = OwnerClient(extension.node.running.socket)
     for route in ("datasets", "requests", "jobs"):
         assert json.loads((await jp_fetch("grid", "api", route)).body) == await door.forward("GET", f"/owner/{route}")
+
+
+async def test_who_closes_the_panel_hangs_up_at_the_node_too(jp_serverapp, jp_ws_fetch):
+    extension = await running(jp_serverapp)
+
+    def held() -> int:
+        found = psutil.Process(extension.node.running.pid).net_connections("unix")
+        return sum(one.laddr == extension.node.running.socket and one.status != "LISTEN" for one in found)
+
+    before = held()
+    for _ in range(3):
+        socket = await jp_ws_fetch("grid", "api", "events")
+        await told(socket, lambda event: event["changed"])
+        socket.close()
+    end = time.monotonic() + 30.0
+    while held() > before and time.monotonic() < end:  # noqa: ASYNC110 - another process's connections
+        await asyncio.sleep(0.1)
+    assert held() <= before
+
+
+async def test_a_start_waits_for_the_stop_before_it(jp_serverapp, jp_fetch):
+    extension = await running(jp_serverapp)
+    before = extension.node.running.pid
+    stopping = asyncio.ensure_future(jp_fetch("grid", "api", "node", "stop", method="POST", body=""))
+    await asyncio.sleep(0.05)
+    await jp_fetch("grid", "api", "node", "start", method="POST", body="")
+    await stopping
+    again = await extension.node.ready(60.0)
+    assert again.pid != before
+    status = json.loads((await jp_fetch("grid", "api", "status")).body)
+    assert (status["state"], status["pid"]) == ("running", again.pid)
