@@ -6,6 +6,7 @@ What counts is in the database; all that is here can be made again from it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import logging
@@ -192,7 +193,10 @@ class Live:
                 rows.count(place, device, number=first.number, samples=samples, blob=blob.name, sha256=blob.sha256)
                 return state, StoredReport(number=first.number, blob=blob.name, samples=samples)
             if place.state == "reported" and place.sha256 == blob.sha256:
-                return state, None
+                if place.blob is None or self._ground.blobs.path(place.blob).exists():
+                    return state, None
+                place.blob = blob.name  # its file was lost; this is the same
+                return state, StoredReport(number=place.number or 0, blob=blob.name, samples=place.samples or 1)
             raise Conflict(first.reason if isinstance(first, Late) else "this report does not count")
 
         return await self._step(work, self._fold_later) is not None
@@ -323,7 +327,8 @@ class Live:
             return
         self._ground.at("report-counted")
         self._pending[report.number] = report
-        self._ground.thread.submit(self._fold_ready)
+        with contextlib.suppress(RuntimeError):  # the Node stops; the next start folds it
+            self._ground.thread.submit(self._fold_ready)
 
     def _fresh(self) -> Folding:
         from grid_jupyter.cycles.folding import Folding  # a Node that hosts nothing does without NumPy

@@ -23,6 +23,7 @@ from grid_jupyter.errors import (
     Conflict,
     GridError,
     LimitExceededError,
+    NodeUnavailableError,
     NotFound,
 )
 from grid_jupyter.store.blobs import Blob, BlobStore, Upload
@@ -91,7 +92,7 @@ class Cycles:
     async def stop(self) -> None:
         """Let go of all of it; nothing is lost."""
         self._stopped = True
-        if self._finishing:
+        while self._finishing:
             await asyncio.wait(self._finishing)
         for live in self._live.values():
             await live.stop()
@@ -236,7 +237,11 @@ class Cycles:
     # -------------------------------------------------------------- reports
 
     async def begin_report(self, worker_id: str, request_key: str) -> Arriving:
-        """Whether a report could count, before its bytes come. Raises NotFound, NotAuthenticatedError, Conflict."""
+        """Whether a report could count, before its bytes come.
+
+        Raises NotFound, NotAuthenticatedError, Conflict, NodeUnavailableError.
+        """
+        self._check_runs()
 
         def work(rows: TrainingRows) -> tuple[Live, int]:
             _, place = rows.place_of(worker_id, request_key)
@@ -257,9 +262,19 @@ class Cycles:
         """Check a report whose bytes are here, make it durable, and count it: when this returns, it counts, whatever
         ends this process. Goes on where its caller is cancelled.
 
-        Raises InvalidDataError, LimitExceededError, Conflict, StorageFullError; then it does not count.
+        Raises InvalidDataError, LimitExceededError, Conflict, StorageFullError, NodeUnavailableError; then it does not
+        count.
         """
+        try:
+            self._check_runs()
+        except NodeUnavailableError:
+            upload.abort()
+            raise
         await self._finish(self._take(arriving, upload, samples or 1))
+
+    def _check_runs(self) -> None:
+        if self._stopped:
+            raise NodeUnavailableError("this Node is stopping; send the report again")
 
     async def _take(self, arriving: Arriving, upload: Upload, samples: int) -> None:
         live, ground = arriving.live, self._ground
@@ -274,12 +289,14 @@ class Cycles:
 
         blob = await asyncio.to_thread(keep)
         ground.at("report-durable")
-        counted = False
         try:
             counted = await live.report(arriving.worker_id, arriving.request_key, samples, blob)
-        finally:
-            if not counted:
-                await asyncio.to_thread(self.blobs.delete, blob.name)
+        except GridError:
+            await asyncio.to_thread(self.blobs.delete, blob.name)
+            raise
+        # After any other error the row may be there: the file stays, and the sweep of the next start knows.
+        if not counted:
+            await asyncio.to_thread(self.blobs.delete, blob.name)
 
     async def _finish(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

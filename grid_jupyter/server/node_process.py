@@ -207,6 +207,8 @@ async def _serve(options: NodeOptions, state: StateDir) -> None:
     finally:
         for server in servers:
             server.stop()
+        for public in servers[:1]:
+            await public.close_all_connections()  # no report begins any more; those whose bytes are here count
         await cycles.stop()
         await node.stop()
         for server in servers:

@@ -27,7 +27,14 @@ from sqlalchemy.dialects import sqlite
 from grid_jupyter.cycles import selection
 from grid_jupyter.cycles.machine import Pooled, begin, on
 from grid_jupyter.cycles.terms import read_terms
-from grid_jupyter.errors import BadRequest, Conflict, GridError, NotAuthenticatedError, NotFound
+from grid_jupyter.errors import (
+    BadRequest,
+    Conflict,
+    GridError,
+    NodeUnavailableError,
+    NotAuthenticatedError,
+    NotFound,
+)
 from grid_jupyter.store.database import Database, sqlite_url
 from grid_jupyter.store.records import DeviceRow, TrainingRow
 from grid_jupyter.store.trainings import TrainingRows
@@ -177,6 +184,70 @@ def test_a_report_sent_again_counts_once_and_another_one_for_its_place_is_refuse
         assert (await here.stands())["reports"] == 0
 
     run(tmp_path, work)
+
+
+def test_a_report_whose_row_is_written_while_the_node_stops_keeps_its_file_and_is_folded_after_the_restart(
+    tmp_path: Path,
+):
+    here: World
+
+    def stop_folding(point: str) -> None:
+        if point == "report-durable":
+            here.cycles._ground.thread.shutdown()
+
+    async def before() -> tuple[str, str]:
+        nonlocal here
+        async with world(tmp_path, at=stop_folding) as here:
+            await here.host(max_diffs=1)
+            place = await here.accepted()
+            await here.report(place, diff(1, 1, 1))
+            return place
+
+    async def after(here: World) -> None:
+        await here.report(place, diff(1, 1, 1))
+        assert (await here.stands(after=0))["completed"] == 1
+        numpy.testing.assert_allclose((await here.checkpoint())["w"], MODEL["w"] - 1)
+
+    place = asyncio.run(before())
+    run(tmp_path, after)
+
+
+def test_a_node_that_stops_takes_no_more_reports_and_leaves_nothing_of_them(tmp_path: Path):
+    async def work(here: World) -> None:
+        await here.host(max_diffs=1)
+        place = await here.accepted()
+        arriving = await here.cycles.begin_report(*place)
+        upload = here.cycles.blobs.begin("a")
+        upload.write(diff(1, 1, 1))
+        await here.cycles.stop()
+        with pytest.raises(NodeUnavailableError, match="send the report again"):
+            await here.cycles.finish_report(arriving, upload, None)
+        with pytest.raises(NodeUnavailableError, match="send the report again"):
+            await here.cycles.begin_report(*place)
+        assert len(list((tmp_path / "training").iterdir())) == 2
+
+    run(tmp_path, work)
+
+
+def test_a_report_whose_file_was_lost_is_healed_by_sending_it_again(tmp_path: Path):
+    async def before(here: World) -> tuple[str, str]:
+        await here.host(max_diffs=2)
+        place = await here.accepted()
+        known = set((tmp_path / "training").iterdir())
+        await here.report(place, diff(1, 1, 1), 3)
+        (lost,) = set((tmp_path / "training").iterdir()) - known
+        lost.unlink()
+        return place
+
+    async def after(here: World) -> None:
+        await here.report(await here.accepted(), diff(5, 5, 5))
+        assert (await here.stands())["phase"] == "closing"
+        await here.report(place, diff(1, 1, 1), 3)
+        assert (await here.stands(after=0))["completed"] == 1
+        numpy.testing.assert_allclose((await here.checkpoint())["w"], MODEL["w"] - 2)
+
+    place = run(tmp_path, before)
+    run(tmp_path, after)
 
 
 def test_a_request_that_is_sent_again_with_its_nonce_gets_the_same_place(tmp_path: Path):
