@@ -37,6 +37,7 @@ from grid_jupyter.node.job_documents import (
 from grid_jupyter.node.job_queue import Waiting, next_job
 from grid_jupyter.node.job_records import MAX_HISTORY, LiveJob
 from grid_jupyter.node.job_runs import JobWorker, failed, header_of, to_the_end
+from grid_jupyter.node.request_rules import verdict_of
 from grid_jupyter.node.requests import Requests
 from grid_jupyter.node.verdicts import (
     DENIED,
@@ -232,6 +233,8 @@ class JobKeeper:
         """Something was decided: a job may have to be looked at again."""
         live = self._live.get(key.removesuffix(RESULT))
         if kind == JOB and live is not None:
+            if not verdict.granted:
+                live.releasing = 0  # at once: before the next round leaves, the request itself is looked at
             self._spawn(self.reconsider(live))
 
     async def reconsider(self, live: LiveJob) -> None:
@@ -267,8 +270,12 @@ class JobKeeper:
         owners = ", ".join(dict.fromkeys(one.owner for one in asked.sources))
         live.request = verdict.request
         if held and (verdict.state == USED or (verdict.granted and (looked or not verdict.review))):
-            await self.use(live)
-            return machine.Released()
+            try:
+                await self.use(live)
+            except GetNotPermittedError:  # taken back, or over, since it was decided
+                verdict = verdict_of(await self._requests.standing(live.request, live.by))
+            else:
+                return machine.Released()
         if verdict.granted and held:
             return machine.Asked(f"what it came to waits for the word of {owners}")
         if verdict.state == GRANTED and verdict.review and live.document.arguments.rounds > 1:
@@ -276,7 +283,8 @@ class JobKeeper:
                 f"{owners} want to look at what comes out before it leaves, which a job of many rounds cannot wait "
                 f"for: submit it with rounds=1"
             )
-        if verdict.state == GRANTED:
+        used = verdict.state == USED and live.document.arguments.rounds > 1  # by the last one, not yet written down
+        if verdict.state == GRANTED or used:
             return machine.Granted(look=verdict.review)
         if verdict.state == QUESTION:
             return machine.Asked(f"an owner asks: {verdict.reason}. node.my_requests() has it, and .answer(text)")
@@ -301,10 +309,15 @@ class JobKeeper:
         return live.rules == [rules_of(stored) for stored in found.values()]
 
     async def use(self, live: LiveJob) -> None:
-        """Take up the approval of a job, once, before what it came to leaves."""
+        """Take up the approval of a job, once, before what it came to leaves. Raises GetNotPermittedError where it
+        does not stand any more."""
         if live.request:
-            with contextlib.suppress(GetNotPermittedError):  # it was, before the Node was started again
+            try:
                 await self._requests.use(live.request, live.by)
+            except GetNotPermittedError:
+                standing = await self._requests.standing(live.request, live.by)
+                if standing.state != USED:  # else it was, before the Node was started again
+                    raise
 
     # -------------------------------------------------------------- changes
 
@@ -527,14 +540,41 @@ class JobKeeper:
             await self._end_worker(live)
 
     async def round_done(self, live: LiveJob, metrics: dict[str, float]) -> None:
-        """A round was computed, and may leave. It is written down a little later, but for the last one."""
-        if live.request != live.releasing:
-            await self._requests.begun(live.request, live.by)
-            live.releasing = live.request
-        after, actions = machine.on(live.machine, machine.RoundDone(), self._clock())
-        if not actions:
-            live.take_round(after, metrics)
-            return
-        await self.use(live)
+        """A round was computed, and may leave. It is written down a little later, but for the last one.
+
+        Raises Conflict where the job stands otherwise meanwhile, GetNotPermittedError: then nothing may leave.
+        """
+        try:
+            await self._take_up(live)
+            after, actions = machine.on(live.machine, machine.RoundDone(), self._clock())
+            if not actions:
+                check_runs(live.machine)
+                live.take_round(after, metrics)
+                return
+            await self.use(live)
+        except GetNotPermittedError:  # taken back, or over: it is told how the job stands then
+            await self.reconsider(live)
+            check_runs(live.machine)
+            raise
+        check_runs(live.machine)
         live.history.append(metrics)
         await self.apply(live, machine.RoundDone())
+        if live.machine.state != "done":  # it ended otherwise, just before
+            check_runs(live.machine)
+
+    async def _take_up(self, live: LiveJob) -> None:
+        """Have it in the audit log, once, by which approval rounds leave."""
+        if live.request == live.releasing:
+            return
+        live.releasing = live.request  # before it is so: whoever takes it back meanwhile is not overwritten
+        try:
+            await self._requests.begun(live.request, live.by)
+        except BaseException:
+            live.releasing = 0
+            raise
+
+
+def check_runs(job: machine.Job) -> None:
+    """Raises Conflict, which says how it stands, for a job that does not run."""
+    if job.state != "running":
+        raise Conflict(f"this job is {job.state}{f': {job.said}' if job.said else ''}")

@@ -34,7 +34,7 @@ from grid_jupyter.node.job_documents import (
     find_weights,
     prepare,
 )
-from grid_jupyter.node.job_keeper import JobKeeper
+from grid_jupyter.node.job_keeper import JobKeeper, check_runs
 from grid_jupyter.node.job_records import LiveJob, describe, new_row
 from grid_jupyter.node.policy import Rules
 from grid_jupyter.node.request_rules import TRIAGE
@@ -46,6 +46,7 @@ from grid_jupyter.store.jobs import JobTable, StoredJob
 from grid_jupyter.wire.jobs import JobInfo, Submit
 from grid_jupyter.wire.messages import Round, Rounded
 from grid_jupyter.worker.backend import Workers
+from grid_jupyter.worker.channel import close_all
 from grid_jupyter.worker.devices import WHOLE, Asked
 
 MAX_OPEN = 100
@@ -240,13 +241,13 @@ class Jobs:
             raise ObjectNotFoundError("there is no such job of yours here, or it has ended; see node.jobs()")
         if not await self.keeper.stands(live):
             await self.keeper.reconsider(live)
-        standing = live.machine
-        if standing.state != "running":
-            raise Conflict(f"this job is {standing.state}{f': {standing.said}' if standing.said else ''}")
-        if standing.rounds < 2 or message.number < 1:
+        check_runs(live.machine)
+        if live.machine.rounds < 2 or message.number < 1:
             raise Conflict("only a job of many rounds computes rounds, whose numbers begin with 1")
         async with live.round:  # one after the other: they share the Worker's weights
             if live.answered is not None and live.answered[:2] == (message.number, bytes(payload)):
+                if live.machine.state != "done":
+                    check_runs(live.machine)
                 return live.answered[2], memoryview(live.answered[3]), []  # it was asked for again
             running = await self.keeper.worker(live)
             descriptors = [] if descriptor is None else [descriptor]
@@ -260,8 +261,12 @@ class Jobs:
                 await self.keeper.lost(live, running)
                 raise Conflict(f"the job's Worker ended: {error}. Ask for the round again") from None
             rounded = Rounded(metrics=trained.history[-1], rows=trained.rows, steps=trained.steps)
+            try:
+                await self.keeper.round_done(live, rounded.metrics)
+            except BaseException:
+                close_all(handed)
+                raise
             live.answered = None if handed else (message.number, bytes(payload), rounded, bytes(weights))
-            await self.keeper.round_done(live, rounded.metrics)
             return rounded, weights, handed
 
 

@@ -148,10 +148,15 @@ class Requests:
 
     async def begun(self, request: int, asker: str) -> None:
         """What a job makes in rounds leaves by this approval from now on, as long as it stands: durable, and in the
-        audit log, before the first round leaves."""
+        audit log, before the first round leaves. Taken up already, it is good for the last round once more.
+
+        Raises GetNotPermittedError, which says how the request stands, and ObjectNotFoundError for another's.
+        """
 
         def work(rows: RequestRows, events: list[Event]) -> StoredRequest:
-            found = asked_by(asker, rows.get(request))
+            found = self._on_time(rows, events, asked_by(asker, rows.get(request)), self._clock())
+            if found.state not in (APPROVED, USED):
+                raise not_granted(found)
             events.append(self._audit.event("releases-by-approval", asker, request=request, key=found.key))
             return found
 
