@@ -14,13 +14,17 @@ from pathlib import Path
 import numpy
 
 from grid_jupyter.aggregation.fold import Fold
-from grid_jupyter.aggregation.form import Form, Tensor
+from grid_jupyter.aggregation.form import Form, Tensor, chunks
 from grid_jupyter.errors import InvalidDataError
 from grid_jupyter.store.blobs import Blob, BlobStore
 from grid_jupyter.wire.safetensors import BlobTensor, build_header, parse_header, read_header
 
 _DTYPES = frozenset({"float16", "float32", "float64", "int8", "int16", "int32", "int64"})
 """What a model's tensors may be: differences of them are of the same dtype."""
+
+
+_SHARE = float(1 << 20)
+"""Reports as large as the largest that is taken whose sum is still finite."""
 
 
 class Folding:
@@ -72,14 +76,29 @@ def form_of(path: Path) -> Form:
         return Form.of(found)
 
 
-def check(path: Path, form: Form, max_norm: float | None) -> None:
-    """Refuse a report that is not of the model's form, has NaN or infinities, or is over the bound on its norm.
+def check(path: Path, form: Form, max_norm: float | None, samples: int = 1) -> None:
+    """Refuse a report that is not of the model's form, has NaN or infinities, is over the bound on its norm, or so
+    large that with its samples a sum of some would overflow.
 
     Raises InvalidDataError, LimitExceededError.
     """
     with mapped(path) as tensors:
         form.check(tensors)
         form.check_values(tensors, max_norm=max_norm)
+        for name, tensor in tensors.items():
+            if tensor.dtype.kind == "f":
+                _check_sum(name, tensor, samples)
+
+
+def _check_sum(name: str, tensor: Tensor, samples: int) -> None:
+    """The checkpoint would be infinite for good; integers are summed in float64, where no report is so large."""
+    most = float(numpy.finfo(numpy.promote_types(tensor.dtype, numpy.float32)).max) / _SHARE
+    for part, _ in chunks(tensor):
+        if part.size and max(-float(part.min()), float(part.max())) > most / samples:
+            raise InvalidDataError(
+                f"{name[:80]!r} has values in the report that are too large for a mean: times the number of samples "
+                "they would overflow its sum; train with a smaller learning rate"
+            )
 
 
 @contextmanager

@@ -262,10 +262,10 @@ class Live:
             try:
                 await self._look()
                 failed = 0
-            except (GridError, OSError) as error:
+            except Exception as error:  # the outermost loop of its task: without it no cycle would ever end again
                 failed += 1
                 log.error("a cycle of training %d waits: %s", self.stored.id, type(error).__name__, exc_info=error)
-                await asyncio.sleep(min(PATIENCE_S, 2.0**failed))
+                await asyncio.sleep(min(PATIENCE_S, 2.0 ** min(failed, 9)))
 
     async def _look(self) -> None:
         if self.state.phase == "closing":
@@ -328,12 +328,18 @@ class Live:
         self._ground.at("report-counted")
         self._pending[report.number] = report
         with contextlib.suppress(RuntimeError):  # the Node stops; the next start folds it
-            self._ground.thread.submit(self._fold_ready)
+            self._ground.thread.submit(self._fold_ahead)
 
     def _fresh(self) -> Folding:
         from grid_jupyter.cycles.folding import Folding  # a Node that hosts nothing does without NumPy
 
         return Folding(self.form)
+
+    def _fold_ahead(self) -> None:
+        try:
+            self._fold_ready()
+        except Exception as error:  # the outermost call of its thread; closing the cycle folds all of them again
+            log.error("a report of training %d waits: %s", self.stored.id, type(error).__name__, exc_info=error)
 
     def _fold_ready(self) -> None:
         """Fold what has come, in the order in which it counted, which may not be that of its coming."""
@@ -341,8 +347,8 @@ class Live:
             while (report := self._pending.get(self._folding.count + 1)) is not None:
                 self._folding.fold(self._ground.blobs.path(report.blob), report.samples)
                 self._ground.at("report-folded")
-        except (GridError, OSError):
-            self._folding = self._fresh()  # half a report may be in it; closing folds all of them again
+        except BaseException:
+            self._folding = self._fresh()  # half a report may be in it; whoever is next folds all of them again
             raise
 
     def _checkpoint(self, model: StoredCheckpoint, count: int) -> Blob:
@@ -351,7 +357,11 @@ class Live:
             self._folding = self._fresh()
             raise GridError(f"of {count} reports of a cycle some are not there")
         blobs = self._ground.blobs
-        return self._folding.checkpoint(blobs.path(model.blob), blobs, f"checkpoint of {self.stored.id}")
+        try:
+            return self._folding.checkpoint(blobs.path(model.blob), blobs, f"checkpoint of {self.stored.id}")
+        except BaseException:
+            self._folding = self._fresh()  # its sums are used up
+            raise
 
     # -------------------------------------------------------------- what it tells
 

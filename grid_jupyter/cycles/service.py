@@ -50,14 +50,15 @@ SLOW_GB = 2.0
 """A device with less memory than this counts as slow."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Arriving:
-    """A report whose bytes come in."""
+    """A report whose bytes come in. `give_way` is called when it is begun again: only the newer one goes on."""
 
     live: Live
     worker_id: str
     request_key: str
     limit: int
+    give_way: Callable[[], None] = lambda: None
 
 
 class Cycles:
@@ -79,6 +80,7 @@ class Cycles:
         self._stopped = False
         self.text_bytes = 0
         """Bytes of reports in base64 that come in just now."""
+        self._arriving: dict[str, Arriving] = {}
         self._finishing: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
@@ -249,10 +251,21 @@ class Cycles:
             # what was reported may be sent again by a device that never heard the answer
             if place.state != "reported" and (place.sequence != live.state.sequence or live.state.phase != "open"):
                 raise Conflict("the cycle of this request_key is closed; ask for the next one")
+            if place.state not in ("assigned", "reported"):
+                raise Conflict("the cycle began again, and this place was given up; ask for a new one")
             return live, rows.checkpoint(live.stored.id).nbytes
 
         live, nbytes = await self._table.transact(work)
-        return Arriving(live, worker_id, request_key, nbytes + HEADER_BYTES)
+        older = self._arriving.pop(request_key, None)
+        if older is not None:
+            older.give_way()
+        arriving = self._arriving[request_key] = Arriving(live, worker_id, request_key, nbytes + HEADER_BYTES)
+        return arriving
+
+    def end_report(self, arriving: Arriving) -> None:
+        """No more bytes of it come."""
+        if self._arriving.get(arriving.request_key) is arriving:
+            del self._arriving[arriving.request_key]
 
     def largest_report(self) -> int:
         """Length of the longest report that any training here could take."""
@@ -265,6 +278,7 @@ class Cycles:
         Raises InvalidDataError, LimitExceededError, Conflict, StorageFullError, NodeUnavailableError; then it does not
         count.
         """
+        self.end_report(arriving)
         try:
             self._check_runs()
         except NodeUnavailableError:
@@ -284,7 +298,7 @@ class Cycles:
                 ground.at("report-arrived")
                 if upload.size > arriving.limit:
                     raise LimitExceededError(f"a report of this model has at most {arriving.limit} bytes")
-                _check(upload.path, live.form, live.terms.max_norm)
+                _check(upload.path, live.form, live.terms.max_norm, samples)
                 return upload.commit()
 
         blob = await asyncio.to_thread(keep)
@@ -311,7 +325,7 @@ class Cycles:
 
         Raises NotFound, BadRequest.
         """
-        if checkpoint != "latest" and not (checkpoint.isdigit() and len(checkpoint) < 10):
+        if checkpoint != "latest" and not (checkpoint.isascii() and checkpoint.isdigit() and len(checkpoint) < 10):
             raise BadRequest("checkpoint is 'latest', or its number from 1 on")
         number = None if checkpoint == "latest" else int(checkpoint)
         found = await self._table.transact(lambda rows: rows.checkpoint(rows.find(name, version).id, number))
@@ -345,10 +359,10 @@ def _form_of(path: Path) -> Form:
     return form_of(path)
 
 
-def _check(path: Path, form: Form, max_norm: float | None) -> None:
+def _check(path: Path, form: Form, max_norm: float | None, samples: int = 1) -> None:
     from grid_jupyter.cycles.folding import check
 
-    check(path, form, max_norm)
+    check(path, form, max_norm, samples)
 
 
 def _rejected(answer: Reject) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from grid_jupyter.node.session import NodeSession
 from grid_jupyter.node.uploads import Coming, Uploads, check_may_publish
 from grid_jupyter.server.detached import answer
 from grid_jupyter.server.door import Door
-from grid_jupyter.server.session_frames import SessionFrames
+from grid_jupyter.server.session_frames import SessionFrames, message_head
 from grid_jupyter.wire import messages
 from grid_jupyter.wire.limits import MAX_FRAME_BYTES
 
@@ -28,6 +28,8 @@ log = logging.getLogger("grid_jupyter")
 
 CHUNK = 1 << 20
 """Bytes of a bulk answer that are read and sent at a time."""
+PART = 64 << 10
+"""Bytes of a plain answer that must be taken within STALL_S."""
 TRANSFER_S = 6 * 3600.0
 """Longest time that one bulk transfer may take."""
 STALL_S = 60.0
@@ -63,12 +65,24 @@ class NodeDoor(Door):
                 piece = await asyncio.to_thread(os.pread, descriptor, CHUNK, sent)
                 if not piece:
                     raise HTTPError(500)
-                self.write(piece)
-                await self.flush()
+                for start in range(0, len(piece), PART):
+                    self.write(piece[start : start + PART])
+                    await self.hand_over()
                 sent += len(piece)
             self.finish()
+        except StreamClosedError:
+            return
         finally:
             os.close(descriptor)
+
+    async def hand_over(self) -> None:
+        """Send what was written. Raises StreamClosedError for a reader who left, or took nothing in STALL_S."""
+        try:
+            await asyncio.wait_for(self.flush(), STALL_S)
+        except asyncio.TimeoutError:
+            connection: Any = self.request.connection
+            connection.stream.close()
+            raise StreamClosedError from None
 
 
 class SessionDoor(NodeDoor, WebSocketHandler):
@@ -172,7 +186,7 @@ class SessionDoor(NodeDoor, WebSocketHandler):
             taken.set_result(None)  # the client left; on_close ends the session
             return taken
         try:
-            written: asyncio.Future[None] = connection.stream.write(_message_head(len(frame)) + frame)
+            written: asyncio.Future[None] = connection.stream.write(message_head(len(frame)) + frame)
         except StreamClosedError:
             taken.set_result(None)
             return taken
@@ -193,15 +207,6 @@ class SessionDoor(NodeDoor, WebSocketHandler):
         self.close(1008, reason.encode()[:120].decode(errors="ignore"))  # the protocol's limit is 123 bytes
 
 
-def _message_head(length: int) -> bytes:
-    """What precedes a whole binary message from a server (RFC 6455, 5.2)."""
-    if length < 126:
-        return bytes((0x82, length))
-    if length < 1 << 16:
-        return b"\x82\x7e" + length.to_bytes(2, "big")
-    return b"\x82\x7f" + length.to_bytes(8, "big")
-
-
 class BulkDoor(NodeDoor):
     """Base of doors that take in large bodies."""
 
@@ -210,7 +215,7 @@ class BulkDoor(NodeDoor):
     def length(self) -> int:
         """Content-Length of the request. Raises BadRequest without one."""
         text = self.request.headers.get("Content-Length", "")
-        if not text.isdigit() or len(text) > 18:
+        if not is_number(text):
             raise BadRequest("a bulk transfer says its Content-Length")
         return int(text)
 
@@ -366,9 +371,14 @@ class ServeModel(BulkDoor):
             raise InvalidDataError("the model is not text in ISO-8859-1; send it as a multipart file") from None
 
 
+def is_number(text: str) -> bool:
+    """Whether a text is a number from 0 on that a Node works with; `²` is a digit too, and none."""
+    return text.isascii() and text.isdigit() and len(text) <= 18
+
+
 def byte_number(text: str) -> int:
     """A number from a header or path. Raises BadRequest."""
-    if not text.isdigit() or len(text) > 18:
+    if not is_number(text):
         raise BadRequest("ids of values and numbers of bytes are plain numbers")
     return int(text)
 

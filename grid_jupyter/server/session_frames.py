@@ -113,3 +113,12 @@ def _head(data: bytes, at: int) -> _Head | None:
     if len(data) < begin + 4:
         return None
     return _Head(first, data[begin : begin + 4], begin + 4, begin + 4 + length)
+
+
+def message_head(length: int) -> bytes:
+    """What precedes a whole binary message from a server (RFC 6455, 5.2)."""
+    if length < 126:
+        return bytes((0x82, length))
+    if length < 1 << 16:
+        return b"\x82\x7e" + length.to_bytes(2, "big")
+    return b"\x82\x7f" + length.to_bytes(8, "big")

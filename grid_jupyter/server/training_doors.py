@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import os
 import secrets
-import zlib
 from typing import Any
 
 import msgspec
@@ -17,6 +14,7 @@ from tornado.web import stream_request_body
 from grid_jupyter.cycles.service import Arriving, Cycles
 from grid_jupyter.errors import (
     BadRequest,
+    Conflict,
     GridError,
     InvalidDataError,
     LimitExceededError,
@@ -25,7 +23,8 @@ from grid_jupyter.errors import (
 )
 from grid_jupyter.node.uploads import Uploads, check_may_publish
 from grid_jupyter.server.door import Door
-from grid_jupyter.server.node_streams import CHUNK, BulkDoor, NodeDoor, UploadIn, byte_number
+from grid_jupyter.server.node_streams import CHUNK, PART, BulkDoor, NodeDoor, UploadIn, byte_number
+from grid_jupyter.server.report_bytes import append, of_text, unzip_of
 from grid_jupyter.store.blobs import Upload
 from grid_jupyter.wire.training import Authenticate, CycleRequest, HostTraining, Report, Samples
 
@@ -37,6 +36,8 @@ MAX_TEXT_BYTES = 256 << 20
 """Bytes of all reports in base64 that come in at once: they are in memory, and anybody can begin one."""
 SAMPLE_BYTES = 64 << 20
 """What a speed test downloads, or uploads, at most."""
+_SAMPLE = os.urandom(PART)
+"""What a sample repeats: gzip, which looks back 32 KiB, cannot make it smaller on the way."""
 
 
 class TrainingDoor(NodeDoor):
@@ -215,11 +216,10 @@ class SpeedTest(TrainingDoor, BulkDoor):
         self.set_header("Content-Type", "application/octet-stream")
         self.set_header("Content-Disposition", "attachment; filename=sample")
         self.set_header("Content-Length", str(SAMPLE_BYTES))
-        piece = os.urandom(CHUNK)  # nothing on the way can make it smaller
         try:
-            for _ in range(SAMPLE_BYTES // CHUNK):
-                self.write(piece)
-                await self.flush()
+            for _ in range(SAMPLE_BYTES // PART):
+                self.write(_SAMPLE)
+                await self.hand_over()
         except StreamClosedError:
             return  # whoever has measured enough leaves
         self.finish()
@@ -258,14 +258,22 @@ class ReportDoor(TrainingDoor, BulkDoor):
                 return
             self._samples = self._number_of_samples()
             arriving = await self.cycles.begin_report(self.one("worker_id"), self.one("request_key"))
-            self._unzip = _unzip(self.request.headers.get("Content-Encoding", "identity"))
+            self._arriving, arriving.give_way = arriving, self._give_way
+            self._unzip = unzip_of(self.request.headers.get("Content-Encoding", "identity"))
             self._begin(arriving.limit)
             upload = await asyncio.to_thread(self.cycles.blobs.begin, secrets.token_hex(16))
-            self._arriving, self._upload = arriving, upload
+            if self._arriving is None:  # it gave way meanwhile, or its sender left
+                upload.abort()
+                return
+            self._upload = upload
             self.check_still_there()
         except GridError as error:
             self.on_finish()
-            await self.conclude(self.detach(), error)
+            if not self._finished:
+                await self.conclude(self.detach(), error)
+
+    def _give_way(self) -> None:
+        self.give_up(Conflict("the report of this place was begun again elsewhere, and only the newer one counts"))
 
     def _number_of_samples(self) -> int | None:
         told = self.get_query_argument("train_num_samples", "") or self.get_query_argument("num_samples", "")
@@ -294,7 +302,7 @@ class ReportDoor(TrainingDoor, BulkDoor):
             return
         self._writing = True
         try:
-            await asyncio.to_thread(_append, upload, data, self._unzip, arriving.limit)
+            await asyncio.to_thread(append, upload, data, self._unzip, arriving.limit)
         except GridError as error:
             self.give_up(error)
         finally:
@@ -318,7 +326,10 @@ class ReportDoor(TrainingDoor, BulkDoor):
         self.reply({"status": "success"})
 
     def on_finish(self) -> None:
-        upload, self._upload, self._arriving = self._upload, None, None
+        upload, self._upload = self._upload, None
+        arriving, self._arriving = self._arriving, None
+        if arriving is not None:
+            self.cycles.end_report(arriving)
         if upload is not None and not self._writing:  # its file must stay open while a thread writes to it
             upload.abort()
         self.cycles.text_bytes -= self._text_bytes
@@ -329,18 +340,11 @@ async def report_text(cycles: Cycles, body: bytes) -> None:
     """A report as JSON, its diff in base64."""
     report = await asyncio.to_thread(decode, body, Report)
     arriving = await cycles.begin_report(report.worker_id, report.request_key)
-    upload = await asyncio.to_thread(_upload_of, cycles, report.diff)
-    await cycles.finish_report(arriving, upload, report.train_num_samples or report.num_samples)
-
-
-def _upload_of(cycles: Cycles, diff: str) -> Upload:
     try:
-        data = base64.b64decode(diff, validate=True)
-    except (binascii.Error, ValueError):
-        raise InvalidDataError("'diff' is no base64 text of a safetensors file") from None
-    upload = cycles.blobs.begin(secrets.token_hex(16))
-    upload.write(data)
-    return upload
+        upload = await asyncio.to_thread(of_text, cycles.blobs, report.diff)
+    finally:
+        cycles.end_report(arriving)
+    await cycles.finish_report(arriving, upload, report.train_num_samples or report.num_samples)
 
 
 def decode(body: bytes, kind: Any) -> Any:
@@ -351,26 +355,6 @@ def decode(body: bytes, kind: Any) -> Any:
         raise BadRequest(f"Invalid JSON format. {error}") from None
     except (msgspec.DecodeError, RecursionError, UnicodeError):
         raise BadRequest("Invalid JSON format.") from None
-
-
-def _unzip(encoding: str) -> Any:
-    if encoding == "identity":
-        return None
-    if encoding != "gzip":
-        raise BadRequest("a report comes as it is, or with Content-Encoding: gzip")
-    return zlib.decompressobj(31)
-
-
-def _append(upload: Upload, data: bytearray, unzip: Any, limit: int) -> None:
-    """Write what came, never more than the limit and a byte."""
-    if unzip is not None:
-        try:
-            data = unzip.decompress(data, limit - upload.size + 1)
-        except zlib.error:
-            raise InvalidDataError("the report is said to be gzip'ed, and is not") from None
-    if upload.size + len(data) > limit:
-        raise LimitExceededError(f"a report of this model has at most {limit} bytes")
-    upload.write(data)
 
 
 def _onnx(data: bytes) -> bytes:

@@ -246,6 +246,9 @@ def test_reports_that_are_cut_too_large_or_for_another_model_are_refused_and_cha
         (bomb, zipped, 413, "at most"),
         (gzip.compress(good)[:-9], zipped, 400, "ends early"),
         (good, zipped, 400, "is said to be gzip'ed"),
+        (gzip.compress(good) + b"x", zipped, 400, "more behind the end"),
+        (gzip.compress(good) + bytes(3 << 20), zipped, 413, "over the limit"),
+        (gzip.compress(good) + bytes(1 << 20), zipped, 400, "more behind the end"),
         (good, {"Content-Encoding": "br"}, 400, "Content-Encoding: gzip"),
         (good[:-4], {}, 400, "safetensors file"),
         (save({"w": numpy.zeros(3, numpy.float32)}), {}, 400, "no tensor"),
@@ -258,6 +261,17 @@ def test_reports_that_are_cut_too_large_or_for_another_model_are_refused_and_cha
         assert said in told["error"]
     for number in ("0", "-3", "many", "1.5", str(10**30)):
         assert node.call("POST", f"{path}&num_samples={number}", good)[0] == 400
+    assert node.call("GET", f"/model-centric/get-model?{path.partition('?')[2]}&model_id=%C2%B2")[0] == 400
+    first = node.connection()
+    first.putrequest("POST", path)
+    first.putheader("Content-Length", str(len(good)))
+    first.endheaders(good[:99])
+    until(lambda: list(node.state.glob("training/*.part")))
+    assert node.call("POST", path, good[:-4])[0] == 400
+    answer = first.getresponse()  # it gave way to the newer one, and left nothing
+    assert (answer.status, "begun again" in answer.read().decode()) == (409, True)
+    first.close()
+    until(lambda: not list(node.state.glob("training/*.part")))
     wrong = path.replace(worker, "0" * 8)
     assert node.call("POST", wrong, good)[1]["error"].startswith("Worker ID not found!")
     assert node.call("POST", path[:-8] + "00000000", good)[0] == 401

@@ -31,6 +31,7 @@ from grid_jupyter.errors import (
     BadRequest,
     Conflict,
     GridError,
+    InvalidDataError,
     NodeUnavailableError,
     NotAuthenticatedError,
     NotFound,
@@ -250,6 +251,63 @@ def test_a_report_whose_file_was_lost_is_healed_by_sending_it_again(tmp_path: Pa
     run(tmp_path, after)
 
 
+def test_whatever_goes_wrong_within_a_cycle_it_goes_on_and_no_report_is_added_twice(tmp_path: Path):
+    left = {"report-folded": 1, "checkpoint-durable": 1}
+
+    def fail(point: str) -> None:
+        if left.get(point):
+            left[point] -= 1
+            raise ZeroDivisionError(point)
+
+    async def work(here: World) -> None:
+        await here.host(max_diffs=2)
+        for value, samples in ((1, 3), (5, 1)):
+            await here.report(await here.accepted(), diff(value, value, value), samples)
+        assert (await here.stands(after=0))["completed"] == 1
+        numpy.testing.assert_allclose((await here.checkpoint())["w"], MODEL["w"] - 2)
+
+    run(tmp_path, work, at=fail)
+    assert not any(left.values())
+
+
+def test_one_report_of_a_place_comes_at_a_time_and_a_place_that_was_given_up_takes_none(tmp_path: Path):
+    clock = Clock()
+
+    async def work(here: World) -> None:
+        await here.host(max_diffs=9, min_diffs=2, cycle_length=100)
+        place = await here.accepted()
+        gone: list[int] = []
+        for k in range(3):
+            arriving = await here.cycles.begin_report(*place)
+            arriving.give_way = lambda k=k: gone.append(k)  # type: ignore[misc]
+        assert gone == [0, 1]
+        await here.report(await here.accepted(), diff(1, 1, 1))
+        here.cycles.end_report(arriving)
+        await here.cycles.begin_report(*place)
+        assert gone == [0, 1]
+        clock.now += 101
+        for live in here.cycles._live.values():
+            await live.tick()
+        with pytest.raises(Conflict, match="was given up"):
+            await here.cycles.begin_report(*place)
+
+    run(tmp_path, work, clock=clock)
+
+
+def test_a_report_that_would_overflow_the_sum_is_refused_with_the_reason(tmp_path: Path):
+    async def work(here: World) -> None:
+        await here.host(max_diffs=1)
+        place = await here.accepted()
+        for value, samples in ((3e38, 2), (-3e38, 2), (-3e38, 1), (1e30, 1000)):
+            with pytest.raises(InvalidDataError, match="would overflow its sum"):
+                await here.report(place, diff(1, value, 1), samples)
+        await here.report(place, diff(1, 1e30, 1), 100)
+        await here.stands(after=0)
+        assert numpy.isfinite((await here.checkpoint())["w"]).all()
+
+    run(tmp_path, work)
+
+
 def test_a_request_that_is_sent_again_with_its_nonce_gets_the_same_place(tmp_path: Path):
     async def work(here: World) -> None:
         await here.host(max_workers=2, cycle_length=100, max_diffs=1)
@@ -361,6 +419,8 @@ def test_unknown_models_versions_and_workers_are_not_found(tmp_path: Path):
             await here.checkpoint("9")
         with pytest.raises(BadRequest, match="'latest'"):
             await here.checkpoint("newest")
+        with pytest.raises(BadRequest, match="'latest'"):
+            await here.checkpoint("²")
 
     run(tmp_path, work)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import os
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,8 @@ from tornado.web import RequestHandler
 from grid_jupyter.cycles.service import Cycles
 from grid_jupyter.identity.tokens import new_token
 from grid_jupyter.node.service import GridNode, local_workers
-from grid_jupyter.server.door import MAX_BODY_BYTES, MAX_JSON_BYTES, http_server
+from grid_jupyter.server import node_streams
+from grid_jupyter.server.door import MAX_BODY_BYTES, MAX_JSON_BYTES, application, http_server
 from grid_jupyter.server.node_door import NODE_RULES, node_application
 from grid_jupyter.store.blobs import BlobStore
 from grid_jupyter.wire.worker import WorkerLimits
@@ -735,3 +738,55 @@ def _until(condition: Callable[[], bool]) -> None:
             return
         done.wait(0.01)
     raise AssertionError("this did not happen in time")
+
+
+def test_a_reader_who_takes_nothing_is_cut_off_and_one_who_takes_his_time_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(node_streams, "STALL_S", 0.5)
+    size = 24 << 20
+    large = tmp_path / "large"
+    with large.open("wb") as file:
+        file.truncate(size)
+    sent: list[str] = []
+
+    class Large(node_streams.NodeDoor):
+        open_to_all = frozenset({"GET"})
+
+        async def get(self) -> None:
+            await self.send_blob(os.open(large, os.O_RDONLY), size)
+            sent.append(self.request.path)
+
+    async def take(port: int, path: str, pause_s: float) -> int:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 16)
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        taken = 0
+        try:
+            while pause_s and (data := await reader.read(1 << 20)):
+                taken += len(data)
+                await asyncio.sleep(pause_s)
+            deadline = time.monotonic() + 20
+            while path not in sent:
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.05)
+            while not pause_s and (data := await reader.read(1 << 20)):
+                taken += len(data)
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+        return taken
+
+    async def work() -> list[int]:
+        server = http_server(application([("/.*", Large)], None))  # type: ignore[arg-type]
+        (listening,) = bind_sockets(0, "127.0.0.1")
+        server.add_sockets([listening])
+        port = listening.getsockname()[1]
+        try:
+            return list(await asyncio.gather(take(port, "/deaf", 0), take(port, "/slow", 0.002)))
+        finally:
+            server.stop()
+            await server.close_all_connections()
+
+    deaf, slow = asyncio.run(work())
+    assert deaf < size < slow
