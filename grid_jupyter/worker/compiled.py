@@ -65,6 +65,11 @@ class Program:
             for slot, number in node.what.gradients.items()
         }
         self._given = [(slot, trace.numbers[slot]) for slot in outs]
+        told = 0
+        for node in trace.nodes:
+            told |= node.what.sources if isinstance(node.what, Published) else 0
+        # whose lineage the backward pass would change if they were gradients (Gradients.tell_nothing)
+        self._exposed = [slot for slot, given in enumerate(trace.given, 1) if told & ~given.sources]
         self._changed_views = [slot for slot in trace.changed if trace.given[slot - 1].is_view]
         self._stage_at = trace.width  # where among the values the stage itself stands
         self._empty: Values = [None] * (trace.width + 1)
@@ -178,6 +183,8 @@ class Program:
             storages.add(box.storage)
         if len(storages) != len(values) or not all(is_free(values[slot]) for slot in self._changed_views):
             return False
+        if self._exposed and not stage.gradients.holds_none(boxes[slot] for slot in self._exposed):
+            return False
         for slot, sources in trace.bare.items():
             held = stage.gradients.held(values[slot])
             if values[slot].grad is not None or held is None or held.box.sources != sources:
@@ -234,6 +241,8 @@ class Program:
             box = boxes.get(storage)
             if box is None:
                 box = boxes[storage] = Box(self._trace.sources[slot], storage=storage)
+            else:  # a slot that ended early knows less than one that was written to later
+                box.sources |= self._trace.sources[slot]
             stage.values[slot], stage.boxes[slot] = value, box
 
     def _failed(self, stage: Stage, values: Values, at: int, error: BaseException) -> Failed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
@@ -85,6 +85,11 @@ class Gradients:
         if sources:
             for held in list(self._held.values()):
                 held.box.sources |= sources
+
+    def holds_none(self, boxes: Iterable[Box]) -> bool:
+        """Whether none of these is the lineage of a gradient, which a backward pass may add to."""
+        held = {id(one.box) for one in self._held.values()}
+        return all(id(box) not in held for box in boxes)
 
     def sources(self, tensor: torch.Tensor) -> int:
         """What a tensor's gradient, or that there is none, derives from."""

@@ -100,8 +100,13 @@ def is_traceable(body: list[list[Any]], templates: dict[int, Any], outside: int,
     if len(backward) > 1 or any(slot <= outside for slot in outs):
         return False
     before = backward[0] if backward else -1
+    filled: set[int] = set()
     for number, command in enumerate(body):
         code = command[0]
+        for slot in _filled_by(command):
+            if slot in filled:  # by its number alone it could not be told which value it stands for
+                return False
+            filled.add(slot)
         if code >= 0:
             template = templates[code]
             if not isinstance(template, Template) or template.kernel.seeded or template.kernel.sized:
@@ -120,6 +125,12 @@ def is_traceable(body: list[list[Any]], templates: dict[int, Any], outside: int,
         elif code not in (commands.GRAD_MODE, commands.PUT):
             return False
     return True
+
+
+def _filled_by(command: list[Any]) -> list[int]:
+    """The slots that a command gives values to, as often as it names them."""
+    out = command[1] if command[0] >= 0 or command[0] in (commands.PUT, commands.GRAD_OF) else 0
+    return out if type(out) is list else [out] if out > 0 else []
 
 
 class Watch:

@@ -581,3 +581,72 @@ def test_any_program_does_the_same_whether_compiled_or_not(program: list[Any], b
             for twin in (twins.fast, twins.plain):
                 twin.feed([c.SEED, 4], [c.RUN, 1, given_ids, ids, []])
             twins.same()
+
+
+# ------------------------------------------------------------------ what a client made up could gain by it
+
+
+def test_a_gradient_named_twice_is_as_private_as_what_was_added_to_it_when_a_run_fails(twins):
+    body = [
+        [c.SET_GRAD, 1, 0], [op("mul.Tensor"), 19, 1, 5], [op("sum.default"), 20, 19],
+        [c.BACKWARD, 20, 0, False, False, -5], [c.GRAD_OF, 25, 1], [c.GRAD_OF, 26, 1], [c.SET_GRAD, 1, 0],
+        [c.GRAD_MODE, False], [op("add_.Tensor"), -6, 26, 3], [op("embedding.default"), 30, 2, 4],
+        [op("neg.default"), 27, 26],
+    ]  # fmt: skip
+    twins.put(11, torch.ones(3))
+    twins.put(12, torch.ones(3, 2))
+    twins.put(13, torch.tensor([41.0, 42.0, 43.0]), 1)
+    twins.put(14, torch.tensor([0, 1, 2]))
+    twins.put(15, torch.tensor([0, 1, 9]))
+    twins.put(16, torch.zeros(3))
+    twins.feed([c.REQUIRE_GRAD, 11, True])
+    twins.feed([c.RECORD, 1, [11, 12], 3, body, [27, 26, 30]])
+    twins.run([13, 14, 16], [50, 51, 52], times=6)
+    assert twins.fast.is_compiled
+    twins.run([13, 15, 16], [50, 51, 52])
+    assert twins.fast.executor.boxes[51].sources == 1
+
+
+@pytest.mark.parametrize("index", [[0, 1, 1], [0, 1, 9]])
+def test_an_input_that_is_anothers_gradient_becomes_as_private_as_the_pass_back_beside_it(twins, index):
+    body = [
+        [c.SET_GRAD, 1, 0], [op("embedding.default"), 20, 1, 3], [op("sum.default"), 21, 20],
+        [c.BACKWARD, 21, 0, False, False, -5], [op("neg.default"), 22, 2],
+    ]  # fmt: skip
+    twins.put(11, torch.ones(3, 2))
+    twins.put(12, torch.ones(2))
+    twins.put(13, torch.ones(2))
+    twins.put(14, torch.tensor([0, 1, 2]), 1)
+    twins.put(15, torch.tensor(index), 1)
+    twins.feed([c.REQUIRE_GRAD, 11, True], [c.REQUIRE_GRAD, 13, True])
+    twins.feed([c.RECORD, 1, [11], 2, body, [22]])
+    twins.run([12, 14], [50], times=6)
+    assert twins.fast.is_compiled
+    twins.feed([c.SET_GRAD, 13, 0])
+    twins.feed([c.GRAD_MODE, True], [op("sum.default"), 60, 13], [c.BACKWARD, 60, 0, False, False, -9])
+    twins.feed([c.GRAD_OF, 61, 13])
+    twins.run([61, 15], [50])
+    assert twins.fast.executor.boxes[50].sources == 1
+
+
+def test_a_slot_that_is_filled_twice_is_never_compiled(twins):
+    body = [
+        [op("neg.default"), 20, 3], [op("add_.Tensor"), -6, 1, 3], [op("embedding.default"), 30, 2, 4],
+        [op("exp.default"), 22, 20], [op("neg.default"), 20, 22],
+    ]  # fmt: skip
+    twins.put(11, torch.zeros(3))
+    twins.put(12, torch.ones(3, 2))
+    twins.put(13, torch.ones(3))
+    twins.put(14, torch.tensor([0, 1, 2]), 1)
+    twins.put(15, torch.tensor([0, 1, 9]), 1)
+    twins.feed([c.RECORD, 1, [11, 12], 2, body, [22, 20]])
+    twins.run([13, 14], [50, 51], times=6)
+    assert not twins.fast.is_compiled
+    twins.run([13, 15], [50, 51])
+
+
+def test_one_id_for_two_results_is_never_compiled(twins):
+    twins.put(11, torch.tensor([[1.0, 2.0], [4.0, 3.0]]))
+    twins.feed([c.RECORD, 1, [], 1, [[op("max.dim"), [20, 20], 1, 0], [op("neg.default"), 21, 20]], [21]])
+    twins.run([11], [50], times=6)
+    assert not twins.fast.is_compiled
