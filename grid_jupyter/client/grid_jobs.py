@@ -72,7 +72,7 @@ class Submits:
         the job what they said.
         """
         found, left_out = spread(self, data)
-        errors: dict[str, GridError] = {}
+        errors: dict[str, Exception] = {}
         if not isinstance(plan, Plan) and loss is None:
             raise BadRequest("a module is submitted with its loss: submit(model, loss=torch.nn.…, data=…)")
         start = plan if model is None and not isinstance(plan, Plan) else model
@@ -96,21 +96,25 @@ class Submits:
             except GridError as error:
                 errors[name] = error
 
-        def send(name: str) -> Job | GridError:
+        def send(name: str) -> Job | Exception:
             try:
                 return nodes[name].submit(
                     ready[name], start, data=found[name], optimizer=optimizer, epochs=epochs, batch_size=batch_size,
                     shuffle=shuffle, seed=seed, metrics=metrics, rounds=rounds, proximal=proximal, corrected=corrected,
                     reason=reason, user=user,
                 )  # fmt: skip
-            except GridError as error:
+            except Exception as error:  # whatever it is: the jobs that other Nodes took are not lost by it
                 return error
 
         answers = _beside(send, list(ready))
         jobs = {name: one for name, one in answers.items() if isinstance(one, Job)}
-        errors |= {name: one for name, one in answers.items() if isinstance(one, GridError)}
+        errors |= {name: one for name, one in answers.items() if isinstance(one, Exception)}
+        unforeseen = {name: error for name, error in errors.items() if not isinstance(error, GridError)}
         refused = left_out | {name: str(error) for name, error in errors.items()}
+        refused |= {name: f"{type(error).__name__}: {error}" for name, error in unforeseen.items()}
         if not jobs:
+            for one in unforeseen.values():
+                raise one
             kinds = {type(error) for error in errors.values()}
             told = ". ".join(f"{plain(name)}: {why}" for name, why in sorted(refused.items()))
             raise (kinds.pop() if len(kinds) == 1 else GridError)(f"no Node took the job. {told}")

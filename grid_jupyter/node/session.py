@@ -349,7 +349,11 @@ class NodeSession:
                         f"this Node already serves {self._sessions.max_sessions} sessions; try again later, or ask "
                         f"its owner to raise --max-sessions"
                     )
-                self._worker = await self._sessions.pool.start()
+                running = await self._sessions.pool.start()
+                if self._ended:  # meanwhile: nobody else would end it
+                    await self._sessions.pool.kill(running)
+                    raise SessionLostError("the session has ended")
+                self._worker = running
                 self._spawn(self._watch(self._worker))
             return self._worker
 

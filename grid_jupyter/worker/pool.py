@@ -230,19 +230,41 @@ class WorkerPool(Generic[F]):
         if granted is not None:  # at once: nobody else is let in between
             self.shares.take(number, granted)
             limits = limited(limits, granted)
-        ours, theirs = pair()
-        process = self._workers[number] = self._hold(number, ours)
         try:
-            behind = control.send(frames.encode(worker.Fork(worker=number, limits=limits)), [theirs.fileno()])
-        except EOFError:
-            self._workers.pop(number).end("its Worker could not be started")
+            process, behind = await self._ask_for(control, number, limits)
+        except BaseException as error:
             self.shares.give_back(number)
+            if not isinstance(error, EOFError | OSError):
+                raise
+            log.warning("a Worker could not be started: %s", error or "the fork server ended")
             raise NodeUnavailableError("this Node's Workers cannot be started just now; try again") from None
-        finally:
-            theirs.close()
         if behind is not None:
-            await asyncio.shield(behind)
+            try:
+                await asyncio.shield(behind)
+            except BaseException:  # nobody will know of it; its share comes back with its end
+                await self.kill(process)
+                raise
         return process
+
+    async def _ask_for(
+        self, control: AsyncChannel, number: int, limits: worker.WorkerLimits
+    ) -> tuple[F, asyncio.Future[None] | None]:
+        """A Worker that the fork server was told to fork, and what to wait for if it is behind. Raises EOFError,
+        OSError; then nothing is left of it."""
+        ours, theirs = pair()
+        with theirs:
+            try:
+                process = self._hold(number, ours)
+            except BaseException:
+                ours.close()
+                raise
+            try:
+                behind = control.send(frames.encode(worker.Fork(worker=number, limits=limits)), [theirs.fileno()])
+            except BaseException:
+                await process.close()
+                raise
+        self._workers[number] = process
+        return process, behind
 
     async def kill(self, process: F) -> None:
         """End a Worker at once, also in the middle of a computation."""
@@ -278,8 +300,9 @@ class WorkerPool(Generic[F]):
             self._filling.cancel()
             await asyncio.wait([self._filling])
         self._spares.clear()
-        for process in list(self._workers.values()):
+        for number, process in list(self._workers.items()):
             await process.close()
+            self.shares.give_back(number)
         self._workers.clear()
         if self._control is not None:
             self._control.close()
@@ -312,12 +335,17 @@ class WorkerPool(Generic[F]):
         ours, theirs = pair()
         os.set_inheritable(theirs.fileno(), True)
         command = [*(self._sandbox() if self._bwrap else []), sys.executable, *self._program]
-        self._process = await asyncio.create_subprocess_exec(
-            *command, str(theirs.fileno()),
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
-            pass_fds=(theirs.fileno(),), env=_environment(self._on_gpu), start_new_session=True,
-        )  # fmt: skip
-        theirs.close()
+        try:
+            with theirs:
+                self._process = await asyncio.create_subprocess_exec(
+                    *command, str(theirs.fileno()),
+                    stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
+                    stderr=asyncio.subprocess.PIPE, pass_fds=(theirs.fileno(),), env=_environment(self._on_gpu),
+                    start_new_session=True,
+                )  # fmt: skip
+        except BaseException:
+            ours.close()
+            raise
         self._listening = asyncio.create_task(_listen(self._process))
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         channel = AsyncChannel(
@@ -327,10 +355,13 @@ class WorkerPool(Generic[F]):
         )
         try:
             await asyncio.wait_for(ready, _START_S)
-        except (EOFError, asyncio.TimeoutError):
+        except BaseException as error:  # also where its caller is cancelled: the next one starts another
             channel.close()
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
+            await asyncio.wait({self._listening}, timeout=2.0)
+            if not isinstance(error, EOFError | asyncio.TimeoutError):
+                raise
             raise NodeUnavailableError(
                 "this Node cannot start Workers: is torch installed there? Its log says more"
             ) from None

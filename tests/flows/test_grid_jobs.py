@@ -88,6 +88,16 @@ def test_each_node_that_has_the_data_gets_a_job_and_none_hides_the_others(grid, 
         jobs["Cleo"]
 
 
+def test_what_nobody_foresaw_at_one_node_loses_no_job_of_the_others(grid, monkeypatch):
+    def submit_nothing(*arguments: Any, **options: Any) -> None:
+        raise ValueError("not foreseen")
+
+    monkeypatch.setattr(grid.search("#moons", "#X")["Ben"][0].location, "submit", submit_nothing)
+    jobs = submit(grid)
+    assert [job.info.node for job in jobs.wait(60)] == ["Alma"]
+    assert jobs.said["Ben"] == "ValueError: not foreseen"
+
+
 def test_what_searches_found_says_where_and_a_node_without_a_part_is_left_out(grid, nodes):
     rows, targets = grid.search("#moons", "#X"), grid.search("#moons", "#Y")
     targets.pop("Ben")
