@@ -58,6 +58,8 @@ class Submits:
         proximal: float = 0.0,
         corrected: bool = False,
         reason: str = "",
+        device: str = "",
+        device_fraction: float = 0.0,
         user: str | None = None,
     ) -> GridJobs:
         """Submit a job to each Node of a search that has all the data: as `node.submit`, with the same arguments.
@@ -101,7 +103,7 @@ class Submits:
                 return nodes[name].submit(
                     ready[name], start, data=found[name], optimizer=optimizer, epochs=epochs, batch_size=batch_size,
                     shuffle=shuffle, seed=seed, metrics=metrics, rounds=rounds, proximal=proximal, corrected=corrected,
-                    reason=reason, user=user,
+                    reason=reason, device=device, device_fraction=device_fraction, user=user,
                 )  # fmt: skip
             except Exception as error:  # whatever it is: the jobs that other Nodes took are not lost by it
                 return error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,9 @@ from node_world import GridProcess, until
 from torch import nn
 
 from grid_jupyter import GridJobs, JobPolicy, PrivateGridNetwork, PublicGridNetwork, VirtualWorker
-from grid_jupyter.errors import BadRequest, InvalidDataError, ObjectNotFoundError
+from grid_jupyter.client.grid_jobs import Submits
+from grid_jupyter.client.submitting import Submitting
+from grid_jupyter.errors import BadRequest, GridError, InvalidDataError, ObjectNotFoundError
 
 NAMES = ("Alma", "Ben", "Cleo")
 HOSTILE = "<script>alert(1)</script>\x1b[31m"
@@ -149,3 +152,12 @@ def test_what_no_node_can_take_is_said_at_once(grid, nodes):
         here.load(here.workers["nobody's"], torch.ones(3, 4), "#moons", tag)
     with pytest.raises(InvalidDataError, match="jobs run on Nodes"):
         submit(here)
+
+
+def test_it_takes_the_arguments_of_a_nodes_own_submit():
+    assert list(inspect.signature(Submits.submit).parameters) == list(inspect.signature(Submitting.submit).parameters)
+
+
+def test_a_device_that_no_node_has_is_refused_by_each_with_the_reason(grid):
+    with pytest.raises(GridError, match=r"(?s)Alma.*cuda.*Ben.*cuda"):
+        grid.submit(model(), data=DATA, loss=nn.CrossEntropyLoss(), device="cuda")
