@@ -17,9 +17,9 @@ from grid_jupyter.client.node_jobs import NodeJob
 from grid_jupyter.client.submitting import example_of, place_of
 from grid_jupyter.client.virtual import VirtualWorker
 from grid_jupyter.errors import BadRequest, InvalidDataError
-from grid_jupyter.plans.models import BATCHES, loss_plan
+from grid_jupyter.plans.models import loss_plan
 from grid_jupyter.plans.optimisers import optimiser_of
-from grid_jupyter.plans.plan import Plan
+from grid_jupyter.plans.plan import BATCHES, Plan
 from grid_jupyter.tensors.text import plain
 
 Found = Mapping[str, Any]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 from grid_jupyter.plans.document import Argument, Document, Input, Node, Ref, Spec, references
-from grid_jupyter.plans.expressions import OPERATORS, Expression, expression_text
+from grid_jupyter.plans.expressions import BATCH, OPERATORS, Expression, expression_text
 from grid_jupyter.plans.operations import OPERATIONS
 
 
@@ -25,7 +25,9 @@ class Graph:
 def code(document: Document) -> str:
     """The whole plan as text."""
     low, high = document.batch
-    lines = [f"plan {document.sha256}", f"a {document.kind} for batches B of {low} to {high}", "", "takes"]
+    batched = any(one.spec.shape[:1] == (BATCH,) for one in document.inputs_of("x", "y", "arg"))
+    sizes = f"for batches B of {low} to {high}" if batched else "for these sizes alone"
+    lines = [f"plan {document.sha256}", f"a {document.kind} {sizes}", "", "takes"]
     for number, one in enumerate(document.inputs):
         lines.append(f"    %{number}: {spec_text(one.spec)} = {_input_text(one)}")
     lines += ["", "does"]

@@ -19,14 +19,13 @@ from grid_jupyter.errors import NotCapturableError
 from grid_jupyter.plans.capture import Example, capture
 from grid_jupyter.plans.document import Document
 from grid_jupyter.plans.optimisers import Adam, Optimiser, optimiser_of
-from grid_jupyter.plans.plan import Plan
+from grid_jupyter.plans.plan import BATCHES, Plan
 from grid_jupyter.plans.selftest import compare
 
 Metric = Callable[[Any, Any], Tensor]
 Metrics = Union[Sequence[str], Mapping[str, Metric], None]
 Batchful = Union[Tensor, Sequence[Tensor], Mapping[str, Tensor]]
 """A batch, or several tensors of one."""
-BATCHES = (1, 4096)
 
 
 def training_plan(

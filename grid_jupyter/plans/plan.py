@@ -11,17 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from grid_jupyter.errors import PlanInvalidError
 from grid_jupyter.plans import listing
-from grid_jupyter.plans.capture import Example, capture
+from grid_jupyter.plans.capture import Example
 from grid_jupyter.plans.document import Document, Nest, Structure
-from grid_jupyter.plans.engine import Feed, Program, Training
+from grid_jupyter.plans.engine import Feed, Program, Training, batch_of
 from grid_jupyter.plans.expressions import size_of
+from grid_jupyter.plans.functions import capture_function
 from grid_jupyter.plans.reader import read_plan
-from grid_jupyter.plans.selftest import compare
 from grid_jupyter.plans.sent import SentPlan
 from grid_jupyter.plans.torch_engine import TorchEngine
 
 Tensors = dict[str, Tensor]
+BATCHES = (1, 4096)
+"""Batch sizes that a plan is for, if nothing else is said."""
 
 
 class State:
@@ -59,6 +62,8 @@ class Plan:
         self._state = State()
         self._document: Document | None = None
         self._function: Callable[..., Any] | None = None
+        self._rows: int | None = None
+        self._fixed: str | None = None
         self._program: Program[Any] | None = None
 
     @classmethod
@@ -109,6 +114,12 @@ class Plan:
         return listing.graph(self.document)
 
     @property
+    def fixed(self) -> str | None:
+        """Why a plan of a function takes arguments of the sizes that it was built with and no others; None where they
+        may have any number of rows that it is for, and for plans of others."""
+        return self._fixed
+
+    @property
     def state(self) -> State:
         """All tensors that travel with the plan."""
         return self._state if len(self._state) else State([*self._params.values(), *self.buffers.values()])
@@ -143,9 +154,10 @@ class Plan:
         return made
 
     def create_dummy_args(self, batch: int | None = None) -> tuple[Any, ...]:
-        """Arguments of zeros that the plan can be called with, for a batch of this size."""
+        """Arguments of zeros that the plan can be called with, for a batch of this size; without one, for a batch as
+        large as the example that the plan was built with, or the smallest."""
         document = self.document
-        size = document.batch[0] if batch is None else batch
+        size = (self._rows or document.batch[0]) if batch is None else batch
         inputs = document.inputs_of("arg") or document.inputs_of("x", "y")
         tensors = [_zeros(one.spec.dtype, [size_of(n, size) for n in one.spec.shape]) for one in inputs]
         return tuple(tensors if document.takes is None else unflatten(document.takes, iter(tensors)))
@@ -180,13 +192,20 @@ class Plan:
         """The function of a plan that is a class: to be written by the class."""
         raise NotImplementedError(f"{type(self).__name__} has no method forward")
 
-    def build(self, *arguments: Any, trace_autograd: bool = False) -> Plan:
+    def build(self, *arguments: Any, trace_autograd: bool = False, batch: tuple[int, int] | None = BATCHES) -> Plan:
         """Captures the function for arguments like these. With `trace_autograd` what `backward()` does becomes part of
-        it. Raises NotCapturableError."""
-        self._capture(arguments, batched=[False] * len(_leaves(arguments)), trace_autograd=trace_autograd)
+        it.
+
+        The first argument with rows, and those of equally many, may have any number of rows within `batch` from then
+        on, where the function is found to do the same for every number; `fixed` says why where it is not. With
+        `batch=None` all sizes stay as they are. Raises NotCapturableError.
+        """
+        self._capture(arguments, [False] * len(_leaves(arguments)), trace_autograd, batch)
         return self
 
-    def _capture(self, arguments: tuple[Any, ...], batched: Sequence[bool], trace_autograd: bool) -> None:
+    def _capture(
+        self, arguments: tuple[Any, ...], batched: Sequence[bool], trace_autograd: bool, batch: tuple[int, int] | None
+    ) -> None:
         takes, leaves = flatten(arguments)
         module = None if self._function else _modules_of(self)
         carried = dict(module.named_parameters()) | dict(module.named_buffers()) if module else {}
@@ -209,12 +228,12 @@ class Plan:
             return [(f"{k}", "result", tensor) for k, tensor in enumerate(found)]
 
         with torch.set_grad_enabled(trace_autograd):
-            document = capture(
-                function, examples, "function", functional=not trace_autograd, nesting=lambda: (takes, gives[0])
+            captured = capture_function(
+                function, examples, lambda: (takes, gives[0]), batch, functional=not trace_autograd
             )
-            compare(document, function, examples, lambda role: False)
         self._params = {name: tensor.detach().clone() for name, tensor in carried.items()} if module else {}
-        self._document, self._program = document, None
+        self._document, self._program = captured.document, None
+        self._rows, self._fixed = captured.rows, captured.fixed
 
     # -------------------------------------------------------------- running
 
@@ -232,8 +251,7 @@ class Plan:
         if document.kind == "step":
             raise TypeError("a training step is run by plan.training(), which keeps its parameters")
         given = self._given(arguments)
-        first = next(iter(given["arg"].values()), None) if "arg" in given else next(iter(given["x"].values()), None)
-        batch = int(first.shape[0]) if first is not None and first.dim() else document.batch[0]
+        batch = self._batch(given)
         run = next(
             (found for found in (getattr(leaf, "_run_plan", None) for leaf in _leaves(arguments)) if found), None
         )
@@ -246,6 +264,22 @@ class Plan:
         if document.gives is not None:
             return unflatten(document.gives, iter(results))
         return results[0] if len(results) == 1 else tuple(results)
+
+    def _batch(self, given: Mapping[str, Mapping[str, Tensor]]) -> int:
+        """How many rows these arguments have. Raises PlanInvalidError for other sizes than those that a plan without a
+        batch was built with."""
+        document = self.document
+        inputs = document.inputs_of("x", "y", "arg")
+        shapes = [given[one.role][one.name].shape for one in inputs]
+        batch = batch_of(inputs, shapes)
+        if batch is None and self._fixed:
+            for one, shape in zip(inputs, shapes, strict=True):
+                if tuple(shape) != one.spec.shape:
+                    raise PlanInvalidError(
+                        f"argument {one.name} of the plan {self.name} is {list(shape)}, and the plan takes "
+                        f"{list(one.spec.shape)} alone: {self._fixed}"
+                    )
+        return document.batch[0] if batch is None else batch
 
     def _given(self, arguments: tuple[Any, ...]) -> dict[str, Mapping[str, Tensor]]:
         document = self.document
@@ -278,12 +312,13 @@ class Plan:
 
 def func2plan(
     args_shape: Sequence[Any] | None = None, state: Iterable[Tensor] | None = None, trace_autograd: bool = False,
-    args_dtypes: Sequence[torch.dtype] = (),
+    args_dtypes: Sequence[torch.dtype] = (), batch: tuple[int, int] | None = BATCHES,
 ) -> Callable[[Callable[..., Any]], Plan]:  # fmt: skip
     """Makes a plan of a function: built at once where `args_shape` is given, else by `plan.build(…)`.
 
-    `args_shape` has one shape for each argument; a first length of -1 is the batch size. With `state` the function
-    takes a State as its last argument, and reads its tensors by `state.read()`.
+    `args_shape` has one shape for each argument. A first length of -1 is the batch size, within `batch`; where none is,
+    the plan finds out as `build` does. With `state` the function takes a State as its last argument, and reads its
+    tensors by `state.read()`. Raises NotCapturableError, and ValueError for other negative lengths.
     """
 
     def decorate(function: Callable[..., Any]) -> Plan:
@@ -295,13 +330,15 @@ def func2plan(
             dtypes = [*args_dtypes, *[torch.float32] * (len(args_shape) - len(args_dtypes))]
             pairs = list(zip(args_shape, dtypes, strict=False))
             arguments = tuple(_example(tuple(shape), dtype) for shape, dtype in pairs)
-            plan._capture(arguments, [tuple(shape)[:1] == (-1,) for shape, _ in pairs], trace_autograd)
+            plan._capture(arguments, [tuple(shape)[:1] == (-1,) for shape, _ in pairs], trace_autograd, batch)
         return plan
 
     return decorate
 
 
 def _example(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    if any(length < 0 for length in shape[1:]) or shape[:1] < (-1,):
+        raise ValueError(f"{shape} is no shape of an argument: -1, for the batch size, stands first, and nothing below")
     lengths = [4 if length == -1 else length for length in shape]
     # Numbers that differ, so that the self-test sees what a plan does with them.
     return torch.linspace(0.1, 0.9, max(1, torch.Size(lengths).numel())).reshape(lengths).to(dtype)

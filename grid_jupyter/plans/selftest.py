@@ -43,13 +43,15 @@ class _Noise(TorchDispatchMode):
 
 
 def compare(
-    document: Document, function: Function, examples: Sequence[Example], skipped: Callable[[str], bool]
-) -> None:
-    """Raises NotCapturableError where an output differs from the function's. Outputs of a role `skipped` are not
-    compared (parameters behind Adam, which turns a gradient that is zero but for rounding into a whole step)."""
+    document: Document, function: Function, examples: Sequence[Example], skipped: Callable[[str], bool],
+    sizes: Sequence[int] = SIZES,
+) -> None:  # fmt: skip
+    """Raises NotCapturableError where an output differs from the function's, for batches of these sizes. Outputs of a
+    role `skipped` are not compared (parameters behind Adam, which turns a gradient that is zero but for rounding into a
+    whole step)."""
     program = TorchEngine().load(document, Limits(memory_bytes=1 << 50, work=1 << 60))
     least, most = document.batch
-    for batch in [size for size in SIZES if least <= size <= most] or [most]:
+    for batch in [size for size in sizes if least <= size <= most] or [most]:
         tensors = [example.at(batch) for example in examples]
         given: dict[str, dict[str, torch.Tensor]] = {}
         for example, tensor in zip(examples, tensors, strict=True):

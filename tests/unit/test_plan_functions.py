@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import grid_jupyter as sy
+from grid_jupyter.errors import NotCapturableError, PlanInvalidError
 from grid_jupyter.plans.reader import read_plan
 
 
@@ -84,6 +85,7 @@ def test_lists_tuples_and_dicts_go_in_and_come_out():
     assert result["sum"].tolist() == [4, 4]
     assert result["all"][1][0].tolist() == [2]
     assert isinstance(result["all"][1], tuple)
+    assert mixed((torch.ones(4), torch.ones(4)), arguments[1])["sum"].tolist() == [2, 2, 2, 2]
     dummies = mixed.create_dummy_args()
     assert list(dummies[1]) == ["a", "b"]
     assert mixed(*dummies)["sum"].tolist() == [0, 0]
@@ -138,13 +140,87 @@ def test_a_step_that_is_written_by_hand_is_captured_with_its_gradients():
     plan = sy.func2plan()(step)
     x, y, rate = torch.randn(6, 4), torch.eye(3)[torch.randint(3, (6,))], torch.tensor(0.1)
     plan.build(x, y, rate, params, trace_autograd=True)
+    assert plan.fixed is None
+    x, y = torch.randn(9, 4), torch.eye(3)[torch.randint(3, (9,))]
     loss, moved = plan(x, y, rate, [p.detach() for p in params])
     expected = [p.detach().clone().requires_grad_() for p in params]
     value = -(y * torch.log_softmax(torch.relu(x @ expected[0].T + expected[1]) @ expected[2].T + expected[3], 1)).sum()
-    (value / 6).backward()
-    assert loss.item() == pytest.approx(value.item() / 6, rel=1e-5)
+    (value / 9).backward()
+    assert loss.item() == pytest.approx(value.item() / 9, rel=1e-5)
     for found, p in zip(moved, expected, strict=True):
         torch.testing.assert_close(found, p.detach() - 0.1 * p.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_a_plan_of_examples_takes_any_number_of_rows_where_its_function_does():
+    net = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
+    examples: dict[str, tuple[Any, tuple[Tensor, ...]]] = {
+        "a model and its mean": (lambda x: net(x).mean() / x.shape[0], (torch.randn(4, 3),)),
+        "rows first, a matrix as high as them": (lambda x, w: x @ w, (torch.randn(3, 3), torch.randn(3, 2))),
+        "rows behind a matrix": (lambda w, x: (w * torch.ones(2)) @ x.T, (torch.randn(5, 2), torch.randn(4, 2))),
+        "classes beside rows": (
+            lambda x, y: nn.functional.cross_entropy(net(x), y), (torch.randn(6, 3), torch.randint(2, (6,)))
+        ),
+        "one row, and a bias of one": (lambda x, b: torch.relu(x) + b, (torch.randn(1, 3), torch.randn(1))),
+        "one row twice": (lambda x, y: x * y, (torch.randn(1, 3), torch.randn(1, 3))),
+        "flattened": (lambda x: x.flatten(1).sum(1), (torch.randn(4, 2, 5),)),
+        "built into one size that is none": (lambda x: x.reshape(-1, 3) * 2, (torch.randn(2, 6),)),
+    }  # fmt: skip
+    for said, (function, arguments) in examples.items():
+        plan = sy.func2plan()(function).build(*arguments)
+        assert plan.fixed is None, (said, plan.fixed)
+        varied = {one for one in plan.document.inputs_of("arg") if one.spec.shape[0] == "B"}
+        for rows in (1, 2, 8, 90):
+            given = [
+                torch.cat([argument] * 90)[:rows] if one in varied else argument
+                for argument, one in zip(arguments, plan.document.inputs_of("arg"), strict=True)
+            ]
+            torch.testing.assert_close(plan(*given), function(*given).detach(), msg=f"{said}, {rows} rows")
+        assert "for batches B of 1 to 4096" in plan.code
+
+
+def test_a_plan_of_examples_whose_function_is_for_their_sizes_alone_says_so():
+    fixed = {
+        "shape '\\[4, 3\\]' is invalid": lambda x: x.reshape(4, 3) + 1,
+        "something else for a batch of 4": lambda x: x * 2 if x.shape[0] == 4 else x * 3,
+        "does different things for batches": lambda x: x.sum(0) if x.shape[0] > 6 else x.mean(0),
+    }
+    for said, function in fixed.items():
+        plan = sy.func2plan()(function).build(torch.ones(4, 3))
+        assert plan(torch.ones(4, 3)).equal(function(torch.ones(4, 3)))
+        with pytest.raises(PlanInvalidError, match=f"takes \\[4, 3\\] alone: its function .*{said}"):
+            plan(torch.ones(5, 3))
+        assert "for these sizes alone" in plan.code
+    plan = sy.func2plan()(lambda x: x + 1).build(torch.ones(4, 3), batch=None)
+    with pytest.raises(PlanInvalidError, match="built with batch=None"):
+        plan(torch.ones(5, 3))
+    with pytest.raises(PlanInvalidError, match="none of its arguments has rows"):
+        sy.func2plan()(lambda x: x + 1).build(torch.tensor(1.0))(torch.ones(1))
+
+
+def test_a_plan_is_not_for_one_row_where_its_function_does_something_else_for_one():
+    plan = sy.func2plan()(lambda x: x[:, :2].squeeze() * 2).build(torch.randn(4, 3))
+    assert plan(torch.ones(2, 3)).tolist() == [[2, 2], [2, 2]]
+    with pytest.raises(PlanInvalidError, match="batches of 2 to 4096, not of 1"):
+        plan(torch.ones(1, 3))
+    assert sy.func2plan()(lambda x: x.squeeze(0) * 2).build(torch.ones(1, 3)).fixed
+
+
+def test_shapes_that_say_which_length_is_the_batch_are_kept_to():
+    @sy.func2plan(args_shape=[(4, 3), (-1, 3)], batch=(2, 10))
+    def f(w: Tensor, x: Tensor) -> Tensor:
+        return x @ w.T
+
+    assert f(torch.ones(4, 3), torch.ones(7, 3)).shape == (7, 4)
+    for w, x, said in ((5, 7, "takes float32"), (4, 11, "batches of 2 to 10, not of 11")):
+        with pytest.raises(PlanInvalidError, match=said):
+            f(torch.ones(w, 3), torch.ones(x, 3))
+    with pytest.raises(NotCapturableError, match="different things"):
+        sy.func2plan(args_shape=[(-1, 3)])(lambda x: x.sum(0) if x.shape[0] > 6 else x.mean(0))
+    for shape in ((3, -1), (-2, 3)):
+        with pytest.raises(ValueError, match="is no shape of an argument"):
+            sy.func2plan(args_shape=[shape])(lambda x: x + 1)
+    with pytest.raises(ValueError, match="batch=None says that there is none"):
+        sy.func2plan(args_shape=[(-1, 3)], batch=None)(lambda x: x + 1)
 
 
 def test_what_is_no_tensor_is_refused():
