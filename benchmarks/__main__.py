@@ -23,6 +23,7 @@ BENCHMARKS = {
     "plan_engines": "training steps by plan in both engines, beside the ordinary training loop",
     "job_epochs": "epochs as a job's Worker trains them, beside the ordinary training loop",
     "fold": "folding reports into their weighted mean, beside reading their bytes once",
+    "diff_forms": "bytes of a device's report in each form that a Node takes, and the accuracy reached with it",
     "federated_jobs": "federated training by jobs that stay warm on ten Nodes, beside the same loop in one process",
     "fl_rounds": "rounds of federated averaging over four Nodes, beside the same loop in one process",
 }

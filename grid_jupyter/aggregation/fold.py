@@ -8,7 +8,7 @@ from typing import Any
 import numpy
 from numpy.typing import NDArray
 
-from grid_jupyter.aggregation.form import CHUNK, Form, Tensors
+from grid_jupyter.aggregation.form import CHUNK, Form, Report, Tensors, flattened
 from grid_jupyter.errors import InvalidDataError
 
 
@@ -34,7 +34,7 @@ class Fold:
         ]
         self._scratch: dict[numpy.dtype[Any], NDArray[Any]] = {}
 
-    def add(self, tensors: Tensors, weight: float = 1.0, *, minus: Tensors | None = None) -> None:
+    def add(self, tensors: Report, weight: float = 1.0, *, minus: Tensors | None = None) -> None:
         """Add `weight * tensors`, or `weight * (tensors - minus)`.
 
         Values are not looked at (`Form.check_values` does that). Raises InvalidDataError for another form, or a
@@ -46,7 +46,7 @@ class Fold:
         if minus is not None:
             self.form.check(minus)
         for (name, _, _), total in zip(self.form.parts, self._sums, strict=True):
-            flat = tensors[name].reshape(-1)
+            flat = flattened(tensors[name])
             origin = None if minus is None else minus[name].reshape(-1)
             scratch = self._scratch_for(total)
             scale = total.dtype.type(weight)

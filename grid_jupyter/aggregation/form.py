@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy
@@ -18,6 +19,32 @@ Tensors = Mapping[str, Tensor]
 CHUNK = 1 << 18
 """Elements that are worked on at a time: what is kept between two passes stays in a core's cache (1 MiB of float32)."""
 _SHOWN = 80
+
+
+class Packed:
+    """A tensor whose values are made when they are read, a chunk at a time: `part[a:b]` is good until the next."""
+
+    def __init__(self, dtype: numpy.dtype[Any], shape: tuple[int, ...]) -> None:
+        self.dtype, self.shape, self.size = dtype, shape, math.prod(shape)
+        self._scratch: Tensor = numpy.empty(0, dtype)
+
+    def __getitem__(self, part: slice) -> Tensor:
+        start, stop, _ = part.indices(self.size)
+        if self._scratch.size < stop - start:
+            self._scratch = numpy.empty(stop - start, self.dtype)
+        out = self._scratch[: stop - start]
+        with numpy.errstate(all="ignore"):  # what overflows is infinite, and refused for that
+            self.fill(out, start)
+        return out
+
+    def fill(self, out: Tensor, start: int) -> None:
+        """Write the values from `start` on, in C order, as many as there is room for."""
+        raise NotImplementedError
+
+
+Readable = Tensor | Packed
+Report = Mapping[str, Readable]
+"""The tensors of a report, some of which may be packed."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +68,17 @@ class Form:
         """Names of the tensors."""
         return tuple(name for name, _, _ in self.parts)
 
+    @cached_property
+    def places(self) -> frozenset[str]:
+        """The same, to look whether a name is among them."""
+        return frozenset(self.names)
+
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(dtype.itemsize * math.prod(shape) for _, dtype, shape in self.parts)
 
-    def check(self, tensors: Tensors) -> None:
+    def check(self, tensors: Report) -> None:
         """Refuse other names, dtypes or shapes. Raises InvalidDataError naming the first that differs."""
         for name, dtype, shape in self.parts:
             found = tensors.get(name)
@@ -57,10 +89,10 @@ class Form:
             if found.dtype != dtype:
                 raise InvalidDataError(f"{_said(name)} is of {found.dtype} in the report; the model's is {dtype}")
         if len(tensors) > len(self.parts):
-            extra = next(name for name in tensors if name not in self.names)
+            extra = next(name for name in tensors if name not in self.places)
             raise InvalidDataError(f"the report has a tensor {_said(extra)}, which the model has not")
 
-    def check_values(self, tensors: Tensors, *, origin: Tensors | None = None, max_norm: float | None = None) -> None:
+    def check_values(self, tensors: Report, *, origin: Tensors | None = None, max_norm: float | None = None) -> None:
         """Refuse NaN, infinities, and what lies farther than `max_norm` from `origin` (from 0, where that is None):
 
             sqrt(sum over all coordinates of (report - origin)^2) <= max_norm
@@ -85,9 +117,14 @@ class Form:
             raise InvalidDataError(f"the report changes the model by more than the bound {max_norm:g} on its norm")
 
 
-def chunks(tensor: Tensor, other: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor | None]]:
+def flattened(tensor: Readable) -> Readable:
+    """Its values in C order, to be read by slices."""
+    return tensor if isinstance(tensor, Packed) else tensor.reshape(-1)
+
+
+def chunks(tensor: Readable, other: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Flat pieces of a tensor, each with the piece of the other at the same place."""
-    flat = tensor.reshape(-1)
+    flat = flattened(tensor)
     beside = None if other is None else other.reshape(-1)
     for start in range(0, flat.size, CHUNK):
         yield flat[start : start + CHUNK], None if beside is None else beside[start : start + CHUNK]

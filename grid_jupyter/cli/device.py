@@ -39,6 +39,9 @@ def device(options: argparse.Namespace) -> int:
             cycles=options.cycles,
             seed=options.seed,
             zipped=options.gzip,
+            diff=options.diff,
+            keep=options.keep,
+            residual=options.residual,
             each=each,
         )
     return 0

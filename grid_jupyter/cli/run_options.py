@@ -226,6 +226,16 @@ def add_device(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--seed", type=values.whole, default=0, metavar="N", help="of the order of rows (0)")
     parser.add_argument("--threads", type=values.positive, default=1, metavar="N", help="that compute (1)")
+    parser.add_argument(
+        "--diff", choices=("float32", "float16", "int8", "topk"), metavar="FORM",
+        help="what reports come as: float32, float16, int8, or topk (the first that the Node takes)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--keep", type=float, default=0.05, metavar="PART", help="with topk: the part of the values that is sent (0.05)"
+    )
+    parser.add_argument(
+        "--residual", type=Path, metavar="FILE", help="with topk: keeps what was not sent yet, for later cycles"
+    )
     parser.add_argument("--gzip", action="store_true", help="compress reports")
     parser.add_argument("--auth-token-file", type=Path, metavar="FILE", help="the JWT that the training asks for")
     parser.add_argument("--ca-file", type=Path, metavar="PEM", help="certificates to trust, if not the system's")

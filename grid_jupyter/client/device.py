@@ -11,7 +11,9 @@ from typing import Any
 import numpy
 from numpy.typing import NDArray
 
-from grid_jupyter.client.tensor_files import read_arrays, write_arrays
+from grid_jupyter.aggregation.diffs import KEEP
+from grid_jupyter.client.reports import Reports
+from grid_jupyter.client.tensor_files import read_arrays
 from grid_jupyter.client.training_line import PATIENCE_S, TrainingLine
 from grid_jupyter.errors import BadRequest, Conflict, InvalidDataError
 from grid_jupyter.link.http import Address
@@ -76,6 +78,9 @@ class Device:
         cycles: int | None = None,
         seed: int = 0,
         zipped: bool = False,
+        diff: str | None = None,
+        keep: float = KEEP,
+        residual: str | Path | None = None,
         each: Callable[[Trained], None] = lambda trained: None,
     ) -> list[Trained]:
         """Train in every cycle that has a place for this device, until training is over or `cycles` were trained.
@@ -84,26 +89,40 @@ class Device:
         follows from client_config: `batch_size`, `lr`, and `max_updates`, the most steps. `plan` names the plan, where
         there are several training steps. `seed` orders the rows. `each` is called after each cycle.
 
+        `diff` is the form of reports: "float32", "float16", "int8", or "topk", which sends the part `keep` of each
+        tensor's values and keeps the rest for later cycles in the file `residual`; without it, the first that the Node
+        takes. `zipped`: reports are gzip'ed.
+
         Returns what was done. Raises NotFound, NotAuthenticatedError, InvalidDataError for data that does not fit,
         BadRequest, NodeUnavailableError.
         """
-        worker_id, measured = self._line.authenticate(model, version, self._auth_token)
-        speeds = self._line.speeds(worker_id) if measured else {}
-        done: list[Trained] = []
-        while cycles is None or len(done) < cycles:
-            answer = self._line.cycle_request(worker_id, model, version, speeds)
-            if answer["status"] == "accepted":
-                trained = self._cycle(worker_id, answer, data, plan, epochs, seed, zipped)
-                done.append(trained)
-                each(trained)
-            elif "timeout" not in answer:
-                break
-        return done
+        with Reports(self._line, diff, keep=keep, residual=residual, zipped=zipped) as reports:
+            reports.settle()
+            worker_id, measured = self._line.authenticate(model, version, self._auth_token)
+            speeds = self._line.speeds(worker_id) if measured else {}
+            done: list[Trained] = []
+            while cycles is None or len(done) < cycles:
+                answer = self._line.cycle_request(worker_id, model, version, speeds)
+                if answer["status"] == "accepted":
+                    trained = self._cycle(worker_id, answer, data, plan, epochs, seed, reports)
+                    done.append(trained)
+                    each(trained)
+                elif "timeout" not in answer:
+                    break
+            return done
 
     def _cycle(
-        self, worker_id: str, answer: dict[str, Any], data: Any, plan: str | None, epochs: int, seed: int, zipped: bool
+        self,
+        worker_id: str,
+        answer: dict[str, Any],
+        data: Any,
+        plan: str | None,
+        epochs: int,
+        seed: int,
+        reports: Reports,
     ) -> Trained:
         key, cycle = answer["request_key"], int(answer["cycle_id"])
+        reports.check(answer)
         try:
             program = self._program(worker_id, answer, plan)
             before = read_arrays(self._line.get_model(worker_id, key, answer["model_id"]))
@@ -115,11 +134,7 @@ class Device:
         samples, steps, told = _train(training, rows, answer["client_config"], epochs, random)
         after = {**training.params, **training.buffers}
         diff = {name: array - numpy.asarray(after.get(name, array)) for name, array in before.items()}
-        counted = True
-        try:
-            self._line.report(worker_id, key, write_arrays(diff), samples, zipped=zipped)
-        except Conflict:
-            counted = False
+        counted = reports.send(worker_id, answer, diff, samples, random)
         return Trained(cycle, samples, steps, counted, told)
 
     def _program(self, worker_id: str, answer: dict[str, Any], plan: str | None) -> Program[Array]:

@@ -7,14 +7,15 @@ mapped, and what was read of them is given back.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy
 
+from grid_jupyter.aggregation.diffs import FORMS, unpacked
 from grid_jupyter.aggregation.fold import Fold
-from grid_jupyter.aggregation.form import Form, Tensor, chunks
+from grid_jupyter.aggregation.form import Form, Readable, Tensor, chunks
 from grid_jupyter.errors import InvalidDataError
 from grid_jupyter.store.blobs import Blob, BlobStore
 from grid_jupyter.wire.safetensors import BlobTensor, build_header, parse_header, read_header
@@ -41,7 +42,7 @@ class Folding:
         if self._fold is None:
             self._fold = Fold(self._form)
         with mapped(path) as tensors:
-            self._fold.add(tensors, float(samples))
+            self._fold.add(unpacked(tensors, self._form), float(samples))
         self.count += 1
 
     def checkpoint(self, model: Path, blobs: BlobStore, name: str) -> Blob:
@@ -76,13 +77,15 @@ def form_of(path: Path) -> Form:
         return Form.of(found)
 
 
-def check(path: Path, form: Form, max_norm: float | None, samples: int = 1) -> None:
-    """Refuse a report that is not of the model's form, has NaN or infinities, is over the bound on its norm, or so
-    large that with its samples a sum of some would overflow.
+def check(path: Path, form: Form, max_norm: float | None, samples: int = 1, accepted: Collection[str] = FORMS) -> None:
+    """Refuse a report that is not of the model's form, or packed as none of `accepted`; has NaN or infinities, is over
+    the bound on its norm, or so large that with its samples a sum of some would overflow. What is packed counts as
+    what it unpacks to.
 
-    Raises InvalidDataError, LimitExceededError.
+    Raises BadRequest, InvalidDataError, LimitExceededError.
     """
-    with mapped(path) as tensors:
+    with mapped(path) as arrays:
+        tensors = unpacked(arrays, form, accepted)
         form.check(tensors)
         form.check_values(tensors, max_norm=max_norm)
         for name, tensor in tensors.items():
@@ -90,7 +93,7 @@ def check(path: Path, form: Form, max_norm: float | None, samples: int = 1) -> N
                 _check_sum(name, tensor, samples)
 
 
-def _check_sum(name: str, tensor: Tensor, samples: int) -> None:
+def _check_sum(name: str, tensor: Readable, samples: int) -> None:
     """The checkpoint would be infinite for good; integers are summed in float64, where no report is so large."""
     most = float(numpy.finfo(numpy.promote_types(tensor.dtype, numpy.float32)).max) / _SHARE
     for part, _ in chunks(tensor):

@@ -17,7 +17,7 @@ from grid_jupyter.cycles.admission import check_token
 from grid_jupyter.cycles.hosting import check_fits, read_hosting
 from grid_jupyter.cycles.live import Accepted, Ground, Live
 from grid_jupyter.cycles.machine import Reject, Training
-from grid_jupyter.cycles.terms import advice, read_speed, read_terms
+from grid_jupyter.cycles.terms import Terms, advice, read_speed, read_terms
 from grid_jupyter.errors import (
     BadRequest,
     Conflict,
@@ -114,7 +114,7 @@ class Cycles:
         path = self.blobs.path(model.name)
         form = await asyncio.to_thread(_form_of, path)
         check_fits(hosted.plans, form)
-        await asyncio.to_thread(_check, path, form, None)
+        await asyncio.to_thread(_check, path, form, Terms(diff_forms=("float32",)))
         now = self._ground.clock()
         state = machine.begin(hosted.terms, now)
         plans: list[StoredPlan] = []
@@ -193,6 +193,7 @@ class Cycles:
             "plans": {plan.name: plan.id for plan in plans},
             "protocols": {},
             "client_config": live.stored.client_config,
+            "diff_forms": live.terms.diff_forms,
             "model_id": live.stored.id,
             "cycle_id": answer.sequence,
             "checkpoint": answer.checkpoint.number,
@@ -298,7 +299,7 @@ class Cycles:
                 ground.at("report-arrived")
                 if upload.size > arriving.limit:
                     raise LimitExceededError(f"a report of this model has at most {arriving.limit} bytes")
-                _check(upload.path, live.form, live.terms.max_norm, samples)
+                _check(upload.path, live.form, live.terms, samples)
                 return upload.commit()
 
         blob = await asyncio.to_thread(keep)
@@ -359,10 +360,10 @@ def _form_of(path: Path) -> Form:
     return form_of(path)
 
 
-def _check(path: Path, form: Form, max_norm: float | None, samples: int = 1) -> None:
+def _check(path: Path, form: Form, terms: Terms, samples: int = 1) -> None:
     from grid_jupyter.cycles.folding import check
 
-    check(path, form, max_norm, samples)
+    check(path, form, terms.max_norm, samples, terms.diff_forms)
 
 
 def _rejected(answer: Reject) -> dict[str, Any]:

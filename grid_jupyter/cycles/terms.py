@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
@@ -13,6 +13,9 @@ from grid_jupyter.errors import BadRequest
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
 Amount = Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)]
 Speed = Annotated[float, msgspec.Meta(ge=0)]
+
+DiffForm = Literal["float32", "float16", "int8", "topk"]
+"""What a diff may come as (aggregation/diffs.py)."""
 
 MIN_SECRET_BYTES = 32
 """Length of an HS256 secret (RFC 7518, 3.2)."""
@@ -46,6 +49,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     drop_rate: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
     seed: int | None = None
     max_norm: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    diff_forms: Annotated[tuple[DiffForm, ...], msgspec.Meta(min_length=1)] = get_args(DiffForm)
     iterative_plan: bool = False
     authentication: Authentication | None = None
 

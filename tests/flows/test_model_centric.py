@@ -19,7 +19,9 @@ from safetensors.numpy import load, save
 from sklearn.datasets import load_digits
 from websockets.sync.client import connect
 
-from grid_jupyter import FLClient, FLJob, ModelCentricFLClient, Plan, func2plan, training_plan
+from grid_jupyter import Device, FLClient, FLJob, ModelCentricFLClient, Plan, func2plan, training_plan
+from grid_jupyter.aggregation.diffs import packed
+from grid_jupyter.client.residual import Pending, Residual
 from grid_jupyter.errors import BadRequest, Conflict, GridError, InvalidDataError, NotAuthenticatedError, NotFound
 
 
@@ -77,11 +79,13 @@ def test_three_devices_train_a_model_on_digits_that_never_leave_them_though_the_
     pat = ModelCentricFLClient("pat", node.address, user="Pat")
     host(pat, plan, "digits", num_cycles=6, min_diffs=3, max_diffs=3, max_workers=3, cycle_length=60)
     images, labels = load_digits(return_X_y=True)
+    topk = ["--diff", "topk", "--keep", "0.3", "--residual", str(tmp_path / "residual")]
+    forms = [["--diff", "int8"], ["--gzip"], topk]
     devices = []
     for k in range(3):
         data = tmp_path / f"device-{k}.npz"
         numpy.savez(data, x=(images[k::3] / 16.0).astype(numpy.float32), y=labels[k::3].astype(numpy.int64))
-        devices.append(start_device(node, data, "digits", "--seed", str(k), *(["--gzip"] if k == 1 else [])))
+        devices.append(start_device(node, data, "digits", "--seed", str(k), *forms[k]))
     until(lambda: pat.status("digits")["completed"] >= 2)
     node.kill()
     node.start()
@@ -317,6 +321,50 @@ def test_the_listeners_of_0_2_9_train_with_a_plan_of_a_function(node: GridProces
         job.report([])
     with pytest.raises(BadRequest, match="no event"):
         job.add_listener("done", accepted)
+
+
+def test_a_device_that_was_killed_before_it_knew_whether_its_report_counts_sends_it_again_and_it_counts_once(
+    node: GridProcess, pat: ModelCentricFLClient, plan: Plan, tmp_path: Path
+):
+    host(pat, plan, "sparse", max_diffs=2, num_cycles=2, diff_forms=["float16", "topk"])
+    images, labels = load_digits(return_X_y=True)
+    data = {"x": (images / 16.0).astype(numpy.float32), "y": labels.astype(numpy.int64)}
+    zero = {name: numpy.zeros_like(one.numpy()) for name, one in network().state_dict().items()}
+
+    def left(path: Path, *, sent: bool) -> None:
+        """What a device leaves that was killed before its report was sent, or before the answer came."""
+        _, told = node.call("POST", "/model-centric/authenticate", {"model_name": "sparse"})
+        worker = told["worker_id"]
+        _, told = node.call("POST", "/model-centric/cycle-request", {"worker_id": worker, "model": "sparse"})
+        report = save(packed(zero, "topk"))
+        with Residual(path) as kept:
+            kept.check("sparse", "1.0", zero)
+            kept.begin(
+                Pending(worker, told["request_key"], 9, report), {**zero, "2.bias": numpy.ones_like(zero["2.bias"])}
+            )
+        if sent:
+            query = f"worker_id={worker}&request_key={told['request_key']}&num_samples=9"
+            assert node.call("POST", f"/model-centric/report?{query}", report)[0] == 200
+
+    def take_part(path: Path) -> None:
+        with Device(node.address) as device:
+            (trained,) = device.participate("sparse", data=data, diff="topk", residual=path, cycles=1)
+            assert trained.counted
+        with Residual(path) as kept:
+            assert kept.pending is None
+            assert any(array.any() for array in kept.values.values())
+
+    left(tmp_path / "a", sent=True)
+    assert pat.status("sparse")["reports"] == 1
+    take_part(tmp_path / "a")  # what it sends again counted already; what it trains makes the second
+    until(lambda: pat.status("sparse")["completed"] == 1)
+    left(tmp_path / "b", sent=False)
+    take_part(tmp_path / "b")
+    until(lambda: pat.status("sparse")["phase"] == "over")
+    host(pat, plan, "more", diff_forms=["float16", "topk"])
+    for kind, said in (("int8", "no diffs as int8, but as float16, topk"), ("topk", "a file for it"), ("int4", "as")):
+        with Device(node.address) as device, pytest.raises(BadRequest, match=said):
+            device.participate("more", data=data, diff=kind)
 
 
 def test_a_device_says_what_is_wrong_with_its_data(
