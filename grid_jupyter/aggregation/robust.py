@@ -1,8 +1,8 @@
 """Means that a few hostile or broken reports cannot pull away. They need all reports at hand, and say what that costs.
 
 Let R be the number of reports and M the size of the model. Reports may be memory-mapped files: beside them, all three
-need one model (M) and R chunks of 1 MiB. None of them weighs reports by their rows, since rows are what a hostile
-participant would claim.
+need one model (M) and R chunks of 1 MiB, 64 MiB at most. None of them weighs reports by their rows, since rows are what
+a hostile participant would claim.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import numpy
 from numpy.typing import NDArray
 
 from grid_jupyter.aggregation.fold import Fold
-from grid_jupyter.aggregation.form import CHUNK, Form, Tensors
+from grid_jupyter.aggregation.form import CHUNK, Form, Report, flattened
 from grid_jupyter.errors import BadRequest
 
+_AT_ONCE = 64 << 20
+"""Bytes of all pieces that are worked on at a time."""
 Column = Callable[[NDArray[Any]], NDArray[Any]]
 
 
-def median(form: Form, reports: Sequence[Tensors]) -> dict[str, NDArray[Any]]:
+def median(form: Form, reports: Sequence[Report]) -> dict[str, NDArray[Any]]:
     """The median of each coordinate, of an even number the mean of the middle two (Yin et al. 2018, definition 1).
 
     Holds while fewer than half of the reports are hostile.
@@ -28,7 +30,7 @@ def median(form: Form, reports: Sequence[Tensors]) -> dict[str, NDArray[Any]]:
     return _by_coordinate(form, reports, lambda rows: numpy.median(rows, axis=0, overwrite_input=True))
 
 
-def trimmed_mean(form: Form, reports: Sequence[Tensors], trim: int) -> dict[str, NDArray[Any]]:
+def trimmed_mean(form: Form, reports: Sequence[Report], trim: int) -> dict[str, NDArray[Any]]:
     """The mean of each coordinate without its `trim` smallest and `trim` largest values (Yin et al. 2018, definition 2,
     with trim = beta * R).
 
@@ -47,7 +49,7 @@ def trimmed_mean(form: Form, reports: Sequence[Tensors], trim: int) -> dict[str,
     return _by_coordinate(form, reports, column)
 
 
-def krum(form: Form, reports: Sequence[Tensors], hostile: int, chosen: int = 1) -> tuple[int, ...]:
+def krum(form: Form, reports: Sequence[Report], hostile: int, chosen: int = 1) -> tuple[int, ...]:
     """Places of the `chosen` reports that lie closest to their neighbours (Blanchard et al. 2017, section 4):
 
         score(i) = sum over the R - hostile - 2 reports j closest to i of |w_i - w_j|^2
@@ -74,7 +76,7 @@ def krum(form: Form, reports: Sequence[Tensors], hostile: int, chosen: int = 1) 
     return tuple(sorted(int(place) for place in numpy.argsort(scores, kind="stable")[:chosen]))
 
 
-def mean_of(form: Form, reports: Sequence[Tensors]) -> dict[str, NDArray[Any]]:
+def mean_of(form: Form, reports: Sequence[Report]) -> dict[str, NDArray[Any]]:
     """The plain mean, each report counted once."""
     fold = Fold(form)
     for report in reports:
@@ -82,7 +84,7 @@ def mean_of(form: Form, reports: Sequence[Tensors]) -> dict[str, NDArray[Any]]:
     return fold.mean()
 
 
-def _by_coordinate(form: Form, reports: Sequence[Tensors], column: Column) -> dict[str, NDArray[Any]]:
+def _by_coordinate(form: Form, reports: Sequence[Report], column: Column) -> dict[str, NDArray[Any]]:
     found = {}
     for name, dtype, shape in form.parts:
         result = numpy.empty(shape, dtype)
@@ -97,9 +99,9 @@ def _by_coordinate(form: Form, reports: Sequence[Tensors], column: Column) -> di
     return found
 
 
-def _rows(reports: Sequence[Tensors], name: str, dtype: numpy.dtype[Any]) -> Any:
+def _rows(reports: Sequence[Report], name: str, dtype: numpy.dtype[Any]) -> Any:
     """Pieces [R, at most a chunk] of one tensor of all reports, copied."""
-    flats = [report[name].reshape(-1) for report in reports]
-    width = max(1, CHUNK * 4 // dtype.itemsize)
+    flats = [flattened(report[name]) for report in reports]
+    width = max(1, min(CHUNK * 4, _AT_ONCE // len(flats)) // dtype.itemsize)
     for start in range(0, flats[0].size, width):
         yield numpy.stack([flat[start : start + width] for flat in flats]).astype(dtype, copy=False)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from numpy.typing import NDArray
 
 from grid_jupyter.aggregation import robust, servers
-from grid_jupyter.aggregation.form import Form, Tensors
+from grid_jupyter.aggregation.form import Form, Report, Tensors
 from grid_jupyter.aggregation.servers import Outcome, State
 from grid_jupyter.errors import BadRequest
 
@@ -73,7 +73,7 @@ class Strategy:
         """The server's step by the mean change `delta`. Raises BadRequest where there is none."""
         raise BadRequest(f"{type(self).__name__} makes no step at the server")
 
-    def combine(self, form: Form, reports: Sequence[Tensors]) -> dict[str, NDArray[Any]]:
+    def combine(self, form: Form, reports: Sequence[Report]) -> dict[str, NDArray[Any]]:
         """One model of the reports that were kept. Raises BadRequest where none are kept, or too few."""
         raise BadRequest(f"{type(self).__name__} keeps no reports")
 
@@ -270,7 +270,7 @@ class Median(Strategy):
 
     keeps: ClassVar[bool] = True
 
-    def combine(self, form: Form, reports: Sequence[Tensors]) -> dict[str, NDArray[Any]]:
+    def combine(self, form: Form, reports: Sequence[Report]) -> dict[str, NDArray[Any]]:
         return robust.median(form, reports)
 
     @property
@@ -293,7 +293,7 @@ class TrimmedMean(Strategy):
         if self.trim < 1:
             raise BadRequest(f"trim={self.trim}: without a report to trim at either end this is FedAvg without rows")
 
-    def combine(self, form: Form, reports: Sequence[Tensors]) -> dict[str, NDArray[Any]]:
+    def combine(self, form: Form, reports: Sequence[Report]) -> dict[str, NDArray[Any]]:
         return robust.trimmed_mean(form, reports, self.trim)
 
     @property
@@ -322,7 +322,7 @@ class Krum(Strategy):
                 f"1 to {self.least - self.hostile} can be chosen"
             )
 
-    def combine(self, form: Form, reports: Sequence[Tensors]) -> dict[str, NDArray[Any]]:
+    def combine(self, form: Form, reports: Sequence[Report]) -> dict[str, NDArray[Any]]:
         places = robust.krum(form, reports, self.hostile, self.chosen)
         return robust.mean_of(form, [reports[place] for place in places])
 
@@ -371,6 +371,12 @@ class FedBuff(Strategy):
     def discount(self, staleness: int) -> float:
         """(1 + staleness)^-exponent."""
         return float((1 + staleness) ** -self.exponent)
+
+
+def numbered(strategy: Strategy) -> dict[str, Any]:
+    """A strategy as a server_config has it: its name, and its numbers without `max_norm`, a key of its own there."""
+    numbers = {one.name: getattr(strategy, one.name) for one in fields(strategy) if one.name != "max_norm"}
+    return {"name": type(strategy).__name__, **numbers}
 
 
 def written(strategy: Strategy) -> str:

@@ -212,6 +212,7 @@ def _train(
     size = min(_whole(config, "batch_size", BATCH_SIZE), most)
     limit = _whole(config, "max_updates", 0) or math.inf
     steps, totals, seen = 0, dict[str, float](), set[int]()
+    begun, pull = dict(training.params), _pull(config)
     for _ in range(epochs):
         order = random.permutation(count)
         for start in range(0, count, size):
@@ -219,13 +220,25 @@ def _train(
             if steps >= limit or len(chosen) < least:
                 break
             x, y = ({name: array[chosen] for name, array in rows[role].items()} for role in ("x", "y"))
+            before = dict(training.params)
             for name, value in training.step(x, y, len(chosen)).items():
                 totals[name] = totals.get(name, 0.0) + float(value)
+            if pull:
+                for name, array in training.params.items():
+                    training.params[name] = array - array.dtype.type(pull) * (before[name] - begun[name])
             steps += 1
             seen.update(chosen.tolist())
     if not steps:
         raise InvalidDataError(f"{count} rows are fewer than the {least} of the plan's smallest batch")
     return len(seen), steps, {name: total / steps for name, total in totals.items()}
+
+
+def _pull(config: dict[str, Any]) -> float:
+    """lr * mu of FedProx: a plain step on F(w) + mu/2 * |w - w_start|^2 is one on F, less lr * mu * (w - w_start)."""
+    mu, lr = config.get("proximal_mu", 0), config.get("lr", 0)
+    if any(isinstance(one, bool) or not isinstance(one, int | float) or not math.isfinite(one) for one in (mu, lr)):
+        raise BadRequest("client_config has a proximal_mu, or lr, that is no number")
+    return float(mu * lr)
 
 
 def _whole(config: dict[str, Any], name: str, default: int) -> int:

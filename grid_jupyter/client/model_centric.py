@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
+from grid_jupyter.aggregation.strategies import Strategy, numbered
 from grid_jupyter.client.credentials import Credentials
 from grid_jupyter.client.tensor_files import Array, arrays_of, read_arrays, write_arrays
 from grid_jupyter.errors import BadRequest, NodeUnavailableError
@@ -76,7 +77,9 @@ class ModelCentricFLClient:
 
         `model` is a module, tensors by name, or a State. `client_config` names it (`name`, `version`) and tells
         devices what they need (`batch_size`, `lr`, `max_updates`); `server_config` says how cycles go
-        (docs/protocol-model-centric.md). Returns `{"status": "success", "advice": […]}`.
+        (docs/protocol-model-centric.md), where `strategy` may be one of those of `grid.train`.
+
+        Returns `{"status": "success", "advice": […]}`.
 
         Raises BadRequest, PlanInvalidError, InvalidDataError, Conflict where name and version are taken,
         SendNotPermittedError, NotAuthenticatedError.
@@ -94,7 +97,7 @@ class ModelCentricFLClient:
             "model": key,
             "plans": {name: msgspec.Raw(plan.to_bytes()) for name, plan in client_plans.items()},
             "client_config": dict(client_config or {}),
-            "server_config": dict(server_config or {}),
+            "server_config": _written(server_config or {}),
         }
         return dict(call(self.address, "POST", "/model-centric/host-training", body, token=self._token))
 
@@ -132,6 +135,15 @@ class ModelCentricFLClient:
     def __repr__(self) -> str:
         where = f"{plain(self.node)} at {self.address.url}" if self.node else f"not connected to {self.address.url}"
         return f"<ModelCentricFLClient id:{plain(self.id)} {where}>"
+
+
+def _written(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A server_config as it travels: a strategy by its name and numbers, its norm bound beside it."""
+    strategy = config.get("strategy")
+    if not isinstance(strategy, Strategy):
+        return dict(config)
+    bound = {} if strategy.max_norm is None else {"max_norm": strategy.max_norm}
+    return {**bound, **config, "strategy": numbered(strategy)}
 
 
 def _query(name: str, version: str | None, **more: Any) -> str:

@@ -7,8 +7,8 @@ mapped, and what was read of them is given back.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy
@@ -16,9 +16,10 @@ import numpy
 from grid_jupyter.aggregation.diffs import FORMS, unpacked
 from grid_jupyter.aggregation.fold import Fold
 from grid_jupyter.aggregation.form import Form, Readable, Tensor, chunks
+from grid_jupyter.cycles.averaging import Averaging, Made
 from grid_jupyter.errors import InvalidDataError
-from grid_jupyter.store.blobs import Blob, BlobStore
-from grid_jupyter.wire.safetensors import BlobTensor, build_header, parse_header, read_header
+from grid_jupyter.store.blobs import BlobStore
+from grid_jupyter.wire.safetensors import BlobTensor, read_header
 
 _DTYPES = frozenset({"float16", "float32", "float64", "int8", "int16", "int32", "int64"})
 """What a model's tensors may be: differences of them are of the same dtype."""
@@ -31,40 +32,42 @@ _SHARE = float(1 << 20)
 class Folding:
     """The reports of one cycle. One thread at a time; `fold` is called with the numbers 1, 2, 3 … in turn."""
 
-    def __init__(self, form: Form) -> None:
+    def __init__(self, form: Form, averaging: Averaging) -> None:
         self._form = form
+        self._averaging = averaging
         self._fold: Fold | None = None
+        self._kept: list[Path] = []
         self.count = 0
-        """Reports that are folded."""
+        """Reports that are folded, or kept for the end."""
 
-    def fold(self, path: Path, samples: int) -> None:
+    def fold(self, path: Path, samples: int, staleness: int) -> None:
         """Take in the next report."""
-        if self._fold is None:
-            self._fold = Fold(self._form)
-        with mapped(path) as tensors:
-            self._fold.add(unpacked(tensors, self._form), float(samples))
+        if self._averaging.keeps:
+            self._kept.append(path)
+        else:
+            if self._fold is None:
+                self._fold = Fold(self._form)
+            with mapped(path) as tensors:
+                self._fold.add(unpacked(tensors, self._form), self._averaging.weight(samples, staleness))
         self.count += 1
 
-    def checkpoint(self, model: Path, blobs: BlobStore, name: str) -> Blob:
-        """Write model − mean of the reports, durably; the fold is empty afterwards.
+    def checkpoint(self, model: Path, state: Mapping[str, Path], blobs: BlobStore, name: str) -> Made:
+        """Write the model after this cycle, durably, and the strategy's state; the fold is empty afterwards.
 
-        new[p] = model[p] − Σ nᵢ·diffᵢ[p] / Σ nᵢ        (LEAF; diff = original − trained)
+        new[p] = model[p] − Σ nᵢ·diffᵢ[p] / Σ nᵢ        (LEAF; diff = original − trained), or the strategy's step by it
         """
-        if self._fold is None:
-            raise InvalidDataError("no report was folded: there is no mean of nothing")
-        mean = self._fold.mean()
-        self._fold = None
-        with mapped(model) as before:
-            for key, change in mean.items():
-                numpy.subtract(before[key], change, out=change)
-        header = build_header([(key, tensor.dtype.name, tensor.shape) for key, tensor in mean.items()])
-        places = parse_header(header[:8], header[8:], len(header) + sum(tensor.nbytes for tensor in mean.values()))
-        with blobs.begin(name) as upload:
-            upload.write(header)
-            for place in sorted(places, key=lambda one: one.begin):
-                upload.write(mean[place.name].reshape(-1).view(numpy.uint8).data)
-            self.count = 0
-            return upload.commit()
+        with ExitStack() as stack:
+            if self._fold is not None:
+                change = self._fold.mean(self._averaging.over(self.count))
+            elif self._kept:
+                kept = [unpacked(stack.enter_context(mapped(path)), self._form) for path in self._kept]
+                change = self._averaging.strategy.combine(self._form, kept)
+            else:
+                raise InvalidDataError("no report was folded: there is no mean of nothing")
+            self._fold, self._kept, self.count = None, [], 0
+            before = stack.enter_context(mapped(model))
+            slots = {slot: stack.enter_context(mapped(path)) for slot, path in state.items()}
+            return self._averaging.write(self._form, change, before, slots, blobs, name)
 
 
 def form_of(path: Path) -> Form:

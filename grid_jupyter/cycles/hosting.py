@@ -58,7 +58,7 @@ def read_hosting(body: HostTraining) -> Hosted:
     if not 1 <= len(body.plans) <= MAX_PLANS:
         raise BadRequest(f"a training has 1 to {MAX_PLANS} plans: what devices are to run")
     plans = {_plan_name(key): _plan(bytes(raw)) for key, raw in body.plans.items()}
-    return Hosted(name, version, body.client_config, body.server_config, terms, plans)
+    return Hosted(name, version, _with_term(body.client_config, terms, plans), body.server_config, terms, plans)
 
 
 def check_fits(plans: Mapping[str, Document], form: Form) -> None:
@@ -72,6 +72,28 @@ def check_fits(plans: Mapping[str, Document], form: Form) -> None:
                 raise BadRequest(f"the plan {key!r} takes {one.role} {one.name!r}, which the model has not")
             if any(has_batch(length) for length in one.spec.shape) or found != (one.spec.dtype, one.spec.shape):
                 raise BadRequest(f"the plan {key!r} takes {one.role} {one.name!r} of another dtype or shape")
+
+
+def _with_term(config: dict[str, Any], terms: Terms, plans: Mapping[str, Document]) -> dict[str, Any]:
+    """What devices are told; under FedProx its mu as well. Raises BadRequest for plans that it cannot be added to."""
+    if terms.chosen is None or terms.chosen.name != "FedProx":
+        return config
+    mu = terms.chosen.numbers["mu"]
+    if config.get("proximal_mu", mu) != mu:
+        raise BadRequest("client_config has another proximal_mu than the strategy FedProx has mu: leave it out")
+    for key, plan in plans.items():
+        numbers = {one.name for one in plan.inputs_of("hyper")}
+        if plan.kind == "step" and (plan.inputs_of("state") or "lr" not in numbers):
+            raise BadRequest(
+                f"the plan {key!r} is no step of plain SGD with a learning rate 'lr', which FedProx adds its term to"
+            )
+    return {**config, "proximal_mu": mu}
+
+
+def buffers_of(plans: Mapping[str, Document]) -> tuple[str, ...]:
+    """Names of the tensors that no plan trains, such as a batch norm's running mean: they are averaged, no more."""
+    trained = {one.name for plan in plans.values() for one in plan.inputs_of("param")}
+    return tuple(sorted({one.name for plan in plans.values() for one in plan.inputs_of("buffer")} - trained))
 
 
 def _named(config: Mapping[str, Any], key: str) -> str:

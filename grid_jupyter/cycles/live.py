@@ -37,8 +37,9 @@ from grid_jupyter.cycles.machine import (
     on,
     timeout,
 )
+from grid_jupyter.cycles.strategy import strategy_of
 from grid_jupyter.cycles.terms import Terms
-from grid_jupyter.errors import Conflict, GridError
+from grid_jupyter.errors import Conflict, GridError, NodeUnavailableError
 from grid_jupyter.store.blobs import Blob, BlobStore
 from grid_jupyter.store.trainings import (
     StoredCheckpoint,
@@ -46,10 +47,12 @@ from grid_jupyter.store.trainings import (
     StoredTraining,
     TrainingRows,
     TrainingTable,
+    stored_report,
 )
 
 if TYPE_CHECKING:
     from grid_jupyter.aggregation.form import Form
+    from grid_jupyter.cycles.averaging import Made
     from grid_jupyter.cycles.folding import Folding
 
 log = logging.getLogger("grid_jupyter")
@@ -85,8 +88,11 @@ class Live:
     """One training."""
 
     def __init__(self, ground: Ground, stored: StoredTraining, terms: Terms, form: Form, state: Training) -> None:
+        from grid_jupyter.cycles.averaging import Averaging  # a Node that hosts nothing does without NumPy
+
         self.stored, self.terms, self.form, self.state = stored, terms, form, state
         self._ground = ground
+        self.averaging = Averaging(strategy_of(terms.chosen), frozenset(stored.buffers))
         self._changed = asyncio.Event()
         self._folding = self._fresh()
         self._pending: dict[int, StoredReport] = {}
@@ -158,6 +164,8 @@ class Live:
                 device.asked = state.attempt
             state, (answer,) = on(self.terms, state, asked, now)
             if isinstance(answer, Accept):
+                if self.terms.asynchronous:
+                    rows.give_up_older(self.stored.id, state.sequence, device.number)
                 rows.assign(self.stored.id, state.sequence, device.number, request_key, now)
                 return state, Accepted(request_key, state.sequence, rows.checkpoint(self.stored.id))
             if not isinstance(answer, Reject):
@@ -190,16 +198,39 @@ class Live:
             state, actions = on(self.terms, state, reported, now)
             first = actions[0]
             if isinstance(first, Store):
-                rows.count(place, device, number=first.number, samples=samples, blob=blob.name, sha256=blob.sha256)
-                return state, StoredReport(number=first.number, blob=blob.name, samples=samples)
+                rows.count(
+                    place, device, counted=state.sequence, number=first.number, samples=samples, blob=blob.name,
+                    sha256=blob.sha256,
+                )  # fmt: skip
+                return state, stored_report(place)
             if place.state == "reported" and place.sha256 == blob.sha256:
                 if place.blob is None or self._ground.blobs.path(place.blob).exists():
                     return state, None
                 place.blob = blob.name  # its file was lost; this is the same
-                return state, StoredReport(number=place.number or 0, blob=blob.name, samples=place.samples or 1)
+                return state, stored_report(place)
             raise Conflict(first.reason if isinstance(first, Late) else "this report does not count")
 
-        return await self._step(work, self._fold_later) is not None
+        until = asyncio.get_running_loop().time() + PATIENCE_S
+        while True:
+            try:
+                return await self._step(work, self._fold_later) is not None
+            except Conflict:
+                left = until - asyncio.get_running_loop().time()
+                if not self.terms.asynchronous or self.state.phase != "closing":
+                    raise
+                if left <= 0:
+                    raise NodeUnavailableError("the Node makes a checkpoint; send the report again later") from None
+                await self.changed(left)  # it counts in the next buffer
+
+    def takes(self, sequence: int) -> bool:
+        """Whether a report of a cycle could count now, or in a moment."""
+        late = self.terms.staleness(sequence, self.state.sequence)
+        return late is not None and (self.state.phase == "open" or (self.terms.asynchronous and not self.over))
+
+    @property
+    def over(self) -> bool:
+        """Whether training is over."""
+        return self.state.phase == "over"
 
     # -------------------------------------------------------------- one event, one transaction
 
@@ -298,17 +329,22 @@ class Live:
             if report.number not in self._pending:
                 self._pending[report.number] = report
         loop = asyncio.get_running_loop()
-        blob = await loop.run_in_executor(ground.thread, self._checkpoint, model, len(reports))
+        made = await loop.run_in_executor(ground.thread, self._checkpoint, model, len(reports))
         self._pending.clear()  # nothing counts while the cycle is closing
         ground.at("checkpoint-durable")
 
         def work(rows: TrainingRows, state: Training, now: float) -> tuple[Training, list[str]]:
             state, _ = on(self.terms, state, Aggregated(), now)
             after = StoredCheckpoint(
-                id=0, number=model.number + 1, blob=blob.name, nbytes=blob.nbytes, sha256=blob.sha256
+                id=0,
+                number=model.number + 1,
+                blob=made.model.name,
+                nbytes=made.model.nbytes,
+                sha256=made.model.sha256,
+                state={slot: blob.name for slot, blob in made.state.items()},
             )
             rows.add_checkpoint(training, after, now)
-            done = rows.folded(training, sequence)
+            done = [*rows.folded(training, sequence), *rows.drop_state(model.id)]
             return self._gather(rows, state, now), done
 
         done = await self._step(work)
@@ -331,9 +367,9 @@ class Live:
             self._ground.thread.submit(self._fold_ahead)
 
     def _fresh(self) -> Folding:
-        from grid_jupyter.cycles.folding import Folding  # a Node that hosts nothing does without NumPy
+        from grid_jupyter.cycles.folding import Folding
 
-        return Folding(self.form)
+        return Folding(self.form, self.averaging)
 
     def _fold_ahead(self) -> None:
         try:
@@ -345,20 +381,21 @@ class Live:
         """Fold what has come, in the order in which it counted, which may not be that of its coming."""
         try:
             while (report := self._pending.get(self._folding.count + 1)) is not None:
-                self._folding.fold(self._ground.blobs.path(report.blob), report.samples)
+                self._folding.fold(self._ground.blobs.path(report.blob), report.samples, report.staleness)
                 self._ground.at("report-folded")
         except BaseException:
             self._folding = self._fresh()  # half a report may be in it; whoever is next folds all of them again
             raise
 
-    def _checkpoint(self, model: StoredCheckpoint, count: int) -> Blob:
+    def _checkpoint(self, model: StoredCheckpoint, count: int) -> Made:
         self._fold_ready()
         if self._folding.count != count:
             self._folding = self._fresh()
             raise GridError(f"of {count} reports of a cycle some are not there")
         blobs = self._ground.blobs
+        state = {slot: blobs.path(name) for slot, name in model.state.items()}
         try:
-            return self._folding.checkpoint(blobs.path(model.blob), blobs, f"checkpoint of {self.stored.id}")
+            return self._folding.checkpoint(blobs.path(model.blob), state, blobs, f"checkpoint of {self.stored.id}")
         except BaseException:
             self._folding = self._fresh()  # its sums are used up
             raise

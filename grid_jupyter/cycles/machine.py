@@ -70,9 +70,9 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Reported:
-    """A report, good in itself, of a worker that got its place in this cycle."""
+    """A report, good in itself, of a worker that got its place in a cycle."""
 
-    sequence: int
+    sequence: int  # of that cycle
     place: Place
 
 
@@ -195,7 +195,7 @@ def _refusal(terms: Terms, state: Training, event: Asked, now: float) -> Reject 
         return Reject(None, "training is over")
     if state.phase == "closing" or (state.end is not None and now >= state.end):
         return Reject(SOON_S, "the cycle is ending; the next one begins in a moment")
-    if event.place in ("assigned", "reported"):
+    if event.place == "assigned" or (event.place == "reported" and not terms.asynchronous):
         return Reject(wait, "this worker has its place in this cycle already")
     slow = _too_slow(terms, event)
     if slow:
@@ -224,7 +224,12 @@ def _began_without(terms: Terms, state: Training, event: Asked) -> bool:
 
 def may_again(terms: Terms, sequence: int, last: int | None) -> bool:
     """Whether a worker whose last cycle was `last` may be in this one."""
-    return last is None or sequence - last >= max(1, terms.do_not_reuse_workers_until_cycle)
+    return last is None or sequence - last >= rest(terms)
+
+
+def rest(terms: Terms) -> int:
+    """Cycles from a worker's last one to the next that it may be in: 0 where a buffer takes several of its reports."""
+    return max(0 if terms.asynchronous else 1, terms.do_not_reuse_workers_until_cycle)
 
 
 def chance(terms: Terms, state: Training) -> float:
@@ -248,7 +253,7 @@ def _too_slow(terms: Terms, event: Asked) -> str:
 def _reported(terms: Terms, state: Training, event: Reported, now: float) -> Result:
     if event.place == "reported":
         return state, (Late("this worker has reported in this cycle already; a report counts once"),)
-    if event.sequence != state.sequence or state.phase != "open":
+    if terms.staleness(event.sequence, state.sequence) is None or state.phase != "open":
         return state, (Late("the cycle of this request_key is closed; ask for the next one"),)
     if event.place != "assigned":
         return state, (Late("the cycle began again, and this place was given up; ask for a new one"),)

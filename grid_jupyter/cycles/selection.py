@@ -6,7 +6,7 @@ import math
 import random
 from array import array
 
-from grid_jupyter.cycles.machine import Training
+from grid_jupyter.cycles.machine import Training, rest
 from grid_jupyter.cycles.terms import Terms
 from grid_jupyter.store.trainings import Eligible, TrainingRows
 
@@ -16,7 +16,7 @@ _SPARE = 64
 
 def pool_of(terms: Terms, state: Training, now: float) -> Eligible:
     """Who could be invited: devices that were heard of within the length of a cycle, and may be in this one."""
-    until = state.sequence - max(1, terms.do_not_reuse_workers_until_cycle)
+    until = state.sequence - rest(terms)
     return Eligible(since=now - (terms.cycle_length or math.inf), until=until)
 
 

@@ -14,7 +14,7 @@ import msgspec
 
 from grid_jupyter.cycles import machine
 from grid_jupyter.cycles.admission import check_token
-from grid_jupyter.cycles.hosting import check_fits, read_hosting
+from grid_jupyter.cycles.hosting import buffers_of, check_fits, read_hosting
 from grid_jupyter.cycles.live import Accepted, Ground, Live
 from grid_jupyter.cycles.machine import Reject, Training
 from grid_jupyter.cycles.terms import Terms, advice, read_speed, read_terms
@@ -132,6 +132,7 @@ class Cycles:
                 server_config=hosted.server_config,
                 seed=secrets.token_hex(16) if hosted.terms.seed is None else str(hosted.terms.seed),
                 secret=secrets.token_hex(32),
+                buffers=buffers_of(hosted.plans),
             )
             first = StoredCheckpoint(id=0, number=1, blob=model.name, nbytes=model.nbytes, sha256=model.sha256)
             raw = msgspec.to_builtins(state)
@@ -207,10 +208,10 @@ class Cycles:
         Raises NotFound, NotAuthenticatedError, Conflict.
         """
 
-        def work(rows: TrainingRows, live: Live) -> StoredCheckpoint:
+        def work(rows: TrainingRows, live: Live, sequence: int) -> StoredCheckpoint:
             if model_id != live.stored.id:
                 raise NotFound("Model not found! Use the model_id of the cycle-request that was accepted")
-            return rows.checkpoint(live.stored.id)
+            return rows.checkpoint(live.stored.id, sequence)  # of a cycle that is not the open one, too
 
         found = await self._within_cycle(worker_id, request_key, work)
         return self.blobs.open(found.blob), found.nbytes
@@ -218,7 +219,7 @@ class Cycles:
     async def plan(self, worker_id: str, request_key: str, plan_id: int) -> bytes:
         """A plan's document. Raises NotFound, NotAuthenticatedError, Conflict."""
 
-        def work(rows: TrainingRows, live: Live) -> StoredPlan:
+        def work(rows: TrainingRows, live: Live, _sequence: int) -> StoredPlan:
             found = next((plan for plan in rows.plans(live.stored.id) if plan.id == plan_id), None)
             if found is None:
                 raise NotFound("Plan not found! Use an id among the plans of the cycle-request that was accepted")
@@ -227,13 +228,14 @@ class Cycles:
         found = await self._within_cycle(worker_id, request_key, work)
         return await asyncio.to_thread(self.blobs.path(found.blob).read_bytes)
 
-    async def _within_cycle(self, worker_id: str, request_key: str, work: Callable[[TrainingRows, Live], T]) -> T:
+    async def _within_cycle(self, worker_id: str, request_key: str, work: Callable[[TrainingRows, Live, int], T]) -> T:
         def run(rows: TrainingRows) -> T:
             _, place = rows.place_of(worker_id, request_key)
             live = self._live[place.training_id]
-            if place.sequence != live.state.sequence or place.state == "none":
+            late = live.terms.staleness(place.sequence, live.state.sequence)
+            if late is None or place.state == "none":
                 raise Conflict("Cycle not found! The cycle of this request_key is over; ask for the next one")
-            return work(rows, live)
+            return work(rows, live, place.sequence)
 
         return await self._table.transact(run)
 
@@ -250,7 +252,7 @@ class Cycles:
             _, place = rows.place_of(worker_id, request_key)
             live = self._live[place.training_id]
             # what was reported may be sent again by a device that never heard the answer
-            if place.state != "reported" and (place.sequence != live.state.sequence or live.state.phase != "open"):
+            if place.state != "reported" and not live.takes(place.sequence):
                 raise Conflict("the cycle of this request_key is closed; ask for the next one")
             if place.state not in ("assigned", "reported"):
                 raise Conflict("the cycle began again, and this place was given up; ask for a new one")
@@ -299,7 +301,8 @@ class Cycles:
                 ground.at("report-arrived")
                 if upload.size > arriving.limit:
                     raise LimitExceededError(f"a report of this model has at most {arriving.limit} bytes")
-                _check(upload.path, live.form, live.terms, samples)
+                weighed = samples if live.averaging.strategy.weighted else 1
+                _check(upload.path, live.form, live.terms, weighed)
                 return upload.commit()
 
         blob = await asyncio.to_thread(keep)

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
+from grid_jupyter.cycles import strategy as strategies
+from grid_jupyter.cycles.strategy import Chosen
 from grid_jupyter.errors import BadRequest
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
@@ -50,13 +52,26 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     seed: int | None = None
     max_norm: Annotated[float, msgspec.Meta(gt=0)] | None = None
     diff_forms: Annotated[tuple[DiffForm, ...], msgspec.Meta(min_length=1)] = get_args(DiffForm)
+    strategy: str | dict[str, Any] | None = None
     iterative_plan: bool = False
     authentication: Authentication | None = None
+    chosen: Chosen | None = None  # what `strategy` comes to; no key of a server_config
 
     @property
     def least(self) -> int:
         """Reports that a cycle needs before it can be completed."""
-        return max(1, self.min_diffs or 0)
+        return max(1, self.min_diffs or 0, 1 if self.chosen is None else self.chosen.least)
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether a report counts in whatever cycle is open when it comes."""
+        return self.chosen is not None and self.chosen.asynchronous
+
+    def staleness(self, sequence: int, now: int) -> int | None:
+        """Cycles that a report of cycle `sequence` is late in cycle `now`; None where it is too late."""
+        late = now - sequence
+        most = 0 if self.chosen is None else self.chosen.max_staleness
+        return late if 0 <= late <= most else None
 
     @property
     def pool(self) -> int:
@@ -75,7 +90,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return self.minimum_upload_speed is not None or self.minimum_download_speed is not None
 
 
-KNOWN = tuple(sorted(Terms.__struct_fields__))
+KNOWN = tuple(sorted(set(Terms.__struct_fields__) - {"chosen"}))
 """Keys of a server_config."""
 
 
@@ -96,7 +111,11 @@ def read_terms(config: Mapping[str, Any]) -> Terms:
     except msgspec.ValidationError as error:
         raise BadRequest(f"server_config: {error}") from None
     _check_numbers(terms)
+    if terms.strategy is not None:
+        terms = msgspec.structs.replace(terms, chosen=strategies.choose(terms.strategy))
     _check_together(terms)
+    if terms.chosen is not None:
+        strategies.check_together(terms.chosen, given, terms)
     return terms
 
 
@@ -105,9 +124,10 @@ def advice(terms: Terms) -> list[str]:
     if terms.min_workers and terms.goal_count is None and not terms.require_min_workers:
         return [
             f"min_workers={terms.min_workers} keeps nobody waiting: a lone device trains too. "
-            "With require_min_workers, or goal_count, a cycle waits for them"
+            "With require_min_workers, or goal_count, a cycle waits for them",
+            *strategies.advice(terms.chosen),
         ]
-    return []
+    return strategies.advice(terms.chosen)
 
 
 def read_speed(name: str, value: object, *, required: bool) -> float | None:

@@ -299,6 +299,7 @@ class TrainingRow(Base):
     server_config: Mapped[dict[str, Any]] = mapped_column(JSON)
     seed: Mapped[str] = mapped_column(String(64))  # of draws
     secret: Mapped[str] = mapped_column(String(64))  # of request_keys
+    buffers: Mapped[list[str]] = mapped_column(JSON)  # tensors that no gradient trains
     state: Mapped[dict[str, Any]] = mapped_column(JSON)  # cycles/machine.py
     registered: Mapped[int]  # devices
     cursor: Mapped[int]  # rank of the last device that was invited in turn
@@ -331,6 +332,7 @@ class Checkpoint(Base):
     nbytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
     created: Mapped[float]
+    state: Mapped[dict[str, str]] = mapped_column(JSON)  # blobs of the strategy's state, of the latest one
 
 
 class DeviceRow(Base):
@@ -358,8 +360,8 @@ class Participation(Base):
 
     __tablename__ = "training_place"
     __table_args__ = (
-        UniqueConstraint("training_id", "sequence", "device"),
-        UniqueConstraint("training_id", "sequence", "number"),
+        UniqueConstraint("training_id", "counted", "number"),
+        Index("ix_training_place_cycle", "training_id", "sequence", "device"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -369,7 +371,8 @@ class Participation(Base):
     state: Mapped[str] = mapped_column(String(16))  # invited, assigned, reported; none: given up
     key: Mapped[str | None] = mapped_column(String(64), unique=True)  # digest of the request_key
     at: Mapped[float]
-    number: Mapped[int | None]  # of the report among those of its cycle, from 1
+    counted: Mapped[int | None]  # cycle that its report counts in
+    number: Mapped[int | None]  # of the report among those of that cycle, from 1
     samples: Mapped[int | None] = mapped_column(BigInteger)
     sha256: Mapped[str | None] = mapped_column(String(64))
     blob: Mapped[str | None] = mapped_column(String(64))  # until it is in a checkpoint

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, func, or_, select, update
@@ -41,6 +41,8 @@ class StoredCheckpoint:
     blob: str
     nbytes: int
     sha256: str
+    state: dict[str, str] = field(default_factory=dict)
+    """Blobs of what the strategy keeps for the next one, by slot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,8 @@ class StoredTraining:
     server_config: dict[str, Any]
     seed: str
     secret: str
+    buffers: tuple[str, ...] = ()
+    """Tensors of the model that no gradient trains."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,8 @@ class StoredReport:
     number: int
     blob: str
     samples: int
+    staleness: int = 0
+    """Cycles between the one that it is of and the one that it counts in."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,7 @@ class TrainingRows:
             server_config=training.server_config,
             seed=training.seed,
             secret=training.secret,
+            buffers=list(training.buffers),
             state=state,
             registered=0,
             cursor=0,
@@ -170,7 +177,9 @@ class TrainingRows:
         row = self._session.scalars(query.order_by(Checkpoint.number.desc()).limit(1)).first()
         if row is None:
             raise NotFound("Model's Checkpoint not found!")
-        return StoredCheckpoint(id=row.id, number=row.number, blob=row.blob, nbytes=row.nbytes, sha256=row.sha256)
+        return StoredCheckpoint(
+            id=row.id, number=row.number, blob=row.blob, nbytes=row.nbytes, sha256=row.sha256, state=row.state
+        )
 
     def add_checkpoint(self, training: int, model: StoredCheckpoint, created: float) -> None:
         """The next checkpoint."""
@@ -182,14 +191,24 @@ class TrainingRows:
                 nbytes=model.nbytes,
                 sha256=model.sha256,
                 created=created,
+                state=model.state,
             )
         )
+
+    def drop_state(self, checkpoint: int) -> list[str]:
+        """The next checkpoint is there: this one's strategy's state is needed no more. Its blobs are the caller's to
+        delete, afterwards."""
+        row = self._session.get_one(Checkpoint, checkpoint)
+        names, row.state = list(row.state.values()), {}
+        return names
 
     def blobs(self) -> frozenset[str]:
         """The names of all blobs that a row names."""
         found: set[str] = set()
         for column in (TrainingPlan.blob, Checkpoint.blob, Participation.blob):
             found.update(name for name in self._session.scalars(select(column)) if name)
+        for state in self._session.scalars(select(Checkpoint.state)):
+            found.update(state.values())
         return frozenset(found)
 
     # -------------------------------------------------------------- devices
@@ -271,12 +290,16 @@ class TrainingRows:
     # -------------------------------------------------------------- places and reports
 
     def _place(self, training: int, sequence: int, device: int) -> Participation | None:
+        """Its latest; under a strategy that waits for nobody a device has one after the other in the same cycle."""
         return self._session.scalars(
-            select(Participation).where(
+            select(Participation)
+            .where(
                 Participation.training_id == training,
                 Participation.sequence == sequence,
                 Participation.device == device,
             )
+            .order_by(Participation.id.desc())
+            .limit(1)
         ).first()
 
     def place(self, training: int, sequence: int, device: int) -> str:
@@ -292,10 +315,23 @@ class TrainingRows:
     def assign(self, training: int, sequence: int, device: int, request_key: str, now: float) -> None:
         """Give a device its place."""
         row = self._place(training, sequence, device)
-        if row is None:
+        if row is None or row.state == "reported":
             row = Participation(training_id=training, sequence=sequence, device=device)
             self._session.add(row)
         row.state, row.key, row.at = "assigned", _digest(request_key), now
+
+    def give_up_older(self, training: int, sequence: int, device: int) -> None:
+        """Take back a device's places without a report in cycles before this one."""
+        self._session.execute(
+            update(Participation)
+            .where(
+                Participation.training_id == training,
+                Participation.device == device,
+                Participation.sequence < sequence,
+                Participation.state == "assigned",
+            )
+            .values(state="none")
+        )
 
     def place_of(self, device_id: str, request_key: str) -> tuple[DeviceRow, Participation]:
         """The place that a request_key is for. Raises NotFound, and NotAuthenticatedError for another device's key."""
@@ -308,21 +344,27 @@ class TrainingRows:
         return device, row
 
     def count(
-        self, place: Participation, device: DeviceRow, *, number: int, samples: int, blob: str, sha256: str
+        self,
+        place: Participation,
+        device: DeviceRow,
+        *,
+        counted: int,
+        number: int,
+        samples: int,
+        blob: str,
+        sha256: str,
     ) -> None:
-        """The report of a place."""
-        place.state, place.number, place.samples, place.blob, place.sha256 = "reported", number, samples, blob, sha256
-        device.last = place.sequence
+        """The report of a place, which counts in cycle `counted`."""
+        place.state, place.counted, place.number = "reported", counted, number
+        place.samples, place.blob, place.sha256 = samples, blob, sha256
+        device.last = counted
 
     def reports(self, training: int, sequence: int) -> list[StoredReport]:
         """The reports of a cycle, in the order in which they counted."""
         query = select(Participation).where(
-            Participation.training_id == training, Participation.sequence == sequence, Participation.number.is_not(None)
+            Participation.training_id == training, Participation.counted == sequence, Participation.number.is_not(None)
         )
-        return [
-            StoredReport(number=row.number or 0, blob=row.blob or "", samples=row.samples or 1)
-            for row in self._session.scalars(query.order_by(Participation.number))
-        ]
+        return [stored_report(row) for row in self._session.scalars(query.order_by(Participation.number))]
 
     def give_up(self, training: int, sequence: int) -> None:
         """Take back the places of a cycle that have no report."""
@@ -342,7 +384,7 @@ class TrainingRows:
         rows = self._session.scalars(
             select(Participation).where(
                 Participation.training_id == training,
-                Participation.sequence == sequence,
+                Participation.counted == sequence,
                 Participation.blob.is_not(None),
             )
         ).all()
@@ -350,6 +392,12 @@ class TrainingRows:
         for row in rows:
             row.blob = None
         return names
+
+
+def stored_report(row: Participation) -> StoredReport:
+    """A report as it is folded."""
+    late = (row.counted or row.sequence) - row.sequence
+    return StoredReport(number=row.number or 0, blob=row.blob or "", samples=row.samples or 1, staleness=late)
 
 
 def _eligible(training: int, sequence: int, who: Eligible, slow: bool | None = None) -> list[ColumnElement[bool]]:
@@ -376,6 +424,7 @@ def _training(row: TrainingRow) -> StoredTraining:
         server_config=row.server_config,
         seed=row.seed,
         secret=row.secret,
+        buffers=tuple(row.buffers),
     )
 
 

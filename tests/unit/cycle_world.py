@@ -37,13 +37,19 @@ class World:
     def __init__(self, cycles: Cycles) -> None:
         self.cycles = cycles
 
-    async def host(self, name: str = "m", model: dict[str, Array] | None = None, **server_config: Any) -> Any:
+    async def host(
+        self,
+        name: str = "m",
+        model: dict[str, Array] | None = None,
+        plan: dict[str, Any] | None = None,
+        **server_config: Any,
+    ) -> Any:
         with self.cycles.blobs.begin(secrets.token_hex(16)) as upload:
             upload.write(save(MODEL if model is None else model))
             blob = upload.commit()
         body = HostTraining(
             model=secrets.token_hex(16),
-            plans={"training_plan": msgspec.Raw(json.dumps(linear()).encode())},
+            plans={"training_plan": msgspec.Raw(json.dumps(plan or linear()).encode())},
             client_config={"name": name, "version": "1.0", "lr": 0.1},
             server_config=server_config,
         )

@@ -1,6 +1,7 @@
 """A program: the same training again and again, killed each time at another of the points where a Node may die.
 
-Run as `python killed_cycles.py DIRECTORY`. It prints, as JSON, what each run came to after its restart.
+Run as `python killed_cycles.py DIRECTORY [STRATEGY]`, with a strategy for two cycles. It prints, as JSON,
+what each run came to after its restart.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -22,22 +24,31 @@ from cycle_world import diff, world
 REPORTS = [(diff(0.1, 1e-7, 3e4), 3), (diff(-0.7, 1 / 3, 1e-3), 7), (diff(2.5, -1e5, 0.3), 1000)]
 
 
+STRATEGY = sys.argv[2] if len(sys.argv) > 2 else None
+CYCLES = [REPORTS] if STRATEGY is None else [REPORTS[:2], REPORTS[1:]]
+FILES = 3 if STRATEGY is None else 6
+"""A plan and checkpoints, and the last one's moments."""
+
+
 async def train(state: Path, at: Callable[[str], None]) -> dict[str, Any]:
-    """One cycle of three reports. Called again on the same directory it does the same again, as devices would that
-    never heard an answer."""
+    """Three reports, of one cycle or of two. Called again on the same directory it does the same again, as devices
+    would that never heard an answer."""
     async with world(state, at=at) as here:
-        journal = state / "journal.json"
-        if not journal.exists():
-            await here.host(max_diffs=3, num_cycles=2)
-            places = [await here.accepted() for _ in REPORTS]
-            journal.write_text(json.dumps(places))
-        for place, (data, samples) in zip(json.loads(journal.read_text()), REPORTS, strict=True):
-            await here.report(tuple(place), data, samples)
-        stands = await here.stands(after=0)
+        for cycle, reports in enumerate(CYCLES):
+            journal = state / f"journal-{cycle}.json"
+            if not journal.exists():
+                if not cycle:
+                    ends = {"max_diffs": 3} if STRATEGY is None else {"min_diffs": 2, "strategy": STRATEGY}
+                    await here.host(num_cycles=len(CYCLES) + 1, **ends)
+                places = [await here.accepted() for _ in reports]
+                journal.write_text(json.dumps(places))
+            for place, (data, samples) in zip(json.loads(journal.read_text()), reports, strict=True):
+                await here.report(tuple(place), data, samples)
+            stands = await here.stands(after=cycle)
         descriptor, found = await here.cycles.retrieve("m", None, "latest")
         os.close(descriptor)
         deadline = time.monotonic() + 20
-        while len(list((state / "training").iterdir())) > 3:  # reports are deleted behind the answer
+        while len(list((state / "training").iterdir())) > FILES:  # reports are deleted behind the answer
             assert time.monotonic() < deadline
             await asyncio.sleep(0.005)
     async with world(state):  # a start removes what was left half done
@@ -47,7 +58,8 @@ async def train(state: Path, at: Callable[[str], None]) -> dict[str, Any]:
 
 def run(state: Path, killed_at: tuple[str, int] | None) -> tuple[int, list[str]]:
     """In a process of its own; the signal that ended it, and the points that it came by."""
-    state.mkdir(exist_ok=True)
+    if not state.exists():
+        shutil.copytree(state.parent / "empty", state)
     child = os.fork()
     if child == 0:
         passed: Counter[str] = Counter()
@@ -72,11 +84,20 @@ def run(state: Path, killed_at: tuple[str, int] | None) -> tuple[int, list[str]]
     return os.waitstatus_to_exitcode(status), passed_points
 
 
+async def empty(state: Path) -> None:
+    """A database with its tables, which take longer to make than all that follows."""
+    async with world(state):
+        pass
+
+
 def main(directory: Path) -> None:
+    asyncio.run(empty(directory / "empty"))
     _, points = run(directory / "whole", None)
     found = {"": json.loads((directory / "whole" / "found.json").read_text())}
     for line in dict.fromkeys(points):
         point, _, number = line.partition(" ")
+        if STRATEGY is not None and point.startswith("report-") and point != "report-deleted" and int(number) < 3:
+            continue  # as without a strategy
         state = directory / line.replace(" ", "-")
         ended, _ = run(state, (point, int(number)))
         again, _ = run(state, None)

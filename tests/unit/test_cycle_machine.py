@@ -298,6 +298,9 @@ CONFIGS = st.fixed_dictionaries(
         "goal_count": _COUNTS,
         "worker_participation_mode": st.sampled_from([0, 1]),
         "do_not_reuse_workers_until_cycle": st.integers(0, 2),
+        "strategy": st.fixed_dictionaries(
+            {"name": st.just("FedBuff"), "goal": st.integers(1, 4), "max_staleness": st.integers(0, 2)}
+        ),
     },
 )
 
@@ -320,6 +323,7 @@ class Cycles(RuleBasedStateMachine):
         self.state = begin(self.terms, self.now)
         self.last: dict[int, int] = {}
         self.places: dict[int, str] = {}
+        self.older: dict[int, int] = {}  # of FedBuff: who has a place of which cycle before this one
         self.attempts: set[int] = set()
         self.reports = self.completed = 0
         self.over = False
@@ -338,9 +342,10 @@ class Cycles(RuleBasedStateMachine):
         return actions
 
     def _eligible(self, worker: int) -> bool:
-        rest = max(1, self.terms.do_not_reuse_workers_until_cycle)
+        waits = self.terms.strategy is None
+        rest = max(1 if waits else 0, self.terms.do_not_reuse_workers_until_cycle)
         rested = worker not in self.last or self.state.sequence - self.last[worker] >= rest
-        return worker not in self.places and rested
+        return rested and (worker not in self.places or (not waits and self.places[worker] == "reported"))
 
     def _gather(self) -> None:
         if self.terms.goal_count is not None:
@@ -368,6 +373,7 @@ class Cycles(RuleBasedStateMachine):
             if self.terms.goal_count is not None and self.terms.worker_participation_mode == 0:
                 assert place == "invited"
             self.places[worker] = "assigned"
+            self.older.pop(worker, None)
         else:
             assert isinstance(answer, Reject)
             assert (answer.timeout_s is None) == self.over
@@ -380,6 +386,7 @@ class Cycles(RuleBasedStateMachine):
     @rule(data=st.data(), old=st.booleans())
     def report(self, data: st.DataObject, old: bool) -> None:
         worker = data.draw(st.sampled_from(sorted(self.places)))
+        old = old and self.terms.strategy is None
         sequence = self.state.sequence - old
         before = self.state
         actions = self._on(Reported(sequence=sequence, place=self.places[worker]))  # type: ignore[arg-type]
@@ -389,12 +396,29 @@ class Cycles(RuleBasedStateMachine):
             self.reports += 1
             terms = self.terms
             # 0.2.9's rule, as it stands in its documentation
-            ready = self.reports >= max(1, terms.min_diffs or 0) and (
+            goal = terms.strategy["goal"] if isinstance(terms.strategy, dict) else 1
+            ready = self.reports >= max(goal, terms.min_diffs or 0) and (
                 (terms.max_diffs is None and before.end is None)
                 or (terms.max_diffs is not None and self.reports >= terms.max_diffs)
                 or (before.end is not None and self.now >= before.end)
             )
             assert actions == ((Store(self.reports), Aggregate()) if ready else (Store(self.reports),))
+        else:
+            assert isinstance(actions[0], Late)
+            assert self.state == before
+
+    @precondition(lambda self: self.older)
+    @rule(data=st.data())
+    def report_late(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from(sorted(self.older)))
+        before, sequence = self.state, self.older[worker]
+        actions = self._on(Reported(sequence=sequence, place="assigned"))
+        if before.phase == "open" and before.sequence - sequence <= self.terms.strategy["max_staleness"]:  # type: ignore[index, call-overload]
+            self.reports += 1
+            self.last[worker] = before.sequence
+            del self.older[worker]
+            full = self.reports >= self.terms.strategy["goal"]  # type: ignore[index, call-overload]
+            assert actions == ((Store(self.reports), Aggregate()) if full else (Store(self.reports),))
         else:
             assert isinstance(actions[0], Late)
             assert self.state == before
@@ -419,6 +443,9 @@ class Cycles(RuleBasedStateMachine):
         self.over = bool(self.terms.num_cycles) and self.completed >= self.terms.num_cycles
         assert action == Begin(over=self.over)
         if not self.over:
+            if self.terms.strategy is not None:
+                sequence = self.state.sequence - 1
+                self.older.update({one: sequence for one, place in self.places.items() if place == "assigned"})
             self.places, self.reports = {}, 0
             self.attempts.clear()
         self._gather()
@@ -429,14 +456,15 @@ class Cycles(RuleBasedStateMachine):
             return
         state, taken = self.state, list(self.places.values())
         assert (state.completed, state.reports) == (self.completed, self.reports)
-        assert state.assigned == len([one for one in taken if one in ("assigned", "reported")])
+        if self.terms.strategy is None:
+            assert state.assigned == len([one for one in taken if one in ("assigned", "reported")])
         assert state.invited == taken.count("invited")
         assert (state.phase == "over") == self.over
         if self.terms.places is not None:
             assert state.assigned + state.invited <= max(self.terms.places, state.reports)
         if self.terms.max_diffs is not None:
             assert state.reports <= self.terms.max_diffs
-        assert set(Terms.__struct_fields__) == set(KNOWN)
+        assert set(Terms.__struct_fields__) == {*KNOWN, "chosen"}
 
 
 Cycles.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
