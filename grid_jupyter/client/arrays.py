@@ -105,6 +105,18 @@ def new_blob(path: Path) -> Iterator[BlobWriter]:
         raise
 
 
+def forms_of(source: Path) -> list[TensorShape]:
+    """What an NPZ or safetensors file says it holds, by its headers alone. Raises InvalidDataError,
+    LimitExceededError."""
+    with source.open("rb") as opened:
+        if source.suffix.lower() == ".safetensors":
+            return _not_empty([(tensor.name, tensor.dtype, tensor.shape) for tensor in read_header(opened)[0]])
+        with _damage_is_told():
+            archive = zipfile.ZipFile(opened)
+            arrays = [_npy_header(archive, entry) for entry in archive.infolist()]
+        return _not_empty([(array.name, array.stored, array.shape) for array in arrays])
+
+
 def write_npz(source: Path, path: Path) -> ArraysSpec:
     """The arrays of an NPZ file, under their names, as a safetensors file.
 

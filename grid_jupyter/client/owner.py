@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
 from pathlib import Path
 from typing import Any
 
 from grid_jupyter.client.credentials import Credentials
 from grid_jupyter.client.node import NodeClient
 from grid_jupyter.errors import BadRequest, NodeUnavailableError, from_wire
+from grid_jupyter.link.http import UnixConnection
 from grid_jupyter.wire.home import data_home
 
 TIMEOUT_S = 10.0
@@ -68,19 +68,8 @@ def _answers(running: dict[str, Any]) -> bool:
     return True
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=TIMEOUT_S)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(TIMEOUT_S)
-        self.sock.connect(self._path)
-
-
 def _ask(running: dict[str, Any], method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    connection = _UnixConnection(str(Path(str(running.get("socket", "")))))
+    connection = UnixConnection(str(running.get("socket", "")), TIMEOUT_S)
     try:
         connection.request(method, path, None if body is None else json.dumps(body))
         response = connection.getresponse()

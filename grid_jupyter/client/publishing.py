@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import io
 import secrets
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,8 +13,9 @@ import torch
 
 from grid_jupyter.client.mock import mock_file
 from grid_jupyter.client.pointers import DatasetRef, RemoteArrays, pointer
+from grid_jupyter.client.prepared import Prepared, prepared
 from grid_jupyter.errors import BadRequest, InvalidDataError, ObjectNotFoundError
-from grid_jupyter.link.bulk import Pieces, of_file, of_memory, upload
+from grid_jupyter.link.bulk import Pieces, of_memory, upload
 from grid_jupyter.link.http import Address, call, transfer
 from grid_jupyter.ops.raw import NAMES, to_bytes
 from grid_jupyter.tensors.private import PrivateTensor, user_names
@@ -32,7 +30,7 @@ from grid_jupyter.wire.messages import (
     TensorInfo,
     Unpublished,
 )
-from grid_jupyter.wire.mock import Form, check_mock
+from grid_jupyter.wire.mock import check_mock
 from grid_jupyter.wire.safetensors import build_header, read_header
 from grid_jupyter.wire.words import check_jobs, check_users, check_words
 
@@ -183,51 +181,24 @@ class Publishing:
         transfer(self.address, "POST", "/data-centric/serve-model/", form, headers=headers, token=self._token)
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """What is about to be uploaded: the bytes of a file, and what it holds."""
-
-    kind: str
-    columns: tuple[ColumnInfo, ...]
-    tensors: tuple[Form, ...]
-    pieces: Pieces
-    length: int
-
-
 @contextmanager
-def _prepared(data: Any) -> Iterator[_Prepared]:
+def _prepared(data: Any) -> Iterator[Prepared]:
     """Data as it is uploaded; what is no tensor goes by a file, which is gone afterwards."""
     if isinstance(data, (torch.Tensor, PrivateTensor)):
         yield _prepared_tensor(data.unwrap() if isinstance(data, PrivateTensor) else data)
         return
-    import pandas
-
-    from grid_jupyter.client.tables import TableSpec, write_file, write_frame
-
-    with tempfile.TemporaryDirectory(prefix="grid-publish-") as folder:
-        path = Path(folder) / "data.safetensors"
-        if isinstance(data, pandas.DataFrame):
-            spec: Any = write_frame(data, path)
-        elif isinstance(data, (str, Path)):
-            spec = write_file(Path(data), path)
-        else:
-            raise InvalidDataError(
-                f"a {type(data).__name__} cannot be published: give a tensor, a pandas DataFrame, or the path of "
-                f"a CSV, Parquet, NPZ or safetensors file"
-            )
-        kind, columns = ("table", spec.columns) if isinstance(spec, TableSpec) else ("arrays", ())
-        with path.open("rb") as file:
-            yield _Prepared(kind, columns, spec.tensors, of_file(file), path.stat().st_size)
+    with prepared(data) as ready:
+        yield ready
 
 
-def _prepared_tensor(tensor: torch.Tensor) -> _Prepared:
+def _prepared_tensor(tensor: torch.Tensor) -> Prepared:
     dtype = NAMES.get(tensor.dtype, str(tensor.dtype))
     if tensor.is_complex() or tensor.dtype not in NAMES:
         raise InvalidDataError(f"a tensor of {tensor.dtype} cannot be published; convert it, or publish its parts")
     data = to_bytes(tensor.cpu())
     of = TensorInfo(name="data", dtype=dtype, shape=tuple(tensor.shape))
     header = build_header([(of.name, of.dtype, of.shape)], {})
-    return _Prepared("tensor", (), (of,), of_memory(header, data), len(header) + len(data))
+    return Prepared("tensor", (), (of,), of_memory(header, data), len(header) + len(data))
 
 
 def _form(model: bytes, fields: dict[str, str]) -> tuple[bytes, str]:

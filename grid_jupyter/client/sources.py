@@ -104,8 +104,9 @@ def _piece_rows(columns: int, row_bytes: int) -> int:
 # ------------------------------------------------------------------ CSV
 
 
-def csv_source(path: Path) -> TableSource:
-    """A CSV file as pandas.read_csv understands it, every column with one dtype from the first to the last row.
+def csv_source(path: Path, first: int | None = None) -> TableSource:
+    """A CSV file as pandas.read_csv understands it, every column with one dtype from the first to the last row; or
+    only its `first` so many rows, as if there were no others.
 
     Numbers with missing values are float64 and bools with missing values boolean; a column with anything
     else in it is text as a whole. Raises InvalidDataError for what cannot be parsed.
@@ -114,13 +115,13 @@ def csv_source(path: Path) -> TableSource:
     size = _piece_rows(len(names), _row_bytes(path))
     kinds: list[set[str]] = [set() for _ in names]
     rows = 0
-    for piece in _csv_pieces(path, names, size, {}):
+    for piece in _csv_pieces(path, names, size, {}, first):
         rows += len(piece)
         for found, number in zip(kinds, range(len(names)), strict=True):
             found |= _csv_kinds(piece.iloc[:, number])
     dtypes = {name: _csv_dtype(name, found, rows) for name, found in zip(names, kinds, strict=True)}
     columns = tuple(_column(name, _text_of(dtype)) for name, dtype in dtypes.items())
-    pieces = _csv_pieces(path, names, size, dtypes)
+    pieces = _csv_pieces(path, names, size, dtypes, first)
     return TableSource(columns, rows, ([piece.iloc[:, number] for number in range(len(names))] for piece in pieces))
 
 
@@ -133,8 +134,10 @@ def _csv_names(path: Path) -> list[str]:
     return _unique_names(names)
 
 
-def _csv_pieces(path: Path, names: list[str], size: int, dtypes: dict[str, Any]) -> Iterator[pandas.DataFrame]:
-    for piece in _read_csv(path, chunksize=size, low_memory=False, dtype=dtypes):
+def _csv_pieces(
+    path: Path, names: list[str], size: int, dtypes: dict[str, Any], first: int | None
+) -> Iterator[pandas.DataFrame]:
+    for piece in _read_csv(path, chunksize=size, nrows=first, low_memory=False, dtype=dtypes):
         if list(piece.columns) != names:
             raise changed()
         yield piece

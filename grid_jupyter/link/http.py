@@ -6,6 +6,7 @@ Connections go straight to the address, through no proxy of the environment: a N
 from __future__ import annotations
 
 import http.client
+import socket
 import ssl
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,7 +27,9 @@ T = TypeVar("T")
 class Address:
     """An http:// or https:// address, checked; `ca_file` names the certificates to trust, if not the system's."""
 
-    def __init__(self, url: str, ca_file: str | Path | None = None) -> None:
+    def __init__(self, url: str, ca_file: str | Path | None = None, *, timeout_s: float = TIMEOUT_S) -> None:
+        """`timeout_s` is how long a call waits for the next bytes. Raises BadRequest."""
+        self.timeout_s = timeout_s
         parts = urlsplit(url if "//" in url else f"http://{url}")
         scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
         if scheme not in ("http", "https") or not parts.hostname:
@@ -45,8 +48,32 @@ class Address:
     def connect(self) -> http.client.HTTPConnection:
         """A connection of its own for one call."""
         if self.tls is not None:
-            return http.client.HTTPSConnection(self.host, self.port, timeout=TIMEOUT_S, context=self.tls)
-        return http.client.HTTPConnection(self.host, self.port, timeout=TIMEOUT_S)
+            return http.client.HTTPSConnection(self.host, self.port, timeout=self.timeout_s, context=self.tls)
+        return http.client.HTTPConnection(self.host, self.port, timeout=self.timeout_s)
+
+
+class SocketAddress(Address):
+    """A Unix socket of this machine where HTTP is spoken: the owner's door of a Node."""
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__("http://localhost")
+        self._path = str(path)
+
+    def connect(self) -> http.client.HTTPConnection:
+        return UnixConnection(self._path, self.timeout_s)
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
 
 
 def call(

@@ -19,8 +19,10 @@ from jupyter_server.extension.application import ExtensionApp
 from traitlets import Bool, Float, Int, List, TraitError, Unicode, default, validate
 
 from grid_jupyter.errors import BadRequest, GridError
+from grid_jupyter.server.file_reader import FileReader
 from grid_jupyter.server.owner_client import OwnerClient
 from grid_jupyter.server.panel_doors import PANEL_RULES, supervised
+from grid_jupyter.server.publish_doors import PUBLISH_RULES
 from grid_jupyter.server.supervisor import GRACE_S, ChildProcess
 from grid_jupyter.wire.home import data_home
 
@@ -103,12 +105,13 @@ class GridExtension(ExtensionApp):
         self.node = ChildProcess(
             Path(self.state_dir).expanduser(), restart=self.supervise, on_line=lambda line: self.log.info("%s", line)
         )
+        self.reader = FileReader(node_environment())
         self.refused = ""
         self.switched_off = False
         self._turning = asyncio.Lock()  # held while the Node starts or stops: one after the other
 
     def initialize_handlers(self) -> None:
-        self.handlers.extend(PANEL_RULES)
+        self.handlers.extend([*PANEL_RULES, *PUBLISH_RULES])
 
     async def _start_jupyter_server_extension(self, serverapp: Any) -> None:
         """Called by Jupyter inside its running event loop; must not keep it waiting."""
@@ -135,6 +138,7 @@ class GridExtension(ExtensionApp):
             self.switched_off = True
 
     async def stop_extension(self) -> None:
+        self.reader.close()
         async with self._turning:
             await self.node.stop(self.stop_grace_s)
 

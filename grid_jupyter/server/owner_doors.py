@@ -12,8 +12,9 @@ from grid_jupyter.identity.roles import FLAGS, OWNER
 from grid_jupyter.node.changes import TOPICS
 from grid_jupyter.node.service import GridNode
 from grid_jupyter.server.door import JsonDoor
+from grid_jupyter.server.node_streams import UploadIn
 from grid_jupyter.store.datasets import StoredDataset
-from grid_jupyter.wire.messages import Edit
+from grid_jupyter.wire.messages import Edit, Publish
 from grid_jupyter.wire.owner import Changed, OwnedDataset
 
 OWNER_AT_DOOR = " (owner of this Node)"
@@ -33,11 +34,29 @@ class NodeOwnerDoor(JsonDoor):
         return node
 
 
+class OwnedUpload(UploadIn):
+    """PUT, HEAD, PATCH /owner/uploads/<id>: as /data-centric/uploads/<id>, in the name of the Node's owner."""
+
+    def is_open(self) -> bool:
+        """Whoever can open the socket is the owner."""
+        return True
+
+    def _credential(self) -> None:
+        """None is asked for, and none is looked at."""
+
+    async def require(self, *flags: str) -> Account:
+        return await publisher(self.node)
+
+
 class OwnedDatasets(NodeOwnerDoor):
-    """GET: all data sets, newest first."""
+    """GET: all data sets, newest first. POST: publish an upload in the name of the Node's owner."""
 
     async def get(self) -> None:
         self.reply({"datasets": [owned(self.node, stored) for stored in await self.node.datasets.all()]})
+
+    async def post(self) -> None:
+        made = await self.node.datasets.publish(await publisher(self.node), self.body(Publish))
+        self.reply(owned(self.node, await self.node.datasets.get(made.id)))
 
 
 class OneOwnedDataset(NodeOwnerDoor):
@@ -99,6 +118,11 @@ class OwnerEvents(NodeOwnerDoor):
             self._closed = True
 
 
+async def publisher(node: GridNode) -> Account:
+    """The account of the Node's owner that bears the Node's name, as `grid_jupyter.owner()` has it."""
+    return await node.accounts.ensure(node.name, OWNER)
+
+
 def owned(node: GridNode, stored: StoredDataset) -> OwnedDataset:
     """A data set with all that its rules say."""
     return OwnedDataset(
@@ -112,6 +136,7 @@ def owned(node: GridNode, stored: StoredDataset) -> OwnedDataset:
 
 
 OWNER_NODE_RULES: list[tuple[str, type[JsonDoor]]] = [
+    (r"/owner/uploads/([0-9a-f]{32})", OwnedUpload),
     (r"/owner/datasets", OwnedDatasets),
     (r"/owner/datasets/([0-9]{1,18})", OneOwnedDataset),
     (r"/owner/jobs", OwnerJobs),

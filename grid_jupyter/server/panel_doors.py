@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from jupyter_server.auth.decorator import authorized, ws_authenticated
@@ -21,6 +21,7 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler
 from grid_jupyter.errors import BadRequest, Conflict, GridError, LimitExceededError, NodeUnavailableError
 from grid_jupyter.server.owner_client import OwnerClient
 from grid_jupyter.server.supervisor import ChildProcess
+from grid_jupyter.wire.messages import Message
 
 MAX_BODY_BYTES = 1 << 20
 """Length of a body, in bytes."""
@@ -28,6 +29,9 @@ ANSWER_S = 20.0
 """Time that the Node has for an answer, in seconds."""
 LOOK_S = 0.25
 """How often the state of a Node's process is looked at while it tells nothing itself."""
+
+
+T = TypeVar("T", bound=Message)
 
 
 class Owned(Protocol):
@@ -60,10 +64,26 @@ class PanelDoor(ExtensionHandlerMixin, APIHandler):
             told = msgspec.json.decode(body, type=dict[str, Any]) if body else None
         except (msgspec.DecodeError, RecursionError, UnicodeError):
             raise BadRequest("the body is not a JSON object") from None
+        self.tell(await OwnerClient(self.socket, ANSWER_S).forward(method, path, told))
+
+    @property
+    def socket(self) -> str:
+        """The owner's door of the Node. Raises NodeUnavailableError."""
         running = self.extension.node.running
         if running is None:
             raise NodeUnavailableError("the Node does not run; start it in the panel, or see why in My Node")
-        self.tell(await OwnerClient(running.socket, ANSWER_S).forward(method, path, told))
+        return str(running.socket)
+
+    def body(self, kind: type[T]) -> T:
+        """The JSON body. Raises LimitExceededError, BadRequest."""
+        body = self.request.body
+        if len(body) > MAX_BODY_BYTES:
+            raise LimitExceededError(f"a body of {len(body)} bytes is over the limit of {MAX_BODY_BYTES}")
+        try:
+            return msgspec.json.decode(body or b"{}", type=kind)
+        except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+            why = f": {error}" if isinstance(error, msgspec.ValidationError) else ""
+            raise BadRequest(f"the body is not what this route takes{why}") from None
 
     def tell(self, answer: object) -> None:
         """Answer with JSON."""

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from grid_jupyter.wire.messages import DatasetInfo, Message
+import msgspec
+
+from grid_jupyter.wire.messages import ASK_ALWAYS, DatasetInfo, JobPolicy, Message
+
+FORMATS = (".csv", ".parquet", ".pq", ".npz", ".safetensors")
+"""Endings of files that can be published."""
+MAX_RANDOM_ROWS = 100_000
+"""Random mock rows that the panel lets be made."""
 
 
 class OwnedDataset(Message, frozen=True):
@@ -24,3 +31,38 @@ class Changed(Message, frozen=True):
 
     changed: tuple[str, ...]
     status: dict[str, Any]
+
+
+class FilePublication(Message, frozen=True):
+    """What the owner says about a file that is published from the panel; as `node.publish(path, …)` has it."""
+
+    name: str = ""
+    tags: tuple[str, ...] = ()
+    description: str = ""
+    allowed_users: tuple[str, ...] = ()  # may read values, besides the owner
+    compute_users: tuple[str, ...] | None = None  # may compute; None: everybody whom the Node lets in
+    public_tags: bool | None = None  # None: as the Node's setting says
+    jobs: JobPolicy = ASK_ALWAYS
+    mock: Annotated[int, msgspec.Meta(ge=0, le=MAX_RANDOM_ROWS)] = 0  # random mock rows
+
+
+class FilePublish(Message, frozen=True):
+    """POST <base_url>/grid/api/publish. `path` as the file browser has it, below the directory that Jupyter serves."""
+
+    path: str
+    publish: FilePublication
+
+
+class FilePreview(Message, frozen=True):
+    """POST <base_url>/grid/api/preview."""
+
+    path: str
+
+
+class FileTask(Message, frozen=True):
+    """What a process is told that reads a file for the Jupyter server: preview it, or publish it at a Node whose
+    owner's door is this socket."""
+
+    file: str
+    socket: str = ""
+    publish: FilePublication | None = None

@@ -83,6 +83,38 @@ export interface IEdit {
   jobs?: IJobPolicy;
 }
 
+/** Data as its owner sees it before it is published; null stands for a missing value. */
+export interface IPreview {
+  kind: 'table' | 'tensor' | 'arrays';
+  /** null where only the first rows were read. */
+  rows: number | null;
+  count: number;
+  /** Name, dtype, shape of columns or arrays. */
+  parts: [string, string, string][];
+  first: (string | null)[][];
+  nbytes: number;
+}
+
+/** A variable of a notebook that can be published. */
+export interface IVariable {
+  name: string;
+  kind: string;
+  shape: number[];
+}
+
+/** What the owner says of a file that is published. */
+export interface IPublication {
+  name: string;
+  tags: string[];
+  description: string;
+  allowed_users: string[];
+  compute_users: string[] | null;
+  public_tags: boolean;
+  jobs: IJobPolicy;
+  /** Random mock rows. */
+  mock: number;
+}
+
 /** A request for a job or a value. */
 export interface IRequest {
   id: number;
@@ -129,6 +161,15 @@ export class GridApi {
 
   edit(dataset: number, edit: IEdit): Promise<IDataset> {
     return this.call('PATCH', `datasets/${dataset}`, edit);
+  }
+
+  /** What is in a file of the file browser. */
+  preview(path: string): Promise<IPreview> {
+    return this.call('POST', 'preview', { path });
+  }
+
+  publish(path: string, publish: IPublication): Promise<IDataset> {
+    return this.call('POST', 'publish', { path, publish });
   }
 
   unpublish(dataset: number): Promise<unknown> {

@@ -1,4 +1,4 @@
-/** The plugin: puts the panel into JupyterLab's left sidebar, its commands into the palette, and says what arrived. */
+/** The plugin: puts the panel into JupyterLab's left sidebar, its commands where they are looked for, and says what arrived. */
 
 import {
   ILayoutRestorer,
@@ -6,13 +6,14 @@ import {
   JupyterFrontEndPlugin
 } from '@jupyterlab/application';
 import { ICommandPalette, Notification } from '@jupyterlab/apputils';
+import { IDefaultFileBrowser, IFileBrowserFactory } from '@jupyterlab/filebrowser';
+import { INotebookTracker } from '@jupyterlab/notebook';
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 import { GridApi } from './api';
-import { gridIcon } from './icon';
+import { addCommands } from './commands';
 import { GridModel } from './model';
 import { GridPanel } from './panel';
 
-const OPEN = 'grid-jupyter:open';
 /** How long a notice stays in sight, in milliseconds; the list of notices keeps it. */
 const NOTICE_MS = 10000;
 
@@ -21,29 +22,39 @@ const plugin: JupyterFrontEndPlugin<void> = {
   description: "A panel that shows this notebook server's Node.",
   autoStart: true,
   // All optional: the panel also loads where a front end lacks one of them.
-  optional: [ITranslator, ILayoutRestorer, ICommandPalette],
+  optional: [
+    ITranslator,
+    ILayoutRestorer,
+    ICommandPalette,
+    IFileBrowserFactory,
+    IDefaultFileBrowser,
+    INotebookTracker
+  ],
   activate: (
     app: JupyterFrontEnd,
     translator: ITranslator | null,
     restorer: ILayoutRestorer | null,
-    palette: ICommandPalette | null
+    palette: ICommandPalette | null,
+    browsers: IFileBrowserFactory | null,
+    browser: IDefaultFileBrowser | null,
+    notebooks: INotebookTracker | null
   ) => {
     const language = translator ?? nullTranslator;
     const trans = language.load('grid_jupyter');
     const model = new GridModel(new GridApi(app.serviceManager.serverSettings));
-    const panel = new GridPanel(model, language);
+    const panel = new GridPanel(model, app.commands, language);
     panel.disposed.connect(() => model.dispose());
     app.shell.add(panel, 'left', { rank: 510, type: 'Grid' });
     restorer?.add(panel, panel.id);
-    app.commands.addCommand(OPEN, {
-      label: trans.__('Show the Grid Panel'),
-      icon: args => (args.isPalette ? undefined : gridIcon),
-      execute: () => app.shell.activateById(panel.id)
-    });
-    palette?.addItem({
-      command: OPEN,
-      category: trans.__('Grid'),
-      args: { isPalette: true }
+    addCommands({
+      app,
+      model,
+      panel,
+      trans,
+      palette,
+      browsers,
+      browser,
+      notebooks
     });
     // Who asks and why is told in the panel alone: a notice may be drawn as Markdown.
     model.arrived.connect((_, count) => {

@@ -17,9 +17,13 @@ import { NodeView } from './sections/node';
 /** Lumino writes it into the panel's tab as an attribute, and the style shows it there. */
 const WAITING = 'grid-waiting';
 
+/** The command that asks what to publish. */
+const PUBLISH = 'grid-jupyter:publish';
+
 export class GridPanel extends ReactWidget {
   constructor(
     private readonly model: GridModel,
+    private readonly commands: { execute: (id: string) => unknown },
     translator: ITranslator
   ) {
     super();
@@ -50,7 +54,11 @@ export class GridPanel extends ReactWidget {
           <InboxView model={model} trans={trans} />
         </Section>
         <Section label={trans.__('Datasets')}>
-          <DatasetsView model={model} trans={trans} />
+          <DatasetsView
+            model={model}
+            publish={() => void this.commands.execute(PUBLISH)}
+            trans={trans}
+          />
         </Section>
         <Section label={trans.__('Jobs')}>
           <JobsView model={model} trans={trans} />

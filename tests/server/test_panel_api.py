@@ -33,6 +33,8 @@ ROUTES = [
     ("POST", "requests/1/revoke"),
     ("GET", "jobs"),
     ("DELETE", "jobs/0123456789abcdef"),
+    ("POST", "preview"),
+    ("POST", "publish"),
 ]
 
 

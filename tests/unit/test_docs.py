@@ -28,6 +28,7 @@ from grid_jupyter.server.node_door import NODE_RULES
 from grid_jupyter.server.owner_door import OWNER_RULES
 from grid_jupyter.server.owner_doors import OWNER_NODE_RULES
 from grid_jupyter.server.panel_doors import PANEL_RULES
+from grid_jupyter.server.publish_doors import PUBLISH_RULES
 from grid_jupyter.server.request_doors import OWNER_REQUEST_RULES
 from grid_jupyter.wire import commands, frames, limits, messages, network, owner, requests
 
@@ -102,7 +103,7 @@ def test_every_route_is_documented_and_every_documented_route_exists():
         *routes(OWNER_RULES),
         *routes(OWNER_NODE_RULES),
         *routes(OWNER_REQUEST_RULES),
-        *routes((f"/jupyter/{path}", handler) for path, handler in PANEL_RULES),
+        *routes((f"/jupyter/{path}", handler) for path, handler in [*PANEL_RULES, *PUBLISH_RULES]),
     }
     assert documented_routes() == {route for route in existing if not route.startswith("OPTIONS")}
 

@@ -4,6 +4,7 @@ import { Dialog, showDialog } from '@jupyterlab/apputils';
 import { TranslationBundle } from '@jupyterlab/translation';
 import React from 'react';
 import { IDataset } from '../api';
+import { IRules, RuleFields, told } from '../fields';
 import { GridModel } from '../model';
 import {
   Button,
@@ -12,40 +13,53 @@ import {
   Fact,
   Failure,
   Tags,
-  useAction,
-  words
+  useAction
 } from '../parts';
 
 export function DatasetsView(props: {
   model: GridModel;
+  publish: () => void;
   trans: TranslationBundle;
 }): JSX.Element {
-  const { model, trans } = props;
+  const { model, publish, trans } = props;
   if (!model.datasets) {
     return <Empty text={trans.__('Asking the Node for its data sets…')} />;
   }
   if (model.datasets.length === 0) {
     return (
-      <Empty
-        text={trans.__('No data yet: publish your first data set.')}
-        hint={trans.__('In a notebook:')}
-        code={
-          "import grid_jupyter as sy\nnode = sy.owner()\nnode.publish(table, tags=['#my-data'])"
-        }
-      />
+      <>
+        <Empty
+          text={trans.__('No data yet: publish your first data set.')}
+          hint={trans.__(
+            'Right-click a CSV, Parquet, NPZ or safetensors file in the file browser, or take a variable of a notebook. Nobody reads values but those whom you name.'
+          )}
+        />
+        <div className="jp-Grid-buttons">
+          <Button
+            label={trans.__('Publish…')}
+            kind="accept"
+            onClick={publish}
+          />
+        </div>
+      </>
     );
   }
   return (
-    <ul className="jp-Grid-list">
-      {model.datasets.map(dataset => (
-        <Dataset
-          key={dataset.info.id}
-          dataset={dataset}
-          model={model}
-          trans={trans}
-        />
-      ))}
-    </ul>
+    <>
+      <div className="jp-Grid-buttons jp-mod-above">
+        <Button label={trans.__('Publish…')} onClick={publish} />
+      </div>
+      <ul className="jp-Grid-list">
+        {model.datasets.map(dataset => (
+          <Dataset
+            key={dataset.info.id}
+            dataset={dataset}
+            model={model}
+            trans={trans}
+          />
+        ))}
+      </ul>
+    </>
   );
 }
 
@@ -157,39 +171,21 @@ function EditForm(props: {
 }): JSX.Element {
   const { dataset, model, trans, done } = props;
   const { info } = dataset;
-  const [tags, setTags] = React.useState(info.tags.join(' '));
-  const [description, setDescription] = React.useState(info.description);
-  const [everybody, setEverybody] = React.useState(
-    dataset.compute_users === null
-  );
-  const [computing, setComputing] = React.useState(
-    (dataset.compute_users ?? []).join(', ')
-  );
-  const [reading, setReading] = React.useState(
-    dataset.allowed_users.join(', ')
-  );
-  const [publicTags, setPublicTags] = React.useState(dataset.public_tags);
-  const [allowJobs, setAllowJobs] = React.useState(info.jobs.jobs);
-  const [allowValues, setAllowValues] = React.useState(info.jobs.values);
-  const [automatic, setAutomatic] = React.useState(
-    info.jobs.automatic.join(', ')
-  );
+  const [rules, setRules] = React.useState<IRules>({
+    tags: info.tags.join(' '),
+    description: info.description,
+    everybody: dataset.compute_users === null,
+    computing: (dataset.compute_users ?? []).join(', '),
+    reading: dataset.allowed_users.join(', '),
+    publicTags: dataset.public_tags,
+    allowJobs: info.jobs.jobs,
+    allowValues: info.jobs.values,
+    automatic: info.jobs.automatic.join(', ')
+  });
   const action = useAction(trans);
   const save = () =>
     action.run(async () => {
-      await model.api.edit(info.id, {
-        tags: words(tags),
-        description,
-        allowed_users: words(reading),
-        compute_users: everybody ? null : words(computing),
-        public_tags: publicTags,
-        jobs: {
-          ...info.jobs,
-          jobs: allowJobs,
-          values: allowValues,
-          automatic: words(automatic)
-        }
-      });
+      await model.api.edit(info.id, told(rules, info.jobs));
       await model.refresh(['datasets']);
       done();
     });
@@ -201,55 +197,7 @@ function EditForm(props: {
         save();
       }}
     >
-      <Field label={trans.__('Tags')} value={tags} set={setTags} />
-      <label className="jp-Grid-field">
-        <span>{trans.__('Description')}</span>
-        <textarea
-          className="jp-mod-styled"
-          rows={3}
-          value={description}
-          onChange={event => setDescription(event.target.value)}
-        />
-      </label>
-      <Tick
-        label={trans.__('Everybody whom this Node lets in may compute')}
-        value={everybody}
-        set={setEverybody}
-      />
-      {!everybody && (
-        <Field
-          label={trans.__('Who may compute')}
-          value={computing}
-          set={setComputing}
-        />
-      )}
-      <Field
-        label={trans.__('Who may read values')}
-        value={reading}
-        set={setReading}
-      />
-      <Tick
-        label={trans.__('Show the tags to everybody')}
-        value={publicTags}
-        set={setPublicTags}
-      />
-      <Tick
-        label={trans.__('Others may submit jobs')}
-        value={allowJobs}
-        set={setAllowJobs}
-      />
-      {allowJobs && (
-        <Field
-          label={trans.__('Whose jobs run without asking you')}
-          value={automatic}
-          set={setAutomatic}
-        />
-      )}
-      <Tick
-        label={trans.__('Others may ask for single values')}
-        value={allowValues}
-        set={setAllowValues}
-      />
+      <RuleFields rules={rules} set={setRules} trans={trans} />
       <Failure text={action.failed} />
       <div className="jp-Grid-buttons">
         <Button
@@ -265,41 +213,6 @@ function EditForm(props: {
         />
       </div>
     </form>
-  );
-}
-
-function Field(props: {
-  label: string;
-  value: string;
-  set: (text: string) => void;
-}): JSX.Element {
-  return (
-    <label className="jp-Grid-field">
-      <span>{props.label}</span>
-      <input
-        type="text"
-        className="jp-mod-styled"
-        value={props.value}
-        onChange={event => props.set(event.target.value)}
-      />
-    </label>
-  );
-}
-
-function Tick(props: {
-  label: string;
-  value: boolean;
-  set: (value: boolean) => void;
-}): JSX.Element {
-  return (
-    <label className="jp-Grid-tick">
-      <input
-        type="checkbox"
-        checked={props.value}
-        onChange={event => props.set(event.target.checked)}
-      />
-      <span>{props.label}</span>
-    </label>
   );
 }
 
