@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import torch
@@ -16,9 +17,10 @@ from grid_jupyter.link.client import WebSocketLink
 from grid_jupyter.link.http import Address, call
 from grid_jupyter.ops.raw import DTYPES, NAMES, to_bytes
 from grid_jupyter.plans.models import loss_plan
-from grid_jupyter.plans.optimisers import SGD, optimiser_of
+from grid_jupyter.plans.optimisers import SGD, moved_by, optimiser_of
 from grid_jupyter.plans.plan import Plan
 from grid_jupyter.tensors.remote import RemoteTensor
+from grid_jupyter.tensors.text import plain
 from grid_jupyter.wire.jobs import Arguments, JobInfo, Rows, Submit
 from grid_jupyter.wire.messages import DatasetInfo
 from grid_jupyter.wire.safetensors import PREFIX_BYTES, build_header, parse_header
@@ -86,6 +88,8 @@ class Submitting:
             model = plan if model is None else model
             plan = captured(plan, loss, places, metrics)
         document = plan.document
+        if model is not None and document.kind != "step":
+            check_moves(optimizer, model, {one.name for one in document.inputs_of("param")})
         known = tuple(one.name for one in document.outputs_of("metric"))
         chosen = known if metrics is None or isinstance(metrics, Mapping) else tuple(metrics)
         if document.kind == "step":
@@ -159,6 +163,17 @@ def captured(module: torch.nn.Module, loss: Any, places: Mapping[str, Place], me
         forms = " and ".join(f"{one.dtype} {['rows', *one.shape[1:]]}" for one in examples)
         said = str(error).partition("\n")[0]
         raise InvalidDataError(f"model and loss do not take the data, which is {forms}: {said}") from error
+
+
+def check_moves(optimizer: Any, model: torch.nn.Module, trained: AbstractSet[str]) -> None:
+    """Raises BadRequest where an optimiser of torch's has some of the parameters that would be trained, but not all."""
+    left = sorted(trained - moved_by(optimizer, model)) if isinstance(optimizer, torch.optim.Optimizer) else []
+    if left:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        raise BadRequest(
+            f"the optimiser does not have {plain(left[0])}{more}, which would be trained: "
+            "what is to stay as it is needs no gradient; call requires_grad_(False) on it before the plan is made"
+        )
 
 
 def place_of(data: Any) -> Place:

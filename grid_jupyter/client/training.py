@@ -14,7 +14,7 @@ from grid_jupyter.client.fits import Fit, HeldOut, Metric
 from grid_jupyter.client.local_jobs import LocalJob
 from grid_jupyter.client.node import NodeClient
 from grid_jupyter.client.node_jobs import NodeJob
-from grid_jupyter.client.submitting import example_of, place_of
+from grid_jupyter.client.submitting import check_moves, example_of, place_of
 from grid_jupyter.client.virtual import VirtualWorker
 from grid_jupyter.errors import BadRequest, InvalidDataError
 from grid_jupyter.plans.models import loss_plan
@@ -91,6 +91,7 @@ class Trains:
         found = pairs(self, data)
         plans: dict[Any, Plan] = {}
         nodes = {name: _opener(x, y, model, loss, batch_size, plans) for name, (x, y) in found.items()}
+        check_moves(optimizer, model, {name for name, one in model.named_parameters() if one.requires_grad})
         steps = LocalSteps(
             optimizer=optimiser_of(optimizer),
             epochs=local_epochs,

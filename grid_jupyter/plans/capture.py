@@ -112,6 +112,10 @@ def _trace(function: Callable[..., Any], tensors: list[Tensor], whole: bool) -> 
     except NotImplementedError as error:
         raise NotCapturableError(f"this cannot become part of a plan: {error}") from error
     except RuntimeError as error:
+        if "autograd.Function" in str(error):
+            raise NotCapturableError(
+                "the function calls a torch.autograd.Function without setup_context, whose gradient no plan can have"
+            ) from error
         if "_local_scalar_dense" not in str(error):
             raise
         raise NotCapturableError(

@@ -90,7 +90,10 @@ def derive_step(document: Document, optimiser: Optimiser) -> Document:
     need(document.kind == "forward" and bool(document.outputs_of("loss")), "this plan has no loss to learn by")
     program = TorchEngine().load(replace(document, batch=(document.batch[0], MAX_BATCH)), _boundless())
     params = {one.name: _example(one) for one in document.inputs_of("param")}
-    state = optimiser.init(params)
+    (loss,) = document.outputs_of("loss")
+    reach = {document.inputs[number].name for number in document.sources_of(loss.value)}
+    used = {name: tensor for name, tensor in params.items() if name in reach}
+    state = optimiser.init(used)
     examples = [
         *(Example(name, "param", tensor) for name, tensor in params.items()),
         *(Example(one.name, "buffer", _example(one).abs()) for one in document.inputs_of("buffer")),
@@ -107,14 +110,15 @@ def derive_step(document: Document, optimiser: Optimiser) -> Document:
         for example, tensor in zip(examples, tensors, strict=True):
             given[example.role][example.name] = tensor
 
-        def forward(params: Tensors) -> tuple[Tensor, list[Tensor]]:
-            results = program.run(_values(program.inputs, {**given, "param": params}))
+        def forward(moving: Tensors) -> tuple[Tensor, list[Tensor]]:
+            results = program.run(_values(program.inputs, {**given, "param": {**given["param"], **moving}}))
             by_role = dict(zip([one.role for one in document.outputs], results, strict=True))
             return by_role["loss"], results
 
-        gradients, (_, results) = grad_and_value(forward, has_aux=True)(given["param"])
-        moved, kept = optimiser.update(given["param"], gradients, given["state"], given["hyper"]["lr"])
-        renewed = [("param", moved), ("state", kept)]
+        moving = {name: given["param"][name] for name in used}  # torch's optimisers leave what has no gradient alone
+        gradients, (_, results) = grad_and_value(forward, has_aux=True)(moving)
+        moved, kept = optimiser.update(moving, gradients, given["state"], given["hyper"]["lr"])
+        renewed = [("param", {**given["param"], **moved}), ("state", kept)]
         told = [(one.name, one.role, result) for one, result in zip(document.outputs, results, strict=True)]
         return [
             *((name, role, tensor) for role, tensors in renewed for name, tensor in tensors.items()),

@@ -125,6 +125,17 @@ class Document:
         """The outputs with these roles, in the plan's order."""
         return tuple(one for one in self.outputs if one.role in roles)
 
+    def sources_of(self, value: Ref) -> frozenset[int]:
+        """The inputs, by number, that a value is computed from."""
+        needed = {int(value)}
+        end = len(self.specs)
+        for node in reversed(self.nodes):
+            results = range(end - len(node.results), end)
+            end = results.start
+            if not needed.isdisjoint(results):
+                needed.update(references(node.arguments))
+        return frozenset(number for number in needed if number < len(self.inputs))
+
     def to_bytes(self) -> bytes:
         """The one form in which this plan is sent, stored and hashed: JSON in ASCII, keys sorted, no spaces."""
         return canonical(_to_json(self))

@@ -18,9 +18,9 @@ from torch.func import functional_call, grad_and_value
 from grid_jupyter.errors import NotCapturableError
 from grid_jupyter.plans.capture import Example, capture
 from grid_jupyter.plans.document import Document
-from grid_jupyter.plans.optimisers import Adam, Optimiser, optimiser_of
-from grid_jupyter.plans.plan import BATCHES, Plan
-from grid_jupyter.plans.selftest import compare
+from grid_jupyter.plans.optimisers import Adam, Optimiser, moved_by, optimiser_of
+from grid_jupyter.plans.plan import BATCHES, Plan, Tensors
+from grid_jupyter.plans.selftest import compare, compare_gradients
 
 Metric = Callable[[Any, Any], Tensor]
 Metrics = Union[Sequence[str], Mapping[str, Metric], None]
@@ -34,6 +34,8 @@ def training_plan(
 ) -> Plan:  # fmt: skip
     """One whole training step of a model as a plan: forward, backward and update.
 
+    Parameters that eager torch would not move are not moved, and are buffers of the plan: those that need no gradient,
+    that `optimizer` does not have (where it is one of torch's over this model), or that the loss does not depend on.
     `inputs` is an example (x, y), some rows of the right dtypes and shapes; each may be a tensor, or a tuple or dict
     of them. `loss(output, y)` gives a scalar. `metrics`: names of known ones ("accuracy"), or functions by name;
     without it accuracy where y are classes, or the loss is binary cross entropy. `batch`: smallest and largest size.
@@ -43,6 +45,7 @@ def training_plan(
     rule = optimiser_of(optimizer)
     x, y = inputs
     parts = _Parts(model, x, y)
+    parts.train_alone(moved_by(optimizer, model), loss)
     measures = _metrics(metrics, loss, y)
     state = rule.init(parts.params)
     examples = [
@@ -82,10 +85,12 @@ def loss_plan(
 ) -> Plan:  # fmt: skip
     """Forward and loss of a model in training mode: what a job takes as its plan, and derives the step from itself.
 
-    Arguments as of `training_plan`.
+    Arguments as of `training_plan`. Parameters that need no gradient, or that no gradient of the loss reaches, are
+    buffers of the plan. Raises NotCapturableError also where the model stops or changes gradients on their way.
     """
     x, y = inputs
     parts = _Parts(model, x, y)
+    parts.train_alone(frozenset(parts.params), loss)
     measures = _metrics(metrics, loss, y)
     examples = parts.examples("param", "buffer", "x", "y")
 
@@ -101,6 +106,7 @@ def loss_plan(
 
     with parts.mode(training=True):
         document = _forward(forward, examples, batch)
+        compare_gradients(document, forward, examples)
     return Plan.of(document, parts.params, parts.buffers)
 
 
@@ -139,6 +145,34 @@ class _Parts:
         self.params = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
         self.buffers = {name: tensor.detach().clone() for name, tensor in model.named_buffers()}
         self._given = {"x": x, "y": y}
+        self._still: frozenset[str] = frozenset()
+
+    def train_alone(self, names: frozenset[str], loss: Metric) -> None:
+        """Of these parameters those become the plan's that `backward()` gives a gradient; the rest are buffers, which
+        stay as they are. Raises NotCapturableError where none is left."""
+        wanted = {name: one for name, one in self.model.named_parameters() if name in names and one.requires_grad}
+        found = self._reached(set(wanted), loss) if wanted else set()
+        if not found:
+            raise NotCapturableError(
+                "there is nothing to train: no parameter that needs a gradient, and that the optimiser has, gets one "
+                "of the loss"
+            )
+        self._still = frozenset(self.params.keys() - found)
+        self.buffers |= {name: self.params.pop(name) for name in list(self.params) if name in self._still}
+
+    def _reached(self, names: set[str], loss: Metric) -> set[str]:
+        params = {name: one.clone().requires_grad_(name in names) for name, one in self.params.items()}
+        given: dict[str, Tensors] = {"x": {}, "y": {}}
+        for one in self.examples(*(role for role in given if self._given[role] is not None)):
+            given[one.role][one.name] = one.at(max(2, one.tensor.shape[0]) if one.tensor.dim() else 2)
+        with self.mode(training=True), torch.random.fork_rng(devices=[]), torch.enable_grad():
+            output, _ = self.forward(params, self.buffers, given["x"])
+            value = _scalar(loss(output, self.nested("y", given["y"])))
+            if not value.requires_grad:
+                return set()
+            asked = sorted(names)
+            grads = torch.autograd.grad(value, [params[name] for name in asked], allow_unused=True)
+        return {name for name, grad in zip(asked, grads, strict=True) if grad is not None}
 
     @contextlib.contextmanager
     def mode(self, training: bool) -> Iterator[None]:
@@ -165,12 +199,13 @@ class _Parts:
     def forward(
         self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], x: Mapping[str, Tensor]
     ) -> tuple[Any, dict[str, Tensor]]:
-        """The model's output, and its buffers after it."""
-        kept = {name: tensor.clone() for name, tensor in buffers.items()}
+        """The model's output, and its buffers after it, without parameters that are among them."""
+        still = {name: buffers[name] for name in self._still}
+        kept = {name: tensor.clone() for name, tensor in buffers.items() if name not in still}
         given = self.nested("x", x)
         arguments, keywords = ((), given) if isinstance(given, dict) else (given, {})
         arguments = arguments if isinstance(arguments, tuple) else (arguments,)
-        return functional_call(self.model, {**params, **kept}, arguments, keywords), kept
+        return functional_call(self.model, {**params, **still, **kept}, arguments, keywords), kept
 
 
 def named_parts(role: str, given: Any) -> dict[str, Tensor]:

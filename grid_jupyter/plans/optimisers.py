@@ -181,3 +181,15 @@ def optimiser_of(given: torch.optim.Optimizer | Optimiser) -> Optimiser:
         decoupled = type(given) is torch.optim.AdamW or bool(group.get("decoupled_weight_decay"))
         return Adam(lr, tuple(map(float, group["betas"])), float(group["eps"]), decay, decoupled)  # type: ignore[arg-type]
     raise NotCapturableError(f"{type(given).__name__} cannot be captured; use SGD, Adam or AdamW")
+
+
+def moved_by(given: torch.optim.Optimizer | Optimiser, model: torch.nn.Module) -> frozenset[str]:
+    """The parameters of a model that an optimiser moves: those that it has; or all, where it is one of ours, or one
+    over other parameters, of which only the settings count."""
+    named = dict(model.named_parameters())
+    if isinstance(given, torch.optim.Optimizer):
+        has = {id(one) for group in given.param_groups for one in group["params"]}
+        moved = frozenset(name for name, one in named.items() if id(one) in has)
+        if moved:
+            return moved
+    return frozenset(named)

@@ -14,7 +14,7 @@ from grid_jupyter.plans.capture import Example, Function
 from grid_jupyter.plans.check import Limits
 from grid_jupyter.plans.document import Document
 from grid_jupyter.plans.engine import Feed
-from grid_jupyter.plans.torch_engine import TorchEngine
+from grid_jupyter.plans.torch_engine import TorchEngine, TorchProgram
 
 SIZES = (3, 6)
 """Batch sizes that are compared, of those that the plan is for."""
@@ -49,29 +49,85 @@ def compare(
     """Raises NotCapturableError where an output differs from the function's, for batches of these sizes. Outputs of a
     role `skipped` are not compared (parameters behind Adam, which turns a gradient that is zero but for rounding into a
     whole step)."""
-    program = TorchEngine().load(document, Limits(memory_bytes=1 << 50, work=1 << 60))
-    least, most = document.batch
-    for batch in [size for size in sizes if least <= size <= most] or [most]:
-        tensors = [example.at(batch) for example in examples]
-        given: dict[str, dict[str, torch.Tensor]] = {}
-        for example, tensor in zip(examples, tensors, strict=True):
-            given.setdefault(example.role, {})[example.name] = tensor.detach().clone()
-        values = Feed(program, seed=batch).values(given, batch)
-        noise = [value for value, one in zip(values, program.inputs, strict=True) if one.role == "noise"]
+    program = _program(document)
+    for batch in _within(document, sizes):
+        tensors, values, noise = _case(program, examples, batch)
         with torch.no_grad():
             found = program.run(values)
-        try:
-            with composites.in_place(), _Noise(noise):
-                expected = function(tensors)
-        except StopIteration:
-            raise NotCapturableError("the function draws random numbers that the plan does not have") from None
-        for output, value, (name, role, tensor) in zip(document.outputs, found, expected, strict=True):
+        expected = _expected(function, tensors, noise)
+        for value, (name, role, tensor) in zip(found, expected, strict=True):
             if not skipped(role) and not _alike(value, tensor.detach()):
                 raise NotCapturableError(
                     f"the plan's {role} {name} differs from torch's for a batch of {batch}; this is a fault of the "
                     "capture, please report it with the model"
                 )
-            del output
+
+
+def compare_gradients(document: Document, function: Function, examples: Sequence[Example]) -> None:
+    """Raises NotCapturableError where the loss of a forward plan has another gradient than the function's: who derives
+    a step from the plan would train something else."""
+    program = _program(document)
+    for batch in _within(document, SIZES):
+        tensors, values, noise = _case(program, examples, batch)
+        of_params = [k for k, one in enumerate(program.inputs) if one.role == "param" and values[k].is_floating_point()]
+        for k in of_params:
+            values[k].requires_grad_()
+        names = [program.inputs[k].name for k in of_params]
+        by_name = {example.name: k for k, example in enumerate(examples) if example.role == "param"}
+        for name in names:
+            tensors[by_name[name]] = tensors[by_name[name]].detach().clone().requires_grad_()
+        with torch.enable_grad():
+            losses = [
+                next(
+                    value
+                    for value, one in zip(program.run(values), document.outputs, strict=True)
+                    if one.role == "loss"
+                ),
+                next(tensor for _, role, tensor in _expected(function, tensors, noise) if role == "loss"),
+            ]
+        leaves = [values[k] for k in of_params], [tensors[by_name[name]] for name in names]
+        ours, theirs = (
+            torch.autograd.grad(loss, given, allow_unused=True, materialize_grads=True)
+            for loss, given in zip(losses, leaves, strict=True)
+        )
+        for name, grad, expected in zip(names, ours, theirs, strict=True):
+            if not _alike(grad, expected):
+                raise NotCapturableError(
+                    f"the gradient of {name} is not that of forward and loss: the model stops or changes gradients on "
+                    "their way (detach(), no_grad(), a Function of its own). Capture the whole step with training_plan"
+                )
+
+
+def _program(document: Document) -> TorchProgram:
+    return TorchEngine().load(document, Limits(memory_bytes=1 << 50, work=1 << 60))
+
+
+def _within(document: Document, sizes: Sequence[int]) -> list[int]:
+    least, most = document.batch
+    return [size for size in sizes if least <= size <= most] or [most]
+
+
+def _case(
+    program: TorchProgram, examples: Sequence[Example], batch: int
+) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+    """A batch as the function takes it and as the program does, and the noise that is among the latter."""
+    tensors = [example.at(batch) for example in examples]
+    given: dict[str, dict[str, torch.Tensor]] = {}
+    for example, tensor in zip(examples, tensors, strict=True):
+        given.setdefault(example.role, {})[example.name] = tensor.detach().clone()
+    values = Feed(program, seed=batch).values(given, batch)
+    noise = [value for value, one in zip(values, program.inputs, strict=True) if one.role == "noise"]
+    return tensors, values, noise
+
+
+def _expected(
+    function: Function, tensors: list[torch.Tensor], noise: Sequence[torch.Tensor]
+) -> Sequence[tuple[str, str, torch.Tensor]]:
+    try:
+        with composites.in_place(), _Noise(noise):
+            return function(tensors)
+    except StopIteration:
+        raise NotCapturableError("the function draws random numbers that the plan does not have") from None
 
 
 def _alike(value: torch.Tensor, expected: torch.Tensor) -> bool:

@@ -144,7 +144,11 @@ class Training:
             return
         for param in self._params:
             param.requires_grad_(param.is_floating_point())
-        self._trained = [param for param in self._params if param.requires_grad]
+        reach = plan.sources_of(plan.outputs[self._loss].value)
+        learning = [plan.inputs[number].name for number in reach if plan.inputs[number].role == "param"]
+        named = zip(plan.inputs_of("param"), self._params, strict=True)
+        # what the loss does not use stays as it is, also where weights decay: as torch's optimisers skip it
+        self._trained = [param for one, param in named if param.requires_grad and one.name in learning]
         self._update = update_of(self._trained, arguments)
         self._start: list[torch.Tensor] = []
         self._correction: list[torch.Tensor] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -129,6 +130,56 @@ def test_parameters_move_to_the_bit_as_by_torch_and_go_on_from_what_was_kept(kin
         if step == 2:
             state, update = update.state(), update_of(ours, arguments)
             update.restore(state)
+
+
+class Partly(nn.Module):
+    """Has parameters that the loss does not use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.used, self.unused = nn.Linear(4, 1), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.used(x))
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
+def test_what_the_loss_does_not_use_stays_as_it_is_also_where_weights_decay(kind: str):
+    """In the plan that is captured it is a buffer; in one that a stranger wrote it may be a parameter."""
+    numbers = {"lr": 0.1, "weight_decay": 0.1} | ({"momentum": 0.9} if kind == "sgd" else {})
+    model, (x, y) = Partly(), halves()
+    plan = loss_plan(model, nn.BCELoss(), inputs=(x[:6], y[:6]))
+    assert [one.name for one in plan.document.inputs_of("buffer")] == ["unused.weight", "unused.bias"]
+    inputs = tuple(replace(one, role="param") if one.role == "buffer" else one for one in plan.document.inputs)
+    for document in (plan.document, replace(plan.document, inputs=inputs)):
+        model = Partly()
+        started = [dict(model.named_parameters())[one.name] for one in document.inputs_of("param", "buffer")]
+        parts = [
+            Part(name=one.name, dtype=one.spec.dtype, shape=tuple(value.shape))
+            for one, value in zip(document.inputs_of("param", "buffer"), started, strict=True)
+        ]
+        arguments = Arguments(optimizer=kind, numbers=numbers, batch_size=BATCH, shuffle=False, proximal=0.5)
+        rows = {"x": Rows([x], False, x.dtype), "y": Rows([y], False, y.dtype)}
+        ours = Training(document, TorchEngine().load(document).run, parts, rows, arguments)
+        with torch.no_grad():
+            for part, value in zip(ours.weights.parts, started, strict=True):
+                part.copy_(value)
+        ours.reset()
+        ours.epoch(1)
+        start = [one.detach().clone() for one in model.parameters()]
+        optimizer = of_torch(kind, list(model.parameters()), numbers)
+        for begin in range(0, ROWS, BATCH):
+            optimizer.zero_grad()
+            loss = nn.functional.binary_cross_entropy(model(x[begin : begin + BATCH]), y[begin : begin + BATCH])
+            loss.backward()
+            for one, before in zip(model.parameters(), start, strict=True):
+                if one.grad is not None:
+                    one.grad.add_(one.detach() - before, alpha=0.5)
+            optimizer.step()
+        for part, named in zip(ours.weights.parts, started, strict=True):
+            torch.testing.assert_close(part.detach(), named.detach(), rtol=0, atol=1e-6)
+        assert ours.weights.parts[2].equal(Partly().unused.weight)
 
 
 def test_columns_are_put_side_by_side_once_or_where_they_are_many_for_each_batch(monkeypatch: pytest.MonkeyPatch):
