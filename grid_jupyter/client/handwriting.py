@@ -22,6 +22,8 @@ _FOLDERS = ("", "raw", "MNIST/raw")
 """Where MNIST's files are, seen from the folder that is named; the others are torchvision's."""
 _BYTES = 0x08
 """IDX's number for unsigned bytes, which is all that MNIST has."""
+_GZIP = b"\x1f\x8b"
+"""How packed files begin, whatever their names: some are unpacked on their way here, and keep theirs."""
 _MAX_BYTES = 1 << 30
 _HELD_OUT = 5
 
@@ -42,7 +44,10 @@ def handwriting(mnist: str | Path | None = None) -> Handwriting:
     """
     if mnist is not None:
         folder = Path(mnist).expanduser()
-        return Handwriting(_examples(folder, "train"), _examples(folder, "t10k"))
+        train, test = _examples(folder, "train"), _examples(folder, "t10k")
+        if train[0].shape[1] != test[0].shape[1]:
+            raise InvalidDataError("the images of train and t10k differ in size")
+        return Handwriting(train, test)
     from sklearn.datasets import load_digits
 
     found: Any = load_digits()
@@ -59,7 +64,9 @@ def read_idx(path: Path) -> NDArray[numpy.uint8]:
     Raises InvalidDataError for what is no such file, of other values, damaged, or larger than 1 GiB.
     """
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with path.open("rb") as raw:
+            packed = raw.read(2) == _GZIP
+        with gzip.open(path) if packed else path.open("rb") as file:
             head = file.read(4)
             if len(head) < 4 or head[:2] != b"\0\0" or head[2] != _BYTES or not 1 <= head[3] <= 4:
                 raise InvalidDataError(f"{plain(path.name)} is no IDX file of bytes, as MNIST's are")
@@ -79,7 +86,12 @@ def read_idx(path: Path) -> NDArray[numpy.uint8]:
 def _examples(folder: Path, part: str) -> Examples:
     images = read_idx(_find(folder, f"{part}-images", "idx3-ubyte"))
     labels = read_idx(_find(folder, f"{part}-labels", "idx1-ubyte"))
-    if images.ndim != 3 or labels.shape != images.shape[:1] or (labels > 9).any():
+    if images.ndim != 3 or labels.ndim != 1 or not images.size:
+        raise InvalidDataError(
+            f"the images of {part} are {list(images.shape)} and its labels {list(labels.shape)}; MNIST's are "
+            f"[n, 28, 28] and [n]: take care that no file has another's name"
+        )
+    if len(labels) != len(images) or (labels > 9).any():
         raise InvalidDataError(f"the images and labels of {part} do not belong together")
     inputs = torch.from_numpy(images.reshape(len(images), -1) / numpy.float32(255))
     return inputs, torch.from_numpy(labels.astype(numpy.int64))
