@@ -33,9 +33,11 @@ class World:
         return made.start()
 
     def end(self) -> None:
-        for process in reversed(self.started):
-            if process.process is not None:
-                process.stop()
+        running = [process for process in reversed(self.started) if process.process is not None]
+        for process in running:
+            process.let_go()
+        for process in running:
+            process.stop()
 
 
 @pytest.fixture(scope="session")

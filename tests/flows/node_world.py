@@ -101,9 +101,13 @@ class GridProcess:
 
     def stop(self) -> int:
         """End of standard input: its parent is gone."""
+        self.let_go()
+        return self._wait()
+
+    def let_go(self) -> None:
+        """As `stop`, which then waits for its end."""
         assert self.process is not None
         self._pipe(self.process.stdin).close()
-        return self._wait()
 
     def _wait(self) -> int:
         assert self.process is not None
