@@ -44,6 +44,7 @@ _PUBLIC: dict[str, str] = {
     "federated_avg": "grid_jupyter.client.optims",
     "federated_rounds": "grid_jupyter.client.fedavg",
     "func2plan": "grid_jupyter.plans.plan",
+    "plot_accuracy": "grid_jupyter.client.accuracy_plot",
     "inference_plan": "grid_jupyter.plans.models",
     "loss_plan": "grid_jupyter.plans.models",
     "training_plan": "grid_jupyter.plans.models",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy
 
 from grid_jupyter.client.device import Device, Trained
+from grid_jupyter.client.measuring import AFTER, BEFORE
 from grid_jupyter.client.tensor_files import read_arrays
 from grid_jupyter.errors import BadRequest
 
@@ -21,9 +22,9 @@ def device(options: argparse.Namespace) -> int:
     def each(trained: Trained) -> None:
         if options.json:
             print(json.dumps({"cycle": trained.cycle, "samples": trained.samples, "steps": trained.steps,
-                              "counted": trained.counted, **trained.told}), flush=True)  # fmt: skip
+                              "counted": trained.counted, **trained.told, **trained.metrics}), flush=True)  # fmt: skip
             return
-        told = ", ".join(f"{name} {value:.4g}" for name, value in trained.told.items())
+        told = ", ".join(_shown(trained, name) for name in trained.told)
         late = "" if trained.counted else " (too late, it did not count)"
         print(f"cycle {trained.cycle}: {trained.samples} rows, {trained.steps} steps; {told}{late}", flush=True)
 
@@ -42,9 +43,18 @@ def device(options: argparse.Namespace) -> int:
             diff=options.diff,
             keep=options.keep,
             residual=options.residual,
+            metrics=options.metrics,
+            held_out=None if options.held_out is None else _data(options.held_out),
             each=each,
         )
     return 0
+
+
+def _shown(trained: Trained, name: str) -> str:
+    before, after = (trained.metrics.get(name + end) for end in (BEFORE, AFTER))
+    if before is None or after is None:
+        return f"{name} {trained.told[name]:.4g}"
+    return f"{name} {before:.4g} → {after:.4g}"
 
 
 def _data(path: Path) -> dict[str, Any]:

@@ -219,6 +219,13 @@ def add_device(commands: Commands[argparse.ArgumentParser]) -> None:
         "--data", type=Path, required=True, metavar="FILE",
         help="a .npz or .safetensors file with an array for each input of the plan, such as x and y; rows first",
     )  # fmt: skip
+    parser.add_argument(
+        "--held-out", type=Path, metavar="FILE",
+        help="rows of the same form that are not trained on, to measure loss and metrics with (--data)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no-metrics", dest="metrics", action="store_false", help="measure nothing, and tell the Node nothing of it"
+    )
     parser.add_argument("--plan", metavar="NAME", help="the training step, where the model has several")
     parser.add_argument("--epochs", type=values.positive, default=1, metavar="N", help="over the data in a cycle (1)")
     parser.add_argument(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy
 from numpy.typing import NDArray
 
 from grid_jupyter.aggregation.diffs import KEEP
+from grid_jupyter.client.measuring import Measuring, Told
 from grid_jupyter.client.reports import Reports
 from grid_jupyter.client.tensor_files import read_arrays
 from grid_jupyter.client.training_line import PATIENCE_S, TrainingLine
@@ -36,6 +37,8 @@ class Trained:
     steps: int
     counted: bool  # False: the report came too late
     told: dict[str, float]
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What was measured before and after it (`loss_before`, `loss_after` …), as the Node was told."""
 
 
 class Device:
@@ -56,6 +59,7 @@ class Device:
         self._auth_token = auth_token
         self._engine = OnnxEngine("cpu", threads)
         self._programs: dict[str, Program[Array]] = {}
+        self._measuring: dict[Program[Array], Measuring] = {}
 
     def close(self) -> None:
         """Let the connection go."""
@@ -81,6 +85,8 @@ class Device:
         diff: str | None = None,
         keep: float = KEEP,
         residual: str | Path | None = None,
+        metrics: bool = True,
+        held_out: Mapping[str, Any] | tuple[Any, Any] | None = None,
         each: Callable[[Trained], None] = lambda trained: None,
     ) -> list[Trained]:
         """Train in every cycle that has a place for this device, until training is over or `cycles` were trained.
@@ -93,18 +99,22 @@ class Device:
         tensor's values and keeps the rest for later cycles in the file `residual`; without it, the first that the Node
         takes. `zipped`: reports are gzip'ed.
 
+        With each report the Node is told loss and metrics of the plan before and after training: means over
+        `held_out`, rows of the same form that are not trained on, or else over `data`. `metrics=False` tells nothing.
+
         Returns what was done. Raises NotFound, NotAuthenticatedError, InvalidDataError for data that does not fit,
         BadRequest, NodeUnavailableError.
         """
         with Reports(self._line, diff, keep=keep, residual=residual, zipped=zipped) as reports:
             reports.settle()
+            tried = (data if held_out is None else held_out) if metrics else None
             worker_id, measured = self._line.authenticate(model, version, self._auth_token)
             speeds = self._line.speeds(worker_id) if measured else {}
             done: list[Trained] = []
             while cycles is None or len(done) < cycles:
                 answer = self._line.cycle_request(worker_id, model, version, speeds)
                 if answer["status"] == "accepted":
-                    trained = self._cycle(worker_id, answer, data, plan, epochs, seed, reports)
+                    trained = self._cycle(worker_id, answer, data, tried, plan, epochs, seed, reports)
                     done.append(trained)
                     each(trained)
                 elif "timeout" not in answer:
@@ -116,6 +126,7 @@ class Device:
         worker_id: str,
         answer: dict[str, Any],
         data: Any,
+        tried: Any,
         plan: str | None,
         epochs: int,
         seed: int,
@@ -129,13 +140,25 @@ class Device:
         except Conflict:  # it closed while we were still loading
             return Trained(cycle, 0, 0, False, {})
         rows = _rows(program.document, data)
+        on = None if tried is None else _rows(program.document, tried)
         random = numpy.random.Generator(numpy.random.Philox([seed, cycle]))
         training = _training(program, before, answer["client_config"], int(random.integers(1 << 62)))
         samples, steps, told = _train(training, rows, answer["client_config"], epochs, random)
         after = {**training.params, **training.buffers}
         diff = {name: array - numpy.asarray(after.get(name, array)) for name, array in before.items()}
-        counted = reports.send(worker_id, answer, diff, samples, random)
-        return Trained(cycle, samples, steps, counted, told)
+        measured = None if on is None else self._measure(program, (before, {**before, **after}), on, answer)
+        counted = reports.send(worker_id, answer, diff, samples, random, measured)
+        return Trained(cycle, samples, steps, counted, told, measured.metrics if measured else {})
+
+    def _measure(
+        self, program: Program[Array], models: tuple[dict[str, Array], dict[str, Array]],
+        rows: dict[str, dict[str, Array]], answer: dict[str, Any],
+    ) -> Told:  # fmt: skip
+        if program not in self._measuring:
+            self._measuring[program] = Measuring(self._engine, program.document)
+        size = _whole(answer["client_config"], "batch_size", BATCH_SIZE)
+        (before, count), (after, _) = (self._measuring[program].measure(one, rows, size) for one in models)
+        return Told.of(before, after, count)
 
     def _program(self, worker_id: str, answer: dict[str, Any], plan: str | None) -> Program[Array]:
         """The training step, which is fetched and made ready once."""

@@ -10,6 +10,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from grid_jupyter.client.measuring import Told
 from grid_jupyter.client.tensor_files import Array, arrays_of, read_arrays, write_arrays
 from grid_jupyter.client.training_line import TrainingLine
 from grid_jupyter.errors import BadRequest, GridError, InvalidDataError
@@ -85,8 +86,12 @@ class FLJob:
             self._say(f"rejected: {answer.get('reason', '')}")
             self._tell(self.EVENT_REJECTED, answer.get("timeout"))
 
-    def report(self, updated_params: Iterable[Tensor] | Mapping[str, Tensor], num_samples: int | None = None) -> None:
+    def report(
+        self, updated_params: Iterable[Tensor] | Mapping[str, Tensor], num_samples: int | None = None, *,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:  # fmt: skip
         """Hand in trained parameters, in the order of `job.model`, or by name; what is sent is original − trained.
+        `metrics` are told along with it, as measured on these samples.
 
         Raises BadRequest before a place was given, InvalidDataError for other tensors, Conflict for a late report.
         """
@@ -102,7 +107,8 @@ class FLJob:
             raise InvalidDataError(f"the model's tensors are {', '.join(self._before)}; report all of them")
         diff = {name: numpy.subtract(array, trained[name]) for name, array in self._before.items()}
         try:
-            self._line.report(*self._place, write_arrays(diff), num_samples, zipped=False)
+            told = Told(dict(metrics or {}), num_samples or 1)
+            self._line.report(*self._place, write_arrays(diff), num_samples, zipped=False, told=told)
         finally:
             self._line.close()
 

@@ -12,6 +12,7 @@ import msgspec
 
 from grid_jupyter.aggregation.strategies import Strategy, numbered
 from grid_jupyter.client.credentials import Credentials
+from grid_jupyter.client.metrics import ReadsMetrics, told_of
 from grid_jupyter.client.tensor_files import Array, arrays_of, read_arrays, write_arrays
 from grid_jupyter.errors import BadRequest, NodeUnavailableError
 from grid_jupyter.link.bulk import of_memory, upload
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _WAIT_S = 30
 
 
-class ModelCentricFLClient:
+class ModelCentricFLClient(ReadsMetrics):
     """A connection to a Node: `ModelCentricFLClient("me", "alice:5000")`, the address without a scheme as in 0.2.9.
 
     Hosting, following and retrieving need an account there: `user="Ann"` presents Ann's stored credential.
@@ -122,14 +123,17 @@ class ModelCentricFLClient:
         return dict(call(self.address, "GET", f"/model-centric/cycle?{_query(name, version)}", token=self._token))
 
     def follow(self, name: str, version: str | None = None) -> Iterator[dict[str, Any]]:
-        """How a training stands, each time that more cycles are complete, until it is over. Raises NotFound."""
-        seen = self.status(name, version)
-        yield seen
+        """How a training stands, each time that more cycles are complete, until it is over. Raises NotFound.
+
+        For who hosts it `metrics` has what devices measured in the last complete cycle, as means weighted by samples.
+        """
+        seen, reading = self.status(name, version), self._reading(name, version)
+        yield {**seen, **told_of(reading, seen["completed"])}
         while seen["phase"] != "over":
             query = _query(name, version, after=seen["completed"], wait_s=_WAIT_S)
             now: dict[str, Any] = dict(call(self.address, "GET", f"/model-centric/cycle?{query}", token=self._token))
             if now["completed"] > seen["completed"]:
-                yield now
+                yield {**now, **told_of(reading, now["completed"])}
             seen = now
 
     def __repr__(self) -> str:

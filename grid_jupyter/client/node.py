@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from grid_jupyter.client.credentials import Credentials
+from grid_jupyter.client.metrics import ReadsMetrics
 from grid_jupyter.client.pointers import pointer
 from grid_jupyter.client.publishing import Publishing
 from grid_jupyter.client.requests import SignOff
@@ -54,7 +55,7 @@ RECONNECT_S = 10.0
 """How long a client that was connected waits for its Node to come back."""
 
 
-class NodeClient(Publishing, SignOff, Submitting):
+class NodeClient(Publishing, SignOff, Submitting, ReadsMetrics):
     """A connection to one Node: `DataCentricFLClient(hook, "http://localhost:3000")`.
 
     Without a credential the caller is a guest. A stored credential is presented only where it is named:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy
 
 from grid_jupyter.aggregation.diffs import FORMS, KEEP, packed, restored
+from grid_jupyter.client.measuring import Told
 from grid_jupyter.client.residual import Pending, Residual
 from grid_jupyter.client.tensor_files import Array, write_arrays
 from grid_jupyter.client.training_line import TrainingLine
@@ -72,11 +73,13 @@ class Reports:
         diff: dict[str, Array],
         samples: int,
         random: numpy.random.Generator,
+        told: Told | None = None,
     ) -> bool:
-        """Hand in a diff; False where it came too late. Raises what the Node reports, and StorageFullError."""
+        """Hand in a diff, and what was measured; False where it came too late. Raises what the Node reports, and
+        StorageFullError."""
         kind, residual, key = self._form(answer), self._residual, answer["request_key"]
         if kind != "topk" or residual is None:
-            return self._send(Pending(worker_id, key, samples, write_arrays(packed(diff, kind, random))))
+            return self._send(Pending(worker_id, key, samples, write_arrays(packed(diff, kind, random))), told)
         residual.check(answer["model"], answer["version"], diff)
         whole = residual.added(diff)
         arrays = packed(whole, kind, keep=self._keep)
@@ -84,12 +87,12 @@ class Reports:
         after = {name: array - sent[name] for name, array in whole.items() if array.dtype.kind == "f"}
         pending = Pending(worker_id, key, samples, write_arrays(arrays))
         residual.begin(pending, after)
-        return self._settle(residual, pending)
+        return self._settle(residual, pending, told)
 
-    def _settle(self, residual: Residual, pending: Pending) -> bool:
+    def _settle(self, residual: Residual, pending: Pending, told: Told | None = None) -> bool:
         """Send a report of which this device does not know whether it counted, until it knows."""
         try:
-            counted = self._send(pending)
+            counted = self._send(pending, told)
         except (NodeUnavailableError, StorageFullError):
             raise  # it may count yet: the next start asks again
         except GridError:
@@ -101,10 +104,10 @@ class Reports:
             residual.dropped()
         return counted
 
-    def _send(self, pending: Pending) -> bool:
+    def _send(self, pending: Pending, told: Told | None) -> bool:
         try:
             self._line.report(
-                pending.worker_id, pending.request_key, pending.data, pending.samples, zipped=self._zipped
+                pending.worker_id, pending.request_key, pending.data, pending.samples, zipped=self._zipped, told=told
             )
         except Conflict:
             return False

@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
+from grid_jupyter.client.measuring import Told
 from grid_jupyter.errors import GridError, NodeUnavailableError
 from grid_jupyter.link.http import Address, reported
 
@@ -67,11 +68,23 @@ class TrainingLine:
         query = urlencode({"worker_id": worker_id, "request_key": request_key, "plan_id": plan_id})
         return self._exchange("GET", f"/model-centric/get-plan?{query}")
 
-    def report(self, worker_id: str, request_key: str, diff: bytes, samples: int | None, *, zipped: bool) -> None:
-        """Hand in a diff, a safetensors file. Sent again after a lost connection, it counts once."""
+    def report(
+        self,
+        worker_id: str,
+        request_key: str,
+        diff: bytes,
+        samples: int | None,
+        *,
+        zipped: bool,
+        told: Told | None = None,
+    ) -> None:
+        """Hand in a diff, a safetensors file, and what was measured. Sent again after a lost connection, it counts
+        once."""
         asked: dict[str, Any] = {"worker_id": worker_id, "request_key": request_key}
         if samples is not None:
             asked["num_samples"] = samples
+        if told is not None and told.metrics:
+            asked["metrics"], asked["metrics_samples"] = msgspec.json.encode(told.metrics), told.samples
         headers = {"Content-Type": "application/octet-stream"}
         if zipped:
             diff, headers["Content-Encoding"] = gzip.compress(diff, 1), "gzip"

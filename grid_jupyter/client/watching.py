@@ -5,20 +5,23 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from grid_jupyter.errors import DependencyError
 
 Point = tuple[int, Mapping[str, float]]
 """The number of a round or an epoch, and what was measured behind it."""
+Draw = Callable[[str, Sequence[Point]], Any]
+"""Unit and points → a matplotlib figure."""
 
 
 class Watch:
     """A bar of `total` rounds or epochs, where somebody watches; with `live`, in a notebook, the curves as well."""
 
-    def __init__(self, unit: str, total: int, *, live: bool, done: int = 0) -> None:
-        self._unit = unit
+    def __init__(self, unit: str, total: int | None, *, live: bool, done: int = 0, draw: Draw | None = None) -> None:
+        """`draw(unit, points)` makes another figure than `curves`; None for the total: nobody knows."""
+        self._unit, self._draw = unit, draw or curves
         self._bar = _bar(unit, total, done)
         self._display: Any = None
         self._live = live and in_notebook() and importlib.util.find_spec("matplotlib") is not None
@@ -38,7 +41,7 @@ class Watch:
             self._bar.update(number - self._bar.n)
             self._bar.refresh()
         if self._live:
-            figure = curves(self._unit, points)
+            figure = self._draw(self._unit, points)
             if self._display is None:
                 self._display = needed("IPython.display").display(figure, display_id=True)
             else:
@@ -89,7 +92,7 @@ def needed(module: str) -> Any:
         raise DependencyError(f"this needs {package}: pip install 'grid-jupyter[lab]'") from None
 
 
-def _bar(unit: str, total: int, done: int) -> Any:
+def _bar(unit: str, total: int | None, done: int) -> Any:
     if not in_notebook() and not sys.stderr.isatty():
         return None
     notebook = in_notebook() and importlib.util.find_spec("ipywidgets") is not None

@@ -37,10 +37,12 @@ from grid_jupyter.cycles.machine import (
     on,
     timeout,
 )
+from grid_jupyter.cycles.metrics import Measured, keep
 from grid_jupyter.cycles.strategy import strategy_of
 from grid_jupyter.cycles.terms import Terms
 from grid_jupyter.errors import Conflict, GridError, NodeUnavailableError
 from grid_jupyter.store.blobs import Blob, BlobStore
+from grid_jupyter.store.metrics import MetricsRows
 from grid_jupyter.store.trainings import (
     StoredCheckpoint,
     StoredReport,
@@ -186,8 +188,11 @@ class Live:
             return secrets.randbelow(1 << 53) / (1 << 53)
         return random.Random(f"{self.terms.seed} {state.attempt} {state.asked} {worker_id}").random()  # noqa: S311
 
-    async def report(self, worker_id: str, request_key: str, samples: int, blob: Blob) -> bool:
-        """Count a report that is on the disk; False where it counted already, and these bytes are not needed.
+    async def report(
+        self, worker_id: str, request_key: str, samples: int, blob: Blob, measured: Measured | None = None
+    ) -> bool:
+        """Count a report that is on the disk, with what was measured for it; False where it counted already, and these
+        bytes are not needed.
 
         Raises NotFound, NotAuthenticatedError, Conflict for one that is late.
         """
@@ -202,6 +207,8 @@ class Live:
                     place, device, counted=state.sequence, number=first.number, samples=samples, blob=blob.name,
                     sha256=blob.sha256,
                 )  # fmt: skip
+                if measured is not None:
+                    keep(MetricsRows.beside(rows), place, device, measured, now)
                 return state, stored_report(place)
             if place.state == "reported" and place.sha256 == blob.sha256:
                 if place.blob is None or self._ground.blobs.path(place.blob).exists():

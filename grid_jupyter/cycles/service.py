@@ -17,6 +17,7 @@ from grid_jupyter.cycles.admission import check_token
 from grid_jupyter.cycles.hosting import buffers_of, check_fits, read_hosting
 from grid_jupyter.cycles.live import Accepted, Ground, Live
 from grid_jupyter.cycles.machine import Reject, Training
+from grid_jupyter.cycles.metrics import Measured, Metrics
 from grid_jupyter.cycles.terms import Terms, advice, read_speed, read_terms
 from grid_jupyter.errors import (
     BadRequest,
@@ -59,6 +60,7 @@ class Arriving:
     request_key: str
     limit: int
     give_way: Callable[[], None] = lambda: None
+    measured: Measured | None = None  # what came along
 
 
 class Cycles:
@@ -74,6 +76,7 @@ class Cycles:
     ) -> None:
         self.blobs = blobs
         self._table = TrainingTable(database)
+        self.metrics = Metrics(database, clock, lambda training, cycle: self._live[training].takes(cycle))
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grid-fold")
         self._ground = Ground(self._table, blobs, thread, clock, at)
         self._live: dict[int, Live] = {}
@@ -308,7 +311,7 @@ class Cycles:
         blob = await asyncio.to_thread(keep)
         ground.at("report-durable")
         try:
-            counted = await live.report(arriving.worker_id, arriving.request_key, samples, blob)
+            counted = await live.report(arriving.worker_id, arriving.request_key, samples, blob, arriving.measured)
         except GridError:
             await asyncio.to_thread(self.blobs.delete, blob.name)
             raise

@@ -13,9 +13,11 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler
 from grid_jupyter import __version__
 from grid_jupyter.cycles.service import Cycles
 from grid_jupyter.errors import BadRequest, GridError, NotAuthenticatedError
+from grid_jupyter.server.metrics_doors import UPLOADED
 from grid_jupyter.server.node_streams import NodeDoor
 from grid_jupyter.server.training_doors import decode, host, report_text
 from grid_jupyter.wire.limits import MAX_FRAME_BYTES
+from grid_jupyter.wire.metrics import MetricsReport, UploadStats
 from grid_jupyter.wire.training import Authenticate, CycleRequest, HostTraining
 
 MAX_WAIT_S = 10.0
@@ -91,6 +93,12 @@ class Front(NodeDoor, WebSocketHandler):
         if kind == "model-centric/report":
             await report_text(cycles, fields)
             return {"data": {"status": "success"}}
+        if kind == "model-centric/metrics":
+            await cycles.metrics.take(decode(fields, MetricsReport))
+            return {"data": {"status": "success"}}
+        if kind in ("upload_stats", "model-centric/upload_stats"):
+            await cycles.metrics.take_stats(decode(fields, UploadStats))
+            return {"data": UPLOADED}
         if kind == "model-centric/host-training":
             account = await self.account()
             if account is None:
@@ -99,6 +107,6 @@ class Front(NodeDoor, WebSocketHandler):
                 )
             return {"data": await host(self, account, await asyncio.to_thread(decode, fields, HostTraining))}
         raise BadRequest(
-            "messages here are socket-ping, get-id, and of model-centric/ host-training, authenticate, cycle-request "
-            "and report"
+            "messages here are socket-ping, get-id, and of model-centric/ host-training, authenticate, cycle-request, "
+            "report, metrics and upload_stats"
         )

@@ -17,6 +17,7 @@ from grid_jupyter.server.bulk_doors import BULK_RULES
 from grid_jupyter.server.door import Door, application
 from grid_jupyter.server.front_door import Front
 from grid_jupyter.server.job_doors import JOB_RULES
+from grid_jupyter.server.metrics_doors import METRICS_RULES
 from grid_jupyter.server.node_streams import STREAM_RULES, NodeDoor
 from grid_jupyter.server.request_doors import REQUEST_RULES
 from grid_jupyter.server.training_doors import TRAINING_RULES
@@ -204,6 +205,7 @@ NODE_RULES: list[tuple[str, type[Door]]] = [
     (r"/data-centric/datasets/([0-9]{1,18})", DatasetDoor),
     *JOB_RULES,
     *TRAINING_RULES,
+    *METRICS_RULES,
     (r"/data-centric/datasets/([0-9]{1,18})/([0-9]{1,18})/mock", MockRows),
     *STREAM_RULES,
     *BULK_RULES,

@@ -11,6 +11,7 @@ import msgspec
 from tornado.iostream import StreamClosedError
 from tornado.web import stream_request_body
 
+from grid_jupyter.cycles.metrics import Measured, measured_of
 from grid_jupyter.cycles.service import Arriving, Cycles
 from grid_jupyter.errors import (
     BadRequest,
@@ -257,7 +258,9 @@ class ReportDoor(TrainingDoor, BulkDoor):
                 self.cycles.text_bytes += self._text_bytes
                 return
             self._samples = self._number_of_samples()
+            measured = self._measured()
             arriving = await self.cycles.begin_report(self.one("worker_id"), self.one("request_key"))
+            arriving.measured = measured
             self._arriving, arriving.give_way = arriving, self._give_way
             self._unzip = unzip_of(self.request.headers.get("Content-Encoding", "identity"))
             self._begin(arriving.limit)
@@ -276,11 +279,18 @@ class ReportDoor(TrainingDoor, BulkDoor):
         self.give_up(Conflict("the report of this place was begun again elsewhere, and only the newer one counts"))
 
     def _number_of_samples(self) -> int | None:
-        told = self.get_query_argument("train_num_samples", "") or self.get_query_argument("num_samples", "")
+        return self._rows("train_num_samples") or self._rows("num_samples")
+
+    def _measured(self) -> Measured | None:
+        told = decode(self.get_query_argument("metrics", "").encode(), dict[str, Any])
+        return measured_of(told, self._rows("metrics_samples") or self._samples)
+
+    def _rows(self, name: str) -> int | None:
+        told = self.get_query_argument(name, "")
         try:
             return msgspec.convert(told, Samples, strict=False) if told else None
         except msgspec.ValidationError:
-            raise BadRequest("'num_samples' is a whole number from 1 on: the rows that the report rests on") from None
+            raise BadRequest(f"{name!r} is a whole number from 1 on: the rows that the report rests on") from None
 
     def _begin(self, limit: int) -> None:
         if self.length() > limit:
@@ -339,12 +349,15 @@ class ReportDoor(TrainingDoor, BulkDoor):
 async def report_text(cycles: Cycles, body: bytes) -> None:
     """A report as JSON, its diff in base64."""
     report = await asyncio.to_thread(decode, body, Report)
+    samples = report.train_num_samples or report.num_samples
+    measured = measured_of(report.metrics, report.metrics_samples or samples)
     arriving = await cycles.begin_report(report.worker_id, report.request_key)
+    arriving.measured = measured
     try:
         upload = await asyncio.to_thread(of_text, cycles.blobs, report.diff)
     finally:
         cycles.end_report(arriving)
-    await cycles.finish_report(arriving, upload, report.train_num_samples or report.num_samples)
+    await cycles.finish_report(arriving, upload, samples)
 
 
 def decode(body: bytes, kind: Any) -> Any:

@@ -378,6 +378,23 @@ class Participation(Base):
     blob: Mapped[str | None] = mapped_column(String(64))  # until it is in a checkpoint
 
 
+class MetricsRow(Base):
+    """What a device measured in its place of a cycle."""
+
+    __tablename__ = "training_metrics"
+    __table_args__ = (Index("ix_training_metrics_training_id", "training_id", "id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    training_id: Mapped[int] = mapped_column(ForeignKey("training.id"))
+    sequence: Mapped[int]
+    place: Mapped[int] = mapped_column(ForeignKey("training_place.id"), unique=True)
+    worker: Mapped[int]  # rank of the device
+    key: Mapped[str | None] = mapped_column(String(64))  # of the place when it told this
+    figures: Mapped[dict[str, float]] = mapped_column(JSON)
+    samples: Mapped[int] = mapped_column(BigInteger)
+    at: Mapped[float]
+
+
 # ------------------------------------------------------------------ a Network's members
 
 

@@ -99,6 +99,11 @@ class TrainingRows:
     def __init__(self, session: Session) -> None:
         self._session = session
 
+    @property
+    def session(self) -> Session:
+        """The transaction, for rows of other tables."""
+        return self._session
+
     # -------------------------------------------------------------- trainings
 
     def add(

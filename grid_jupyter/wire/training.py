@@ -59,3 +59,5 @@ class Report(Body, frozen=True):
     diff: str
     train_num_samples: Samples | None = None
     num_samples: Samples | None = None
+    metrics: dict[str, Any] = {}
+    metrics_samples: Samples | None = None
