@@ -15,12 +15,12 @@ import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from grid_jupyter.cycles import selection
+from grid_jupyter.cycles import announcing, selection
 from grid_jupyter.cycles.machine import (
     Accept,
     Aggregated,
@@ -41,8 +41,11 @@ from grid_jupyter.cycles.metrics import Measured, keep
 from grid_jupyter.cycles.strategy import strategy_of
 from grid_jupyter.cycles.terms import Terms
 from grid_jupyter.errors import Conflict, GridError, NodeUnavailableError
+from grid_jupyter.push.bus import Bus
 from grid_jupyter.store.blobs import Blob, BlobStore
 from grid_jupyter.store.metrics import MetricsRows
+from grid_jupyter.store.notices import NoticeRows
+from grid_jupyter.store.records import DeviceRow
 from grid_jupyter.store.trainings import (
     StoredCheckpoint,
     StoredReport,
@@ -75,6 +78,7 @@ class Ground:
     thread: ThreadPoolExecutor
     clock: Callable[[], float] = time.time
     at: Callable[[str], None] = lambda point: None
+    bus: Bus = field(default_factory=Bus)
 
 
 @dataclass(frozen=True)
@@ -100,10 +104,12 @@ class Live:
         self._pending: dict[int, StoredReport] = {}
         self._watching: asyncio.Task[None] | None = None
         self._steps: set[asyncio.Task[Any]] = set()
+        self._pushes = False  # some of its devices can be reached
 
     async def start(self) -> None:
         """Go on from what is stored: fold the reports that are there, and end the cycle when it is time."""
         state = self.state
+        self._pushes = await self._ground.table.transact(lambda rows: rows.notices.reach(self.stored.id))
         if state.phase == "over":
             return
         for report in await self._ground.table.transact(lambda rows: rows.reports(self.stored.id, state.sequence)):
@@ -128,14 +134,40 @@ class Live:
 
     # -------------------------------------------------------------- what devices do
 
-    async def register(self, *, slow: bool) -> str:
-        """A new device; its id."""
+    async def register(self, *, slow: bool, token: str | None = None) -> str:
+        """A new device, which can perhaps be reached by a push token; its id."""
 
         def work(rows: TrainingRows, state: Training, now: float) -> tuple[Training, str]:
             device = rows.register(self.stored.id, now, slow=slow)
-            return self._gather(rows, state, now), device.id
+            if token is not None:
+                rows.notices.save_token(device, token)
+                self._pushes = True
+            after = self._gather(rows, state, now)
+            if self._pushes:
+                announcing.refresh(rows, self.stored, self.terms, after, now)
+            return after, device.id
 
         return await self._step(work)
+
+    async def heard(self, worker_id: str, note: Callable[[NoticeRows, DeviceRow], None]) -> None:
+        """A device says that it is there, and `note` writes down what else it says. Raises NotFound, Conflict."""
+
+        def work(rows: TrainingRows, state: Training, now: float) -> tuple[Training, None]:
+            device = self._own(rows, worker_id)
+            device.seen = now
+            note(rows.notices, device)
+            self._pushes = self._pushes or rows.notices.reach(self.stored.id)
+            if self._pushes:
+                announcing.invite_again(rows, self.stored, self.terms, state, device.number, now)
+            return self._gather(rows, state, now), None
+
+        await self._step(work)
+
+    def _own(self, rows: TrainingRows, worker_id: str) -> DeviceRow:
+        device = rows.device(worker_id)
+        if device.training_id != self.stored.id:
+            raise Conflict("this worker_id is for another model; authenticate for this one")
+        return device
 
     async def ask(
         self, worker_id: str, nonce: str, *, download: float | None, upload: float | None
@@ -145,10 +177,9 @@ class Live:
         nonce = nonce or secrets.token_hex(16)
 
         def work(rows: TrainingRows, state: Training, now: float) -> tuple[Training, Accepted | Reject]:
-            device = rows.device(worker_id)
-            if device.training_id != self.stored.id:
-                raise Conflict("this worker_id is for another model; authenticate for this one")
-            if self.terms.goal_count is not None and now - device.seen > (self.terms.cycle_length or 0) / 4:
+            device = self._own(rows, worker_id)
+            due = max(state.began, now - (self.terms.cycle_length or 0) / 4)
+            if self.terms.goal_count is not None and device.seen < due:
                 device.seen = now
             state = self._gather(rows, state, now)
             request_key = self._key(state.sequence, device.number, nonce)
@@ -256,17 +287,23 @@ class Live:
     async def _stepped(
         self, work: Callable[[TrainingRows, Training, float], tuple[Training, T]], then: Callable[[T], None]
     ) -> T:
-        def run(rows: TrainingRows) -> tuple[Training, T]:
-            state = msgspec.convert(rows.state(self.stored.id), Training)
-            after, result = work(rows, state, self._ground.clock())
+        def run(rows: TrainingRows) -> tuple[Training, Training, T, int]:
+            state, now = msgspec.convert(rows.state(self.stored.id), Training), self._ground.clock()
+            after, result = work(rows, state, now)
             if after != state:
                 rows.save(self.stored.id, msgspec.to_builtins(after))
-            return after, result
+            if self._pushes:
+                announcing.announce(rows, self.stored, self.terms, state, after, now)
+            if rows.notices.queued:
+                self._ground.at("notices-written")
+            return state, after, result, rows.notices.queued
 
-        before = self.state
-        after, result = await self._ground.table.transact(run)
+        before, after, result, queued = await self._ground.table.transact(run)
         self.state = after
         then(result)
+        announcing.publish(self._ground.bus, self.stored, self.terms, before, after)
+        if queued:
+            self._ground.bus.publish("notices-queued", model=self.stored.name, version=self.stored.version)
         if (after.phase, after.attempt, after.end) != (before.phase, before.attempt, before.end):
             self._tell()
         return result
@@ -275,14 +312,14 @@ class Live:
         """Where the cycle waits for its pool: see whether it is large enough by now, and invite."""
         if state.phase != "gathering" or self.terms.goal_count is None:
             return state
-        who = selection.pool_of(self.terms, state, now)
+        who = selection.pool_of(self.terms, state, now, asked=self._pushes)
         most = max(self.terms.pool, self.terms.goal_count)
         size = rows.pool(self.stored.id, state.sequence, who, most)
         state, actions = on(self.terms, state, Pooled(size), now)
         for action in actions:
             if isinstance(action, Invite):
                 ranks, cursor = selection.draw(
-                    rows, self.stored.id, self.terms, state, self.stored.seed, action.count, now
+                    rows, self.stored.id, self.terms, state, self.stored.seed, action.count, now, asked=self._pushes
                 )
                 rows.invite(self.stored.id, state.sequence, ranks, now, cursor)
         return state
@@ -409,6 +446,10 @@ class Live:
 
     # -------------------------------------------------------------- what it tells
 
+    def is_start(self, key: str) -> bool:
+        """Whether a cycle_start_request_key is of the invitations to the cycle that there is."""
+        return hmac.compare_digest(key.encode(), announcing.start_key(self.stored, self.state).encode())
+
     def told(self) -> dict[str, Any]:
         """How the training stands, for people who follow it."""
         state = self.state
@@ -422,5 +463,6 @@ class Live:
             "workers": state.assigned,
             "reports": state.reports,
             "checkpoint": state.completed + 1,
+            "started": state.started is not None,
             "timeout": timeout(state, self._ground.clock()),
         }

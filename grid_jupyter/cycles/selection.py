@@ -14,19 +14,30 @@ _SPARE = 64
 """Ranks that are drawn beyond twice what is wanted, since some of them cannot be invited."""
 
 
-def pool_of(terms: Terms, state: Training, now: float) -> Eligible:
-    """Who could be invited: devices that were heard of within the length of a cycle, and may be in this one."""
+def pool_of(terms: Terms, state: Training, now: float, *, asked: bool = False) -> Eligible:
+    """Who could be invited: devices that were heard of within the length of a cycle, and may be in this one. Where
+    devices are `asked` whether they are there when a cycle begins, only those that said so since."""
     until = state.sequence - rest(terms)
-    return Eligible(since=now - (terms.cycle_length or math.inf), until=until)
+    since = now - (terms.cycle_length or math.inf)
+    return Eligible(since=max(since, state.began) if asked else since, until=until)
 
 
 def draw(
-    rows: TrainingRows, training: int, terms: Terms, state: Training, seed: str, count: int, now: float
+    rows: TrainingRows,
+    training: int,
+    terms: Terms,
+    state: Training,
+    seed: str,
+    count: int,
+    now: float,
+    *,
+    asked: bool = False,
 ) -> tuple[list[int], int]:
-    """Ranks of `count` devices, and where the next turn begins. `random`: without replacement, the same for the same
-    seed, attempt and registry; `iterate`: in turn. With `drop_rate` that part of them is slow devices, rounded up, as
-    far as there are such."""
-    drawing = _Drawing(rows, training, state, pool_of(terms, state, now), seed, rows.cursor(training))
+    """Ranks of `count` devices of the pool, and where the next turn begins. `random`: without replacement, the same for
+    the same seed, attempt and registry; `iterate`: in turn. With `drop_rate` that part of them is slow devices, rounded
+    up, as far as there are such."""
+    who = pool_of(terms, state, now, asked=asked)
+    drawing = _Drawing(rows, training, state, who, seed, rows.cursor(training))
     take = drawing.at_random if terms.pool_selection == "random" else drawing.in_turn
     if terms.drop_rate is not None:
         slow = math.ceil(count * terms.drop_rate)

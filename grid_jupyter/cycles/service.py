@@ -16,8 +16,9 @@ from grid_jupyter.cycles import machine
 from grid_jupyter.cycles.admission import check_token
 from grid_jupyter.cycles.hosting import buffers_of, check_fits, read_hosting
 from grid_jupyter.cycles.live import Accepted, Ground, Live
-from grid_jupyter.cycles.machine import Reject, Training
+from grid_jupyter.cycles.machine import Reject, Training, timeout
 from grid_jupyter.cycles.metrics import Measured, Metrics
+from grid_jupyter.cycles.pushing import SLOW_GB, Pushing
 from grid_jupyter.cycles.terms import Terms, advice, read_speed, read_terms
 from grid_jupyter.errors import (
     BadRequest,
@@ -27,6 +28,8 @@ from grid_jupyter.errors import (
     NodeUnavailableError,
     NotFound,
 )
+from grid_jupyter.push.bus import Bus
+from grid_jupyter.push.notifier import LogNotifier, Notifier
 from grid_jupyter.store.blobs import Blob, BlobStore, Upload
 from grid_jupyter.store.database import Database
 from grid_jupyter.store.trainings import (
@@ -47,8 +50,6 @@ T = TypeVar("T")
 
 HEADER_BYTES = 1 << 20
 """What a report may be longer than the model: another order of tensors, metadata."""
-SLOW_GB = 2.0
-"""A device with less memory than this counts as slow."""
 
 
 @dataclass(eq=False)
@@ -73,18 +74,22 @@ class Cycles:
         *,
         clock: Callable[[], float] = time.time,
         at: Callable[[str], None] = lambda point: None,
+        bus: Bus | None = None,
+        push: Notifier | None = None,
     ) -> None:
+        """`bus` is told what happens; `push` reaches devices that are not connected (the log, unless given)."""
         self.blobs = blobs
         self._table = TrainingTable(database)
         self.metrics = Metrics(database, clock, lambda training, cycle: self._live[training].takes(cycle))
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grid-fold")
-        self._ground = Ground(self._table, blobs, thread, clock, at)
+        self._ground = Ground(self._table, blobs, thread, clock, at, bus or Bus())
         self._live: dict[int, Live] = {}
         self._stopped = False
         self.text_bytes = 0
         """Bytes of reports in base64 that come in just now."""
         self._arriving: dict[str, Arriving] = {}
         self._finishing: set[asyncio.Task[Any]] = set()
+        self.push = Pushing(database, self._table, self._live, push or LogNotifier(), self._ground)
 
     async def start(self) -> None:
         """Remove what an earlier process left half done, and go on with every training."""
@@ -93,10 +98,12 @@ class Cycles:
         for stored, state, model in await self._table.transact(_all):
             form = await asyncio.to_thread(_form_of, self.blobs.path(model.blob))
             await self._begin(stored, form, state)
+        await self.push.start()
 
     async def stop(self) -> None:
         """Let go of all of it; nothing is lost."""
         self._stopped = True
+        await self.push.stop()
         while self._finishing:
             await asyncio.wait(self._finishing)
         for live in self._live.values():
@@ -158,7 +165,9 @@ class Cycles:
         """A worker_id for a device. Raises NotFound, NotAuthenticatedError."""
         live = await self._find(body.model_name, body.model_version)
         check_token(live.terms.authentication, body.auth_token)
-        worker_id = await live.register(slow=body.ram_size is not None and body.ram_size < SLOW_GB)
+        slow = body.ram_size is not None and body.ram_size < SLOW_GB
+        worker_id = await live.register(slow=slow, token=body.fcm_device_token)
+        self.push.connected(live, "authenticate")
         return {"status": "success", "worker_id": worker_id, "requires_speed_test": live.terms.measures_speed}
 
     async def check_worker(self, worker_id: str) -> None:
@@ -175,6 +184,8 @@ class Cycles:
         read_speed("ping", body.ping, required=terms.measures_speed)
         download = read_speed("download", body.download, required=terms.minimum_download_speed is not None)
         upload = read_speed("upload", body.upload, required=terms.minimum_upload_speed is not None)
+        if body.cycle_start_request_key and not live.is_start(body.cycle_start_request_key):
+            return _rejected(Reject(timeout(live.state, self._ground.clock()), "this invitation was to another cycle"))
         until = clock() + body.wait_s
         while True:
             answer = await live.ask(body.worker_id, body.nonce, download=download, upload=upload)

@@ -15,6 +15,7 @@ from grid_jupyter.cycles.service import Cycles
 from grid_jupyter.errors import BadRequest, GridError, NotAuthenticatedError
 from grid_jupyter.server.metrics_doors import UPLOADED
 from grid_jupyter.server.node_streams import NodeDoor
+from grid_jupyter.server.push_doors import PushSocket
 from grid_jupyter.server.training_doors import decode, host, report_text
 from grid_jupyter.wire.limits import MAX_FRAME_BYTES
 from grid_jupyter.wire.metrics import MetricsReport, UploadStats
@@ -36,6 +37,7 @@ class Front(NodeDoor, WebSocketHandler):
     open_to_all = frozenset({"GET"})
     max_message_size = MAX_FRAME_BYTES
     ping_interval = 20.0
+    _push: PushSocket | None = None
 
     async def get(self, *args: Any, **kwargs: Any) -> None:
         if self.request.headers.get("Upgrade", "").lower() == "websocket":
@@ -56,6 +58,10 @@ class Front(NodeDoor, WebSocketHandler):
     def check_origin(self, origin: str) -> bool:
         """No page may use its visitor's place in the network."""
         return False
+
+    def on_close(self) -> None:
+        if self._push is not None:
+            self._push.close()
 
     def on_message(self, message: str | bytes) -> Awaitable[None]:
         return self._answer(message)
@@ -106,7 +112,13 @@ class Front(NodeDoor, WebSocketHandler):
                     "hosting needs a credential: send it with the request that opens the socket"
                 )
             return {"data": await host(self, account, await asyncio.to_thread(decode, fields, HostTraining))}
-        raise BadRequest(
-            "messages here are socket-ping, get-id, and of model-centric/ host-training, authenticate, cycle-request, "
-            "report, metrics and upload_stats"
-        )
+        if self._push is None:
+            self._push = PushSocket(cycles.push, self.write_message)
+        answer = await self._push.handle(kind, fields)
+        if answer is None:
+            raise BadRequest(
+                "messages here are socket-ping, get-id, and of model-centric/ host-training, authenticate, "
+                "cycle-request, report, metrics, upload_stats, save-fcm-token, update-worker-status, listen and "
+                "notice-received"
+            )
+        return {"data": answer}

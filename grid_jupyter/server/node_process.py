@@ -19,6 +19,7 @@ from grid_jupyter.server.door import http_server
 from grid_jupyter.server.node_door import node_application
 from grid_jupyter.server.owner_door import open_owner_door, owner_application
 from grid_jupyter.server.owner_doors import OWNER_AT_DOOR, OWNER_NODE_RULES
+from grid_jupyter.server.push_doors import OWNER_PUSH_RULES
 from grid_jupyter.server.request_doors import OWNER_REQUEST_RULES
 from grid_jupyter.server.running import (
     NodeOptions,
@@ -180,9 +181,9 @@ async def _serve(options: NodeOptions, state: StateDir) -> None:
             public = http_server(node_application(node, lambda: address, cycles), tls)
             public.add_sockets(sockets)
             socket_path = state.socket_path()
-            rules = [*OWNER_NODE_RULES, *OWNER_REQUEST_RULES]
+            rules = [*OWNER_NODE_RULES, *OWNER_REQUEST_RULES, *OWNER_PUSH_RULES]
             owner = NodeOwner(node, address, require_isolation=options.require_isolation)
-            owner_doors = owner_application(owner, rules, node=node)
+            owner_doors = owner_application(owner, rules, node=node, cycles=cycles)
             servers += [public, open_owner_door(owner_doors, socket_path)]
             if options.network_url is not None:
                 node.join(

@@ -395,6 +395,52 @@ class MetricsRow(Base):
     at: Mapped[float]
 
 
+# ------------------------------------------------------------------ push
+
+
+class PushAddress(Base):
+    """How a device can be reached, so that it need not ask."""
+
+    __tablename__ = "push_address"
+    __table_args__ = (UniqueConstraint("training_id", "digest"),)
+
+    device: Mapped[int] = mapped_column(ForeignKey("training_device.number"), primary_key=True)
+    training_id: Mapped[int] = mapped_column(ForeignKey("training.id"), index=True)
+    token: Mapped[str | None] = mapped_column(Text)  # of Firebase
+    digest: Mapped[str | None] = mapped_column(String(64))  # of the token
+    listens: Mapped[bool]  # has taken notices over a WebSocket
+
+
+class PushNotice(Base):
+    """A notice that is to go to a device, or to many: those are made into one for each device, little by little."""
+
+    __tablename__ = "push_notice"
+    __table_args__ = (
+        Index("ix_push_notice_state_due", "state", "due"),
+        Index("ix_push_notice_training_id_state", "training_id", "state"),
+        Index("ix_push_notice_device_state", "device", "state"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(String(256), unique=True)  # what makes it the same notice
+    training_id: Mapped[int] = mapped_column(ForeignKey("training.id"))
+    type: Mapped[str] = mapped_column(String(32))
+    facts: Mapped[dict[str, Any]] = mapped_column(JSON)
+    device: Mapped[int | None] = mapped_column(ForeignKey("training_device.number"))  # None: to many
+    audience: Mapped[str | None] = mapped_column(String(16))  # to whom, if to many
+    sequence: Mapped[int | None]  # of the cycle that the audience is about
+    since: Mapped[float | None]  # the audience was last heard of before
+    cursor: Mapped[int]  # the last device that has its own
+    origin: Mapped[str] = mapped_column(String(16))  # cycle, owner
+    created: Mapped[float]
+    expires: Mapped[float]
+    due: Mapped[float]
+    attempts: Mapped[int]  # that were made
+    state: Mapped[str] = mapped_column(String(16))  # spreading, waiting, sent, given-up, done, void
+    by: Mapped[str] = mapped_column(String(16))  # notifier
+    said: Mapped[str] = mapped_column(String(256))  # why it waits, or was given up
+
+
 # ------------------------------------------------------------------ a Network's members
 
 

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from grid_jupyter.errors import Conflict, NotAuthenticatedError, NotFound
 from grid_jupyter.store.database import Database
+from grid_jupyter.store.notices import NoticeRows
 from grid_jupyter.store.records import Checkpoint, DeviceRow, Participation, TrainingPlan, TrainingRow
 
 T = TypeVar("T")
@@ -98,6 +99,7 @@ class TrainingRows:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self.notices = NoticeRows(session)
 
     @property
     def session(self) -> Session:

@@ -11,6 +11,9 @@ from grid_jupyter.wire.limits import MAX_NAME_CHARS
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME_CHARS)]
 _Key = Annotated[str, msgspec.Meta(max_length=128)]
 MAX_SAMPLES = 1 << 40
+MAX_TOKEN_CHARS = 4_096
+"""Characters of a push token; Firebase's have some two hundred."""
+PushToken = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_TOKEN_CHARS, pattern=r"^[\x21-\x7e]+$")]
 Samples = Annotated[int, msgspec.Meta(ge=1, le=MAX_SAMPLES)]
 
 
@@ -36,6 +39,7 @@ class Authenticate(Body, frozen=True):
     model_version: _Name | None = None
     auth_token: Annotated[str, msgspec.Meta(max_length=16_384)] | None = None
     ram_size: Annotated[float, msgspec.Meta(ge=0)] | None = None  # GB
+    fcm_device_token: PushToken | None = None
 
 
 class CycleRequest(Body, frozen=True):
@@ -48,6 +52,7 @@ class CycleRequest(Body, frozen=True):
     download: Any = None  # KiB/s
     upload: Any = None
     wait_s: Annotated[float, msgspec.Meta(ge=0, le=60)] = 0
+    cycle_start_request_key: _Key = ""  # of the invitation, if there was one
     nonce: _Key = ""  # of the device's choice: asked again with the same one, it gets the same answer
 
 

@@ -88,11 +88,12 @@ class World:
 
 @asynccontextmanager
 async def world(
-    state: Path, clock: Callable[[], float] | None = None, at: Callable[[str], None] = lambda point: None
+    state: Path, clock: Callable[[], float] | None = None, at: Callable[[str], None] = lambda point: None, **more: Any
 ) -> AsyncIterator[World]:
-    """The trainings of a directory, as long as the context lasts."""
+    """The trainings of a directory, as long as the context lasts. `more` is for Cycles."""
     database = Database(sqlite_url(state / "grid.db"))
-    made = Cycles(database, BlobStore(state / "training"), at=at, **({} if clock is None else {"clock": clock}))
+    more = more if clock is None else {**more, "clock": clock}
+    made = Cycles(database, BlobStore(state / "training"), at=at, **more)
     try:
         await made.start()
         yield World(made)

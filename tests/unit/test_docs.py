@@ -23,14 +23,16 @@ from grid_jupyter.ops.guards import GUARDS
 from grid_jupyter.plans.check import check
 from grid_jupyter.plans.operations import OPERATIONS
 from grid_jupyter.plans.reader import read_plan
+from grid_jupyter.push.bus import EVENTS
 from grid_jupyter.server.network_door import NETWORK_RULES
 from grid_jupyter.server.node_door import NODE_RULES
 from grid_jupyter.server.owner_door import OWNER_RULES
 from grid_jupyter.server.owner_doors import OWNER_NODE_RULES
 from grid_jupyter.server.panel_doors import PANEL_RULES
 from grid_jupyter.server.publish_doors import PUBLISH_RULES
+from grid_jupyter.server.push_doors import OWNER_PUSH_RULES
 from grid_jupyter.server.request_doors import OWNER_REQUEST_RULES
-from grid_jupyter.wire import commands, frames, limits, messages, network, owner, requests
+from grid_jupyter.wire import commands, frames, limits, messages, network, owner, push, requests
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -103,6 +105,7 @@ def test_every_route_is_documented_and_every_documented_route_exists():
         *routes(OWNER_RULES),
         *routes(OWNER_NODE_RULES),
         *routes(OWNER_REQUEST_RULES),
+        *routes(OWNER_PUSH_RULES),
         *routes((f"/jupyter/{path}", handler) for path, handler in [*PANEL_RULES, *PUBLISH_RULES]),
     }
     assert documented_routes() == {route for route in existing if not route.startswith("OPTIONS")}
@@ -113,7 +116,7 @@ def test_the_routes_of_node_network_and_owner_are_in_their_own_sections():
     for heading, rules in {
         "## HTTP of the Node": NODE_RULES,
         "## HTTP of the Network": NETWORK_RULES,
-        "## The owner's door": [*OWNER_RULES, *OWNER_NODE_RULES, *OWNER_REQUEST_RULES],
+        "## The owner's door": [*OWNER_RULES, *OWNER_NODE_RULES, *OWNER_REQUEST_RULES, *OWNER_PUSH_RULES],
     }.items():
         shown = {re.sub(r"<[^>]*>", "<>", first) for first in {**rows(section(text, heading)), **rows(account)}}
         assert set(routes(rules)) <= shown
@@ -312,6 +315,12 @@ def test_examples_are_python(path: Path):
 def test_every_decision_is_in_the_list():
     listed = set(re.findall(r"\]\((\d{4}-[\w-]+\.md)\)", page("decisions/README.md")))
     assert listed == {path.name for path in (DOCS / "decisions").glob("[0-9]*.md")}
+
+
+def test_every_event_and_notice_is_documented():
+    text = page("push.md")
+    assert set(rows(section(text, "## Events"))) == EVENTS
+    assert set(rows(section(text, "## Notices"))) == set(get_args(push.NoticeType))
 
 
 def test_the_changelog_has_a_place_for_what_comes_next():

@@ -1,0 +1,149 @@
+"""Push end to end: a Node, devices that listen by its WebSocket, and what an owner may have sent to them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from conftest import World
+from node_world import GridProcess, until
+from websockets.sync.client import ClientConnection, connect
+
+from grid_jupyter import ModelCentricFLClient, func2plan
+
+HOUR = 3600
+INVITES = {"goal_count": 2, "min_workers": 2, "cycle_length": HOUR, "min_diffs": 2, "max_diffs": 2}
+
+
+@pytest.fixture(scope="module")
+def node(world: World) -> GridProcess:
+    """A Node on which Pat may host and Olga is an owner."""
+    made = world.start("node", "Waker")
+    made.user("Pat", "Publisher")
+    made.user("Olga", "Owner")
+    return made
+
+
+@pytest.fixture(scope="module")
+def pat(node: GridProcess) -> ModelCentricFLClient:
+    return ModelCentricFLClient("pat", node.address, user="Pat").connect()
+
+
+def host(pat: ModelCentricFLClient, name: str, **server_config: Any) -> None:
+    @func2plan(args_shape=[(-1, 3), (3, 1)])
+    def forward(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return x @ w
+
+    config = {"name": name, "version": "1.0"}
+    pat.host({"w": torch.ones(3, 1)}, {"forward": forward}, client_config=config, server_config=server_config)
+
+
+def authenticate(node: GridProcess, name: str, **facts: Any) -> str:
+    status, told = node.call("POST", "/model-centric/authenticate", {"model_name": name, **facts})
+    assert status == 200, told
+    return str(told["worker_id"])
+
+
+class Socket:
+    """0.2.9's WebSocket by hand."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self._connection = connection
+        self.notices: list[dict[str, Any]] = []
+
+    def say(self, kind: str, **data: Any) -> Any:
+        self._connection.send(json.dumps({"type": f"model-centric/{kind}", "data": data}))
+        while (told := json.loads(self._connection.recv(20)))["type"] == "push":
+            self.notices.append(told["data"])
+        return told["data"]
+
+    def next(self, *, acknowledge: bool = True) -> dict[str, Any]:
+        if not self.notices:
+            told = json.loads(self._connection.recv(20))
+            assert told["type"] == "push", told
+            self.notices.append(told["data"])
+        notice = self.notices.pop(0)
+        if acknowledge:
+            assert self.say("notice-received", id=notice["id"]) == {"status": "success"}
+        return notice
+
+
+def test_devices_that_listen_are_invited_and_get_again_what_they_did_not_acknowledge(
+    node: GridProcess, pat: ModelCentricFLClient
+):
+    host(pat, "listened to", **INVITES)
+    workers = [authenticate(node, "listened to") for _ in range(2)]
+    with connect(node.address.replace("http", "ws") + "/") as connection:
+        socket = Socket(connection)
+        for worker in workers:
+            assert socket.say("listen", worker_id=worker) == {"status": "success"}
+        notice = socket.next(acknowledge=False)
+        other = socket.next()
+        assert {notice["worker_id"], other["worker_id"]} == set(workers)
+        assert (notice["type"], notice["model"], notice["cycle_id"]) == ("request_for_cycle", "listened to", 1)
+        key = notice["cycle_start_request_key"]
+        asked = {"worker_id": workers[0], "model": "listened to", "cycle_start_request_key": key}
+        assert socket.say("cycle-request", **asked)["status"] == "accepted"
+        assert socket.say("listen", worker_id="nobody")["code"] == "not-found"
+        assert socket.say("save-fcm-token", worker_id=workers[0], fcm_device_token="t")["message"] == (
+            "token has been saved"
+        )
+        assert socket.say("update-worker-status", worker_id=workers[0]) == {"status": "success"}
+    with connect(node.address.replace("http", "ws") + "/") as connection:  # it was never acknowledged
+        socket = Socket(connection)
+        assert socket.say("listen", worker_id=notice["worker_id"]) == {"status": "success"}
+        assert socket.next() == notice
+
+
+def test_push_tokens_and_availability_over_http_and_what_is_wrong_with_them_is_said(
+    node: GridProcess, pat: ModelCentricFLClient
+):
+    host(pat, "by http", **INVITES)
+    worker = authenticate(node, "by http", fcm_device_token="one")
+    path = "/model-centric/save-fcm-token"
+    body = {"worker_id": worker, "model": "by http", "version": "1.0", "ram_size": 1.5, "cpu_cores": 8}
+    assert node.call("POST", path, {**body, "fcm_device_token": "two"}) == (
+        200,
+        {"status": "success", "message": "token has been saved"},
+    )
+    told = {"worker_id": worker, "auth_token": "", "model": "by http", "version": "1.0", "fcm_push_token": "three"}
+    assert node.call("POST", "/model-centric/update-worker-status", told) == (200, {"status": "success"})
+    for wrong, status in (
+        ({**body, "fcm_device_token": "a b"}, 400),
+        ({**body, "fcm_device_token": ""}, 400),
+        ({**body, "fcm_device_token": "x" * 5000}, 400),
+        (body, 400),
+        ({**body, "fcm_device_token": "t", "ram_size": -1}, 400),
+        ({**body, "fcm_device_token": "t", "worker_id": "nobody"}, 404),
+        ({**body, "fcm_device_token": "t", "model": "another"}, 409),
+    ):
+        found, answer = node.call("POST", path, wrong)
+        assert found == status, answer
+        assert "x" * 50 not in str(answer)
+    assert node.call("POST", "/model-centric/update-worker-status", {"worker_id": "nobody"})[0] == 404
+
+
+def test_only_an_owner_pushes_and_nobody_is_shown_a_token(node: GridProcess, pat: ModelCentricFLClient):
+    host(pat, "pushed")
+    worker = authenticate(node, "pushed", fcm_device_token="a-secret-token")
+    path, body = "/model-centric/send_push_event", {"model": "pushed", "title": "Hello", "workers": [worker]}
+    assert node.call("POST", path, body)[0] == 401
+    assert node.call("POST", path, body, token=node.user("Pat", "Publisher"))[0] == 403
+    assert node.call("GET", path, token=node.user("Pat", "Publisher"))[0] == 403
+    olga = node.user("Olga", "Owner")
+    assert node.call("POST", path, body, token=olga) == (200, {"status": "success", "devices": 1})
+    assert node.call("POST", path, {**body, "txt": "?"}, token=olga)[0] == 400
+    assert node.owner("POST", "/owner/push", {"model": "pushed", "text": "to all"})["devices"] == 1
+    until(lambda: node.owner("GET", "/owner/push")["waiting"] == 0)
+    stands = node.call("GET", path, token=olga)[1]
+    assert stands["push"] == "log"
+    assert stands["sent"] >= 3
+    assert "a-secret-token" not in json.dumps(stands)
+    assert worker not in json.dumps(stands)
+    assert "a-secret-token" not in node.log.read_text()
+    rows = node.owner("GET", "/owner/audit")["rows"]
+    pushed = [row for row in rows if row["event"] == "pushed"]
+    assert {row["actor"] for row in pushed} >= {"Olga"}
+    assert "Hello" not in json.dumps(pushed)
