@@ -71,7 +71,7 @@ class ModelCentricFLClient(ReadsMetrics):
         client_plans: Mapping[str, Plan],
         client_protocols: Mapping[str, Any] | None = None,
         client_config: Mapping[str, Any] | None = None,
-        server_averaging_plan: Any = None,
+        server_averaging_plan: Plan | None = None,
         server_config: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Host a model that devices train from here on.
@@ -79,26 +79,30 @@ class ModelCentricFLClient(ReadsMetrics):
         `model` is a module, tensors by name, or a State. `client_config` names it (`name`, `version`) and tells
         devices what they need (`batch_size`, `lr`, `max_updates`); `server_config` says how cycles go
         (docs/protocol-model-centric.md), where `strategy` may be one of those of `grid.train`.
+        `server_averaging_plan` makes the average diff instead: of (average, diff, number) with `iterative_plan`, else
+        of a list of diffs, each a list of tensors in the model's order.
 
         Returns `{"status": "success", "advice": […]}`.
 
         Raises BadRequest, PlanInvalidError, InvalidDataError, Conflict where name and version are taken,
         SendNotPermittedError, NotAuthenticatedError.
         """
-        if client_protocols or server_averaging_plan is not None:
-            raise BadRequest(
-                "Nodes host neither protocols nor averaging plans: leave them out; reports are averaged by their "
-                "numbers of samples"
-            )
+        if client_protocols:
+            raise BadRequest("Nodes host no protocols: leave them out")
         data, key = write_arrays(arrays_of(model)), secrets.token_hex(16)
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         path = f"/model-centric/uploads/{key}"
         upload(self.address, path, "", of_memory(b"", memoryview(data)), len(data), headers, "hosting")
-        body = {
+        body: dict[str, Any] = {
             "model": key,
             "plans": {name: msgspec.Raw(plan.to_bytes()) for name, plan in client_plans.items()},
             "client_config": dict(client_config or {}),
             "server_config": _written(server_config or {}),
+            **(
+                {}
+                if server_averaging_plan is None
+                else {"averaging_plan": msgspec.Raw(server_averaging_plan.to_bytes())}
+            ),
         }
         return dict(call(self.address, "POST", "/model-centric/host-training", body, token=self._token))
 

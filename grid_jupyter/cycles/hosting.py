@@ -35,6 +35,8 @@ class Hosted:
     server_config: dict[str, Any]
     terms: Terms
     plans: Mapping[str, Document]
+    averaging: Document | None
+    """How the host's own plan makes one diff of those of a cycle."""
 
 
 def read_hosting(body: HostTraining) -> Hosted:
@@ -44,11 +46,6 @@ def read_hosting(body: HostTraining) -> Hosted:
     """
     if body.protocols:
         raise BadRequest("this Node hosts no protocols: leave them out")
-    if body.averaging_plan is not None:
-        raise BadRequest(
-            "this Node runs no averaging plans: leave averaging_plan out, and reports are averaged by their numbers of "
-            "samples"
-        )
     name, version = (_named(body.client_config, key) for key in ("name", "version"))
     if len(json.dumps(body.client_config)) > MAX_CLIENT_CONFIG_BYTES:
         raise BadRequest(f"client_config is over the limit of {MAX_CLIENT_CONFIG_BYTES} bytes as JSON")
@@ -58,7 +55,11 @@ def read_hosting(body: HostTraining) -> Hosted:
     if not 1 <= len(body.plans) <= MAX_PLANS:
         raise BadRequest(f"a training has 1 to {MAX_PLANS} plans: what devices are to run")
     plans = {_plan_name(key): _plan(bytes(raw)) for key, raw in body.plans.items()}
-    return Hosted(name, version, _with_term(body.client_config, terms, plans), body.server_config, terms, plans)
+    averaging = None if bytes(body.averaging_plan) == b"null" else _plan(bytes(body.averaging_plan))
+    if averaging is None and terms.iterative_plan:
+        raise BadRequest("iterative_plan says how an averaging plan is run, and there is none: leave it out")
+    told = _with_term(body.client_config, terms, plans)
+    return Hosted(name, version, told, body.server_config, terms, plans, averaging)
 
 
 def check_fits(plans: Mapping[str, Document], form: Form) -> None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from grid_jupyter.cycles import announcing, selection
+from grid_jupyter.cycles.averaging_plan import average
 from grid_jupyter.cycles.machine import (
     Accept,
     Aggregated,
@@ -40,7 +41,7 @@ from grid_jupyter.cycles.machine import (
 from grid_jupyter.cycles.metrics import Measured, keep
 from grid_jupyter.cycles.strategy import strategy_of
 from grid_jupyter.cycles.terms import Terms
-from grid_jupyter.errors import Conflict, GridError, NodeUnavailableError
+from grid_jupyter.errors import Conflict, GridError, NodeUnavailableError, PlanInvalidError
 from grid_jupyter.push.bus import Bus
 from grid_jupyter.store.blobs import Blob, BlobStore
 from grid_jupyter.store.metrics import MetricsRows
@@ -102,6 +103,8 @@ class Live:
         self._changed = asyncio.Event()
         self._folding = self._fresh()
         self._pending: dict[int, StoredReport] = {}
+        self.problem = ""
+        """Why the cycle that is closing has no checkpoint yet."""
         self._watching: asyncio.Task[None] | None = None
         self._steps: set[asyncio.Task[Any]] = set()
         self._pushes = False  # some of its devices can be reached
@@ -336,9 +339,10 @@ class Live:
         while self.state.phase != "over":
             try:
                 await self._look()
-                failed = 0
+                failed, self.problem = 0, ""
             except Exception as error:  # the outermost loop of its task: without it no cycle would ever end again
                 failed += 1
+                self.problem = str(error) if isinstance(error, GridError) else "it failed; the Node's log says why"
                 log.error("a cycle of training %d waits: %s", self.stored.id, type(error).__name__, exc_info=error)
                 await asyncio.sleep(min(PATIENCE_S, 2.0 ** min(failed, 9)))
 
@@ -372,6 +376,12 @@ class Live:
         for report in reports:
             if report.number not in self._pending:
                 self._pending[report.number] = report
+        averaged: list[str] = []
+        if self.stored.averaging is not None:
+            report = await asyncio.to_thread(self._averaged, self.stored.averaging, model, reports)
+            averaged.append(report.blob)
+            self._pending, reports = {1: report}, [report]
+            ground.at("averaged")
         loop = asyncio.get_running_loop()
         made = await loop.run_in_executor(ground.thread, self._checkpoint, model, len(reports))
         self._pending.clear()  # nothing counts while the cycle is closing
@@ -388,7 +398,7 @@ class Live:
                 state={slot: blob.name for slot, blob in made.state.items()},
             )
             rows.add_checkpoint(training, after, now)
-            done = [*rows.folded(training, sequence), *rows.drop_state(model.id)]
+            done = [*rows.folded(training, sequence), *rows.drop_state(model.id), *averaged]
             return self._gather(rows, state, now), done
 
         done = await self._step(work)
@@ -400,6 +410,22 @@ class Live:
             self._ground.blobs.delete(name)
             self._ground.at("report-deleted")
 
+    def _averaged(self, plan: str, model: StoredCheckpoint, reports: list[StoredReport]) -> StoredReport:
+        """What the host's plan makes of the reports, as if it were the only one."""
+        from grid_jupyter.cycles.folding import check
+
+        blobs = self._ground.blobs
+        blob = average(
+            blobs.path(plan), blobs.path(model.blob), [blobs.path(report.blob) for report in reports], blobs,
+            f"average of {self.stored.id}", iterative=self.terms.iterative_plan, nbytes=self.form.nbytes,
+        )  # fmt: skip
+        try:
+            check(blobs.path(blob.name), self.form, None)
+        except GridError as error:
+            blobs.delete(blob.name)
+            raise PlanInvalidError(f"the averaging plan's result is no diff of this model: {error}") from None
+        return StoredReport(number=1, blob=blob.name, samples=1)
+
     # -------------------------------------------------------------- in the thread that folds
 
     def _fold_later(self, report: StoredReport | None) -> None:
@@ -407,6 +433,8 @@ class Live:
             return
         self._ground.at("report-counted")
         self._pending[report.number] = report
+        if self.stored.averaging is not None:
+            return  # that needs all of them
         with contextlib.suppress(RuntimeError):  # the Node stops; the next start folds it
             self._ground.thread.submit(self._fold_ahead)
 
@@ -465,4 +493,5 @@ class Live:
             "checkpoint": state.completed + 1,
             "started": state.started is not None,
             "timeout": timeout(state, self._ground.clock()),
+            "problem": self.problem,
         }

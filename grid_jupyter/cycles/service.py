@@ -14,6 +14,7 @@ import msgspec
 
 from grid_jupyter.cycles import machine
 from grid_jupyter.cycles.admission import check_token
+from grid_jupyter.cycles.averaging_plan import check_averaging
 from grid_jupyter.cycles.hosting import buffers_of, check_fits, read_hosting
 from grid_jupyter.cycles.live import Accepted, Ground, Live
 from grid_jupyter.cycles.machine import Reject, Training, timeout
@@ -124,11 +125,16 @@ class Cycles:
         path = self.blobs.path(model.name)
         form = await asyncio.to_thread(_form_of, path)
         check_fits(hosted.plans, form)
+        if hosted.averaging is not None:
+            await asyncio.to_thread(check_averaging, hosted.averaging, hosted.terms.iterative_plan, form, hosted.terms)
         await asyncio.to_thread(_check, path, form, Terms(diff_forms=("float32",)))
         now = self._ground.clock()
         state = machine.begin(hosted.terms, now)
         plans: list[StoredPlan] = []
+        averaging: Blob | None = None
         try:
+            if hosted.averaging is not None:
+                averaging = await asyncio.to_thread(self._write, hosted.averaging.to_bytes())
             for key, document in hosted.plans.items():
                 blob = await asyncio.to_thread(self._write, document.to_bytes())
                 plans.append(StoredPlan(id=0, name=key, sha256=document.sha256, blob=blob.name, nbytes=blob.nbytes))
@@ -143,13 +149,14 @@ class Cycles:
                 seed=secrets.token_hex(16) if hosted.terms.seed is None else str(hosted.terms.seed),
                 secret=secrets.token_hex(32),
                 buffers=buffers_of(hosted.plans),
+                averaging=None if averaging is None else averaging.name,
             )
             first = StoredCheckpoint(id=0, number=1, blob=model.name, nbytes=model.nbytes, sha256=model.sha256)
             raw = msgspec.to_builtins(state)
             number = await self._table.transact(lambda rows: rows.add(training, raw, plans, first))
         except GridError:
-            for plan in plans:
-                await asyncio.to_thread(self.blobs.delete, plan.blob)
+            for name in [*(plan.blob for plan in plans), *([] if averaging is None else [averaging.name])]:
+                await asyncio.to_thread(self.blobs.delete, name)
             raise
         await self._begin(replace(training, id=number), form, state)
         return {"status": "success", "advice": advice(hosted.terms)}

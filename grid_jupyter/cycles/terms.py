@@ -146,11 +146,6 @@ def _check_numbers(terms: Terms) -> None:
         value = getattr(terms, name)
         if isinstance(value, float) and not math.isfinite(value):
             raise BadRequest(f"server_config: {name} is no finite number")
-    if terms.iterative_plan:
-        raise BadRequest(
-            "this Node runs no averaging plans: leave iterative_plan and the averaging plan out, "
-            "and reports are averaged by their numbers of samples"
-        )
     known = terms.authentication
     if known is not None and known.secret is None and known.pub_key is None:
         raise BadRequest("authentication needs a 'secret' (HS256) or a 'pub_key' (RS256), or leave it out")

@@ -300,6 +300,7 @@ class TrainingRow(Base):
     seed: Mapped[str] = mapped_column(String(64))  # of draws
     secret: Mapped[str] = mapped_column(String(64))  # of request_keys
     buffers: Mapped[list[str]] = mapped_column(JSON)  # tensors that no gradient trains
+    averaging: Mapped[str | None] = mapped_column(String(64))  # blob of the host's averaging plan
     state: Mapped[dict[str, Any]] = mapped_column(JSON)  # cycles/machine.py
     registered: Mapped[int]  # devices
     cursor: Mapped[int]  # rank of the last device that was invited in turn

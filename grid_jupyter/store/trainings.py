@@ -61,6 +61,8 @@ class StoredTraining:
     secret: str
     buffers: tuple[str, ...] = ()
     """Tensors of the model that no gradient trains."""
+    averaging: str | None = None
+    """The blob of the host's averaging plan."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +127,7 @@ class TrainingRows:
             seed=training.seed,
             secret=training.secret,
             buffers=list(training.buffers),
+            averaging=training.averaging,
             state=state,
             registered=0,
             cursor=0,
@@ -212,7 +215,7 @@ class TrainingRows:
     def blobs(self) -> frozenset[str]:
         """The names of all blobs that a row names."""
         found: set[str] = set()
-        for column in (TrainingPlan.blob, Checkpoint.blob, Participation.blob):
+        for column in (TrainingRow.averaging, TrainingPlan.blob, Checkpoint.blob, Participation.blob):
             found.update(name for name in self._session.scalars(select(column)) if name)
         for state in self._session.scalars(select(Checkpoint.state)):
             found.update(state.values())
@@ -432,6 +435,7 @@ def _training(row: TrainingRow) -> StoredTraining:
         seed=row.seed,
         secret=row.secret,
         buffers=tuple(row.buffers),
+        averaging=row.averaging,
     )
 
 

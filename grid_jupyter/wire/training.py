@@ -29,7 +29,7 @@ class HostTraining(Body, frozen=True, forbid_unknown_fields=True):
     client_config: dict[str, Any]
     server_config: dict[str, Any]
     protocols: dict[str, Any] = {}
-    averaging_plan: Any = None
+    averaging_plan: msgspec.Raw = msgspec.Raw(b"null")  # a plan document, as a JSON object
 
 
 class Authenticate(Body, frozen=True):

@@ -42,6 +42,7 @@ class World:
         name: str = "m",
         model: dict[str, Array] | None = None,
         plan: dict[str, Any] | None = None,
+        averaging: dict[str, Any] | None = None,
         **server_config: Any,
     ) -> Any:
         with self.cycles.blobs.begin(secrets.token_hex(16)) as upload:
@@ -52,6 +53,7 @@ class World:
             plans={"training_plan": msgspec.Raw(json.dumps(plan or linear()).encode())},
             client_config={"name": name, "version": "1.0", "lr": 0.1},
             server_config=server_config,
+            averaging_plan=msgspec.Raw(json.dumps(averaging).encode()),
         )
         return await self.cycles.host("Ann", body, blob)
 

@@ -73,7 +73,7 @@ def test_an_unknown_key_is_refused_with_the_list_of_known_ones():
         ({"drop_rate": 0.5}, "drop_rate is a part of goal_count"),
         ({"require_min_workers": True}, "require_min_workers needs min_workers"),
         ({"require_min_workers": True, "min_workers": 2, "goal_count": 2, "cycle_length": 9}, "no goal_count"),
-        ({"iterative_plan": True}, "runs no averaging plans"),
+        ({"iterative_plan": 1}, "iterative_plan"),
         ({"authentication": {"type": "jwt"}}, "needs a 'secret'"),
         ({"authentication": {"secret": "short"}}, "at least 32 bytes"),
         ({"authentication": {"endpoint": "http://10.0.0.1/"}}, "asks no third party"),

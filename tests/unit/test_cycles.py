@@ -116,7 +116,7 @@ def test_a_request_that_may_wait_is_answered_when_the_next_cycle_begins(tmp_path
 
 def test_a_cycle_that_nobody_reports_to_is_reset_by_itself_and_places_without_a_report_are_given_up(tmp_path: Path):
     async def work(here: World) -> None:
-        await here.host(max_diffs=3, min_diffs=2, max_workers=3, cycle_length=0.3, num_cycles=1)
+        await here.host(max_diffs=3, min_diffs=2, max_workers=3, cycle_length=1.0, num_cycles=1)
         keeps, loses = await here.accepted(), await here.accepted()
         await here.report(keeps, diff(1, 1, 1))
         deadline = time.monotonic() + 10
@@ -435,7 +435,8 @@ def test_unknown_models_versions_and_workers_are_not_found(tmp_path: Path):
         ({"client_config": {"name": "m"}}, "needs 'version'"),
         ({"client_config": {"name": "", "version": "1"}}, "needs 'name'"),
         ({"protocols": {"p": "00"}}, "hosts no protocols"),
-        ({"averaging_plan": "00"}, "runs no averaging plans"),
+        ({"averaging_plan": "00"}, "a plan is a JSON object|no plan|canonical"),
+        ({"server_config": {"iterative_plan": True}}, "there is none: leave it out"),
         ({"plans": {}}, "1 to 16 plans"),
         ({"plans": {"p": linear(version=2)}}, "another version"),
         ({"plans": {"p": "0a0b"}}, "no plan|not in the canonical form"),

@@ -1,0 +1,74 @@
+"""A program: an averaging plan over the diffs of one cycle, by ONNX Runtime; the average goes to standard output.
+
+It is run by averaging_plan.py, as `python -m grid_jupyter.cycles.averaging_run`, with a Task as JSON on standard input.
+What the plan does is bounded by its check, and this process by limits of its own: memory, time, no files but those
+that it opens for reading.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy
+
+from grid_jupyter.aggregation.diffs import unpacked
+from grid_jupyter.aggregation.form import Form, flattened
+from grid_jupyter.cycles.averaging_plan import Task
+from grid_jupyter.cycles.folding import form_of, mapped
+from grid_jupyter.plans.check import Limits
+from grid_jupyter.plans.onnx_engine import OnnxEngine
+from grid_jupyter.plans.reader import read_plan
+from grid_jupyter.wire.safetensors import build_header, parse_header
+
+_BASE_BYTES = 2 << 30
+"""Addresses that Python, NumPy and ONNX Runtime take before anything is computed."""
+
+
+def main() -> None:
+    """Read the task, and write the average diff as a safetensors file."""
+    task = msgspec.json.decode(sys.stdin.buffer.read(), type=Task)
+    resource.setrlimit(resource.RLIMIT_CPU, (task.seconds, task.seconds))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # pipes have no size
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    memory = _BASE_BYTES + task.memory_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    form = form_of(Path(task.model))
+    _write(form, _averaged(task, form))
+
+
+def _averaged(task: Task, form: Form) -> list[Any]:
+    program = OnnxEngine("cpu", 1).load(
+        read_plan(Path(task.plan).read_bytes()), Limits(memory_bytes=task.memory_bytes), lambda role: role == "result"
+    )
+    if not task.iterative:
+        diffs = [_diff(path, form) for path in task.reports]
+        return program.run([tensor for diff in diffs for tensor in diff])
+    average = _diff(task.reports[0], form)
+    number = program.inputs[-1].spec
+    shape = (1,) if number.shape else ()
+    for i, path in enumerate(task.reports[1:], start=1):
+        average = program.run([*average, *_diff(path, form), numpy.full(shape, i, number.dtype)])
+    return average
+
+
+def _diff(path: str, form: Form) -> list[Any]:
+    with mapped(Path(path)) as arrays:
+        tensors = unpacked(arrays, form)
+        return [numpy.array(flattened(tensors[name])[:], dtype).reshape(shape) for name, dtype, shape in form.parts]
+
+
+def _write(form: Form, average: list[Any]) -> None:
+    named = dict(zip(form.names, average, strict=True))
+    header = build_header([(name, dtype.name, shape) for name, dtype, shape in form.parts])
+    sys.stdout.buffer.write(header)
+    for place in sorted(parse_header(header[:8], header[8:], len(header) + form.nbytes), key=lambda one: one.begin):
+        sys.stdout.buffer.write(numpy.ascontiguousarray(named[place.name]).reshape(-1).view(numpy.uint8).data)
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()
