@@ -39,7 +39,7 @@ test: lint ## check the code, run all tests and all tutorials
 	$(BIN)/python -m pytest tests/server
 	$(BIN)/python -m pytest tests/ui
 	PYTHONPATH=tests $(BIN)/python -m pytest -p notebook_grid --nbval --nbval-current-env \
-	  --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 180 notebooks/tutorials
+	  --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 180 notebooks
 
 test-gpu: install ## run the tests that need a GPU, on a machine that has one
 	$(BIN)/python -m pytest -m gpu tests/flows/test_on_gpu.py

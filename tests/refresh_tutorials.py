@@ -19,7 +19,7 @@ import nbformat
 from notebook_pairs import other_side
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
-TUTORIALS = Path(__file__).parent.parent / "notebooks" / "tutorials"
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
 
 def cleaned(notebook: Any) -> Any:
@@ -47,7 +47,8 @@ async def refresh(path: Path) -> None:
 
 async def refresh_all(chosen: list[str]) -> None:
     """Those whose names begin with one of `chosen`, or all; the two sides of a pair at the same time."""
-    paths = [path for path in sorted(TUTORIALS.glob("*.ipynb")) if not chosen or path.name.startswith(tuple(chosen))]
+    found = sorted(NOTEBOOKS.glob("*/*.ipynb"))
+    paths = [path for path in found if not chosen or path.name.startswith(tuple(chosen))]
     while paths:
         sides = {paths[0], other_side(paths[0]) or paths[0]}
         await asyncio.gather(*map(refresh, sorted(sides)))

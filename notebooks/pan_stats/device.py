@@ -7,9 +7,8 @@ import numpy
 import grid_jupyter as sy
 
 
-def said(trained: sy.Device) -> None:
-    metrics = ", ".join(f"{name} {value:.3f}" for name, value in trained.metrics.items())
-    print(f"round {trained.cycle}: {metrics}", flush=True)
+def said(trained):
+    print(f"round {trained.cycle}:", trained.metrics, flush=True)
 
 
 address, model, version, file, rounds = sys.argv[1:]
