@@ -17,8 +17,8 @@ import numpy
 
 from grid_jupyter.aggregation.diffs import unpacked
 from grid_jupyter.aggregation.form import Form, flattened
+from grid_jupyter.aggregation.reports import form_of, mapped
 from grid_jupyter.cycles.averaging_plan import Task
-from grid_jupyter.cycles.folding import form_of, mapped
 from grid_jupyter.plans.check import Limits
 from grid_jupyter.plans.onnx_engine import OnnxEngine
 from grid_jupyter.plans.reader import read_plan
@@ -36,7 +36,8 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     memory = _BASE_BYTES + task.memory_bytes
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    form = form_of(Path(task.model))
+    with Path(task.model).open("rb") as file:
+        form = form_of(file.fileno())
     _write(form, _averaged(task, form))
 
 
@@ -56,8 +57,8 @@ def _averaged(task: Task, form: Form) -> list[Any]:
 
 
 def _diff(path: str, form: Form) -> list[Any]:
-    with mapped(Path(path)) as arrays:
-        tensors = unpacked(arrays, form)
+    with Path(path).open("rb") as file:
+        tensors = unpacked(mapped(file.fileno()), form)
         return [numpy.array(flattened(tensors[name])[:], dtype).reshape(shape) for name, dtype, shape in form.parts]
 
 

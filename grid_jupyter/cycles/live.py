@@ -6,7 +6,6 @@ What counts is in the database; all that is here can be made again from it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import hmac
 import logging
@@ -14,14 +13,15 @@ import random
 import secrets
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from grid_jupyter.cycles import announcing, selection
 from grid_jupyter.cycles.averaging_plan import average
+from grid_jupyter.cycles.fold_worker import FoldWorker, Subject
+from grid_jupyter.cycles.folding import Folding
 from grid_jupyter.cycles.machine import (
     Accept,
     Aggregated,
@@ -39,9 +39,8 @@ from grid_jupyter.cycles.machine import (
     timeout,
 )
 from grid_jupyter.cycles.metrics import Measured, keep
-from grid_jupyter.cycles.strategy import strategy_of
 from grid_jupyter.cycles.terms import Terms
-from grid_jupyter.errors import Conflict, GridError, NodeUnavailableError, PlanInvalidError
+from grid_jupyter.errors import BadRequest, Conflict, GridError, NodeUnavailableError, PlanInvalidError
 from grid_jupyter.push.bus import Bus
 from grid_jupyter.store.blobs import Blob, BlobStore
 from grid_jupyter.store.metrics import MetricsRows
@@ -57,9 +56,9 @@ from grid_jupyter.store.trainings import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from grid_jupyter.aggregation.form import Form
-    from grid_jupyter.cycles.averaging import Made
-    from grid_jupyter.cycles.folding import Folding
 
 log = logging.getLogger("grid_jupyter")
 T = TypeVar("T")
@@ -76,7 +75,7 @@ class Ground:
 
     table: TrainingTable
     blobs: BlobStore
-    thread: ThreadPoolExecutor
+    folds: FoldWorker
     clock: Callable[[], float] = time.time
     at: Callable[[str], None] = lambda point: None
     bus: Bus = field(default_factory=Bus)
@@ -92,17 +91,24 @@ class Accepted:
 
 
 class Live:
-    """One training."""
+    """One training. `model` is one of its checkpoints, of the form `form`."""
 
-    def __init__(self, ground: Ground, stored: StoredTraining, terms: Terms, form: Form, state: Training) -> None:
-        from grid_jupyter.cycles.averaging import Averaging  # a Node that hosts nothing does without NumPy
-
+    def __init__(
+        self, ground: Ground, stored: StoredTraining, terms: Terms, form: Form, state: Training, model: Path
+    ) -> None:
         self.stored, self.terms, self.form, self.state = stored, terms, form, state
         self._ground = ground
-        self.averaging = Averaging(strategy_of(terms.chosen), frozenset(stored.buffers))
+        self.subject = Subject(
+            training=stored.id,
+            model=model,
+            strategy="FedAvg" if terms.chosen is None else terms.chosen.name,
+            numbers={} if terms.chosen is None else terms.chosen.numbers,
+            buffers=tuple(stored.buffers),
+            max_norm=terms.max_norm,
+            forms=terms.diff_forms,
+        )
+        self.folding = Folding(self.subject, ground.folds, ground.blobs, ground.at)
         self._changed = asyncio.Event()
-        self._folding = self._fresh()
-        self._pending: dict[int, StoredReport] = {}
         self.problem = ""
         """Why the cycle that is closing has no checkpoint yet."""
         self._watching: asyncio.Task[None] | None = None
@@ -126,6 +132,7 @@ class Live:
             await asyncio.wait([self._watching])
         if self._steps:
             await asyncio.wait(self._steps)
+        await self.folding.closed()
         self._tell()
 
     async def changed(self, timeout_s: float) -> None:
@@ -373,18 +380,13 @@ class Live:
         reports, model = await ground.table.transact(
             lambda rows: (rows.reports(training, sequence), rows.checkpoint(training))
         )
-        for report in reports:
-            if report.number not in self._pending:
-                self._pending[report.number] = report
         averaged: list[str] = []
         if self.stored.averaging is not None:
-            report = await asyncio.to_thread(self._averaged, self.stored.averaging, model, reports)
+            report = await self._averaged(self.stored.averaging, model, reports)
             averaged.append(report.blob)
-            self._pending, reports = {1: report}, [report]
+            reports = [report]
             ground.at("averaged")
-        loop = asyncio.get_running_loop()
-        made = await loop.run_in_executor(ground.thread, self._checkpoint, model, len(reports))
-        self._pending.clear()  # nothing counts while the cycle is closing
+        made = await self.folding.checkpoint(reports, model)
         ground.at("checkpoint-durable")
 
         def work(rows: TrainingRows, state: Training, now: float) -> tuple[Training, list[str]]:
@@ -410,67 +412,26 @@ class Live:
             self._ground.blobs.delete(name)
             self._ground.at("report-deleted")
 
-    def _averaged(self, plan: str, model: StoredCheckpoint, reports: list[StoredReport]) -> StoredReport:
+    async def _averaged(self, plan: str, model: StoredCheckpoint, reports: list[StoredReport]) -> StoredReport:
         """What the host's plan makes of the reports, as if it were the only one."""
-        from grid_jupyter.cycles.folding import check
-
-        blobs = self._ground.blobs
-        blob = average(
+        blobs, folds = self._ground.blobs, self._ground.folds
+        blob = await asyncio.to_thread(
+            average,
             blobs.path(plan), blobs.path(model.blob), [blobs.path(report.blob) for report in reports], blobs,
             f"average of {self.stored.id}", iterative=self.terms.iterative_plan, nbytes=self.form.nbytes,
         )  # fmt: skip
         try:
-            check(blobs.path(blob.name), self.form, None)
-        except GridError as error:
+            await folds.check(replace(self.subject, max_norm=None, forms=("float32",)), blobs.path(blob.name), 1)
+        except BadRequest as error:
             blobs.delete(blob.name)
             raise PlanInvalidError(f"the averaging plan's result is no diff of this model: {error}") from None
         return StoredReport(number=1, blob=blob.name, samples=1)
 
-    # -------------------------------------------------------------- in the thread that folds
-
     def _fold_later(self, report: StoredReport | None) -> None:
-        if report is None:
-            return
-        self._ground.at("report-counted")
-        self._pending[report.number] = report
-        if self.stored.averaging is not None:
-            return  # that needs all of them
-        with contextlib.suppress(RuntimeError):  # the Node stops; the next start folds it
-            self._ground.thread.submit(self._fold_ahead)
-
-    def _fresh(self) -> Folding:
-        from grid_jupyter.cycles.folding import Folding
-
-        return Folding(self.form, self.averaging)
-
-    def _fold_ahead(self) -> None:
-        try:
-            self._fold_ready()
-        except Exception as error:  # the outermost call of its thread; closing the cycle folds all of them again
-            log.error("a report of training %d waits: %s", self.stored.id, type(error).__name__, exc_info=error)
-
-    def _fold_ready(self) -> None:
-        """Fold what has come, in the order in which it counted, which may not be that of its coming."""
-        try:
-            while (report := self._pending.get(self._folding.count + 1)) is not None:
-                self._folding.fold(self._ground.blobs.path(report.blob), report.samples, report.staleness)
-                self._ground.at("report-folded")
-        except BaseException:
-            self._folding = self._fresh()  # half a report may be in it; whoever is next folds all of them again
-            raise
-
-    def _checkpoint(self, model: StoredCheckpoint, count: int) -> Made:
-        self._fold_ready()
-        if self._folding.count != count:
-            self._folding = self._fresh()
-            raise GridError(f"of {count} reports of a cycle some are not there")
-        blobs = self._ground.blobs
-        state = {slot: blobs.path(name) for slot, name in model.state.items()}
-        try:
-            return self._folding.checkpoint(blobs.path(model.blob), state, blobs, f"checkpoint of {self.stored.id}")
-        except BaseException:
-            self._folding = self._fresh()  # its sums are used up
-            raise
+        if report is not None:
+            self._ground.at("report-counted")
+            if self.stored.averaging is None:  # that needs all of them
+                self.folding.later(report)
 
     # -------------------------------------------------------------- what it tells
 

@@ -6,7 +6,6 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,12 +14,13 @@ import msgspec
 from grid_jupyter.cycles import machine
 from grid_jupyter.cycles.admission import check_token
 from grid_jupyter.cycles.averaging_plan import check_averaging
+from grid_jupyter.cycles.fold_worker import FoldWorker, fold_workers
 from grid_jupyter.cycles.hosting import buffers_of, check_fits, read_hosting
 from grid_jupyter.cycles.live import Accepted, Ground, Live
 from grid_jupyter.cycles.machine import Reject, Training, timeout
 from grid_jupyter.cycles.metrics import Measured, Metrics
 from grid_jupyter.cycles.pushing import SLOW_GB, Pushing
-from grid_jupyter.cycles.terms import Terms, advice, read_speed, read_terms
+from grid_jupyter.cycles.terms import advice, read_speed, read_terms
 from grid_jupyter.errors import (
     BadRequest,
     Conflict,
@@ -73,17 +73,18 @@ class Cycles:
         database: Database,
         blobs: BlobStore,
         *,
+        folds: FoldWorker | None = None,
         clock: Callable[[], float] = time.time,
         at: Callable[[str], None] = lambda point: None,
         bus: Bus | None = None,
         push: Notifier | None = None,
     ) -> None:
-        """`bus` is told what happens; `push` reaches devices that are not connected (the log, unless given)."""
+        """`folds` is where reports are folded, and ended with this; by itself, a Worker on this machine. `bus` is told
+        what happens; `push` reaches devices that are not connected (the log, unless given)."""
         self.blobs = blobs
         self._table = TrainingTable(database)
         self.metrics = Metrics(database, clock, lambda training, cycle: self._live[training].takes(cycle))
-        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grid-fold")
-        self._ground = Ground(self._table, blobs, thread, clock, at, bus or Bus())
+        self._ground = Ground(self._table, blobs, folds or FoldWorker(fold_workers()), clock, at, bus or Bus())
         self._live: dict[int, Live] = {}
         self._stopped = False
         self.text_bytes = 0
@@ -97,8 +98,8 @@ class Cycles:
         known = await self._table.transact(lambda rows: rows.blobs())
         await asyncio.to_thread(self.blobs.sweep, known)
         for stored, state, model in await self._table.transact(_all):
-            form = await asyncio.to_thread(_form_of, self.blobs.path(model.blob))
-            await self._begin(stored, form, state)
+            path = self.blobs.path(model.blob)
+            await self._begin(stored, await asyncio.to_thread(_form_of, path), state, path)
         await self.push.start()
 
     async def stop(self) -> None:
@@ -109,10 +110,10 @@ class Cycles:
             await asyncio.wait(self._finishing)
         for live in self._live.values():
             await live.stop()
-        await asyncio.to_thread(self._ground.thread.shutdown)
+        await self._ground.folds.stop()
 
-    async def _begin(self, stored: StoredTraining, form: Form, state: Training) -> Live:
-        live = self._live[stored.id] = Live(self._ground, stored, read_terms(stored.server_config), form, state)
+    async def _begin(self, stored: StoredTraining, form: Form, state: Training, model: Path) -> Live:
+        live = self._live[stored.id] = Live(self._ground, stored, read_terms(stored.server_config), form, state, model)
         await live.start()
         return live
 
@@ -127,7 +128,7 @@ class Cycles:
         check_fits(hosted.plans, form)
         if hosted.averaging is not None:
             await asyncio.to_thread(check_averaging, hosted.averaging, hosted.terms.iterative_plan, form, hosted.terms)
-        await asyncio.to_thread(_check, path, form, Terms(diff_forms=("float32",)))
+        await asyncio.to_thread(_check_model, path, form)
         now = self._ground.clock()
         state = machine.begin(hosted.terms, now)
         plans: list[StoredPlan] = []
@@ -158,7 +159,7 @@ class Cycles:
             for name in [*(plan.blob for plan in plans), *([] if averaging is None else [averaging.name])]:
                 await asyncio.to_thread(self.blobs.delete, name)
             raise
-        await self._begin(replace(training, id=number), form, state)
+        await self._begin(replace(training, id=number), form, state, path)
         return {"status": "success", "advice": advice(hosted.terms)}
 
     def _write(self, data: bytes) -> Blob:
@@ -197,6 +198,7 @@ class Cycles:
         while True:
             answer = await live.ask(body.worker_id, body.nonce, download=download, upload=upload)
             if isinstance(answer, Accepted):
+                self._ground.folds.prepare()
                 return await self._accepted(live, answer)
             left = until - clock()
             if answer.timeout_s is None or left <= 0:
@@ -317,16 +319,14 @@ class Cycles:
     async def _take(self, arriving: Arriving, upload: Upload, samples: int) -> None:
         live, ground = arriving.live, self._ground
 
-        def keep() -> Blob:
-            with upload:
-                ground.at("report-arrived")
-                if upload.size > arriving.limit:
-                    raise LimitExceededError(f"a report of this model has at most {arriving.limit} bytes")
-                weighed = samples if live.averaging.strategy.weighted else 1
-                _check(upload.path, live.form, live.terms, weighed)
-                return upload.commit()
-
-        blob = await asyncio.to_thread(keep)
+        try:
+            ground.at("report-arrived")
+            if upload.size > arriving.limit:
+                raise LimitExceededError(f"a report of this model has at most {arriving.limit} bytes")
+            await ground.folds.check(live.subject, upload.path, samples)
+            blob = await asyncio.to_thread(upload.commit)
+        finally:
+            await asyncio.to_thread(upload.abort)  # nothing, after a commit
         ground.at("report-durable")
         try:
             counted = await live.report(arriving.worker_id, arriving.request_key, samples, blob, arriving.measured)
@@ -379,15 +379,18 @@ def _all(rows: TrainingRows) -> list[tuple[StoredTraining, Training, StoredCheck
 
 
 def _form_of(path: Path) -> Form:
-    from grid_jupyter.cycles.folding import form_of  # a Node that hosts nothing does without NumPy
+    from grid_jupyter.aggregation.reports import form_of  # a Node that hosts nothing does without NumPy
 
-    return form_of(path)
+    with path.open("rb") as file:
+        return form_of(file.fileno())
 
 
-def _check(path: Path, form: Form, terms: Terms, samples: int = 1) -> None:
-    from grid_jupyter.cycles.folding import check
+def _check_model(path: Path, form: Form) -> None:
+    from grid_jupyter.aggregation.averaging import Averaging
+    from grid_jupyter.aggregation.reports import Folding
 
-    check(path, form, terms.max_norm, samples, terms.diff_forms)
+    with path.open("rb") as file:
+        Folding(form, Averaging()).check(file.fileno(), accepted=("float32",))
 
 
 def _rejected(answer: Reject) -> dict[str, Any]:

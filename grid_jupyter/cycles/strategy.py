@@ -115,15 +115,8 @@ def _check_bounded(chosen: Chosen, terms: Terms) -> None:
 
 
 def _made(told: str | Mapping[str, Any]) -> Strategy:
-    from grid_jupyter.aggregation import strategies
+    from grid_jupyter.aggregation.averaging import STRATEGIES as known  # noqa: N811
 
-    known = {
-        kind.__name__: kind
-        for kind in (
-            strategies.FedAvg, strategies.FedAvgM, strategies.FedProx, strategies.FedAdagrad, strategies.FedYogi,
-            strategies.FedAdam, strategies.Median, strategies.TrimmedMean, strategies.Krum, strategies.FedBuff,
-        )
-    }  # fmt: skip
     numbers = {} if isinstance(told, str) else {key: value for key, value in told.items() if key != "name"}
     name = told if isinstance(told, str) else told.get("name")
     if not isinstance(name, str) or name not in known:

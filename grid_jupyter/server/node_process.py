@@ -11,6 +11,7 @@ import msgspec
 from tornado.httpserver import HTTPServer
 
 from grid_jupyter import __version__
+from grid_jupyter.cycles.fold_worker import FoldWorker, fold_workers
 from grid_jupyter.cycles.service import Cycles
 from grid_jupyter.errors import BadRequest, DependencyError
 from grid_jupyter.link.tls import tls_context
@@ -168,7 +169,11 @@ async def _serve(options: NodeOptions, state: StateDir) -> None:
         job_storage_bytes=options.job_storage_bytes,
         job_s=options.job_s,
     )
-    cycles = Cycles(node.database, BlobStore(state.path / "training"))
+    if options.workers == "local":
+        folds = FoldWorker(fold_workers(require_isolation=options.require_isolation))
+    else:
+        folds = FoldWorker(workers, far=True)
+    cycles = Cycles(node.database, BlobStore(state.path / "training"), folds=folds)
     servers: list[HTTPServer] = []
     try:
         owner_code = await node.start()

@@ -132,6 +132,50 @@ class Trained(Message, frozen=True, tag="trained"):
     nbytes: int = 0
 
 
+class BeginFold(Message, frozen=True, tag="begin-fold"):
+    """Fold reports of a training, whose model is in the descriptor sent along, by a strategy of the grid's own, told by
+    its name; whatever was folded of it before is forgotten. `buffers` are tensors that no gradient trains. Reply: Done.
+    """
+
+    training: int
+    strategy: str
+    numbers: dict[str, int | float]
+    buffers: tuple[str, ...]
+
+
+class CheckReport(Message, frozen=True, tag="check-report"):
+    """Whether a report, in the descriptor sent along, could count. Reply: Done, or why not."""
+
+    training: int
+    samples: int
+    max_norm: float | None
+    forms: tuple[str, ...]
+
+
+class FoldReport(Message, frozen=True, tag="fold-report"):
+    """Fold the next report, in the descriptor sent along. Reply: Done."""
+
+    training: int
+    number: int
+    samples: int
+    staleness: int
+
+
+class EndFold(Message, frozen=True, tag="end-fold"):
+    """Make the checkpoint of a model and of all that was folded. Its descriptor is sent along, behind it those of what
+    the strategy has kept, in the order of `slots`. Reply: Folded."""
+
+    training: int
+    slots: tuple[str, ...]
+
+
+class Folded(Message, frozen=True, tag="folded"):
+    """A checkpoint: safetensors files in the descriptors sent along, each with its name and length. The model's has no
+    name, others are what the strategy keeps."""
+
+    files: tuple[tuple[str, int], ...]
+
+
 class Done(Message, frozen=True, tag="done"):
     """It is so."""
 
@@ -209,8 +253,9 @@ class Counted(Message, frozen=True, tag="counted"):
     values: int
 
 
-Request = Union[Load, Close, Receive, Fetch, Measure, Explain, Count, RunJob, RunEpoch, RunRound]
-Reply = Union[Done, Fetched, Measured, Broken, Explained, Counted, Trained, Failed]
+FoldRequest = BeginFold | CheckReport | FoldReport | EndFold
+Request = Union[Load, Close, Receive, Fetch, Measure, Explain, Count, RunJob, RunEpoch, RunRound, FoldRequest]
+Reply = Union[Done, Fetched, Measured, Broken, Explained, Counted, Trained, Folded, Failed]
 
 request_decoder: msgspec.msgpack.Decoder[tuple[int, Request]] = msgspec.msgpack.Decoder(tuple[int, Request])
 reply_decoder: msgspec.msgpack.Decoder[tuple[int, Reply]] = msgspec.msgpack.Decoder(tuple[int, Reply])
@@ -240,7 +285,7 @@ class Kill(Message, frozen=True, tag="kill"):
 
 
 class Ready(Message, frozen=True, tag="ready"):
-    """From the fork server: torch is loaded."""
+    """From the fork server: what Workers need is loaded."""
 
 
 class Ended(Message, frozen=True, tag="ended"):

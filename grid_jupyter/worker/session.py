@@ -23,6 +23,7 @@ from grid_jupyter.worker import gpu
 from grid_jupyter.worker.ancestry import Log, explain
 from grid_jupyter.worker.channel import Channel
 from grid_jupyter.worker.executor import Broken, Executor
+from grid_jupyter.worker.folds import Folds
 from grid_jupyter.worker.jobs import JobRun, meaning
 from grid_jupyter.worker.memory import Shared, fill, keep_freed_memory, memory_file
 
@@ -63,6 +64,7 @@ class _Session:
         self._executor = executor
         self._limits = limits
         self._job: JobRun | None = None
+        self._folds = Folds()
         self._filling: tuple[int, memoryview] | None = None
         self._log = Log()
 
@@ -82,6 +84,8 @@ class _Session:
             try:
                 if isinstance(message, worker.RunJob | worker.RunEpoch | worker.RunRound):
                     self._run(request_id, message, cut.payload, descriptors)
+                elif isinstance(message, worker.FoldRequest):
+                    self._folds.answer(self._channel, request_id, message, descriptors)
                 else:
                     self._answer(request_id, message, descriptors)
             except GridError as error:

@@ -99,6 +99,6 @@ async def world(
     try:
         await made.start()
         yield World(made)
-        await made.stop()
     finally:
+        await made.stop()
         database.close()

@@ -1,4 +1,4 @@
-"""From the reports of a cycle to its checkpoint: how much each counts, and the strategy's step. Blocks; in a thread.
+"""From the reports of a cycle to its checkpoint: how much each counts, and the strategy's step.
 
 With diffs d_i = original - trained, mean change of the model -mean(d), the strategies are those of jobs
 (grid_jupyter.aggregation). Checkpoints and the strategy's state are written a piece at a time, so that nothing is in
@@ -9,27 +9,51 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy
 from numpy.typing import NDArray
 
 from grid_jupyter.aggregation.form import CHUNK, Form, Tensors
-from grid_jupyter.aggregation.strategies import FedAvg, FedBuff, Strategy
+from grid_jupyter.aggregation.strategies import (
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedBuff,
+    FedProx,
+    FedYogi,
+    Krum,
+    Median,
+    Strategy,
+    TrimmedMean,
+)
 from grid_jupyter.errors import InvalidDataError
-from grid_jupyter.store.blobs import Blob, BlobStore, Upload
 from grid_jupyter.wire.safetensors import build_header, parse_header
 
 Array = NDArray[Any]
 Part = tuple[str, numpy.dtype[Any], tuple[int, ...]]
+MODEL = ""
+"""The name of a checkpoint's own file; others are slots of its strategy, such as "momentum"."""
+STRATEGIES: Mapping[str, type[Strategy]] = {
+    kind.__name__: kind
+    for kind in (FedAvg, FedAvgM, FedProx, FedAdagrad, FedYogi, FedAdam, Median, TrimmedMean, Krum, FedBuff)
+}
+"""What cycles can be averaged by."""
 
 
-@dataclass(frozen=True)
-class Made:
-    """A checkpoint, and what its strategy keeps for the next one: a blob for each of its slots, such as "momentum"."""
+class File(Protocol):
+    """Takes bytes one after the other."""
 
-    model: Blob
-    state: dict[str, Blob]
+    def write(self, data: bytes | memoryview, /) -> None:
+        """Append."""
+
+
+class Files(Protocol):
+    """Where a checkpoint, and what its strategy keeps for the next one, are written."""
+
+    def begin(self, name: str, nbytes: int, /) -> File:
+        """A file of so many bytes."""
 
 
 @dataclass(frozen=True)
@@ -54,28 +78,22 @@ class Averaging:
         """What a sum of reports is divided by; None: the sum of their weights."""
         return float(count) if self.strategy.asynchronous else None
 
-    def write(
-        self, form: Form, change: Tensors, model: Tensors, state: Mapping[str, Tensors], blobs: BlobStore, name: str
-    ) -> Made:
-        """Write the model after a cycle whose diffs come to `change`, durably, and the strategy's state.
+    def write(self, form: Form, change: Tensors, model: Tensors, state: Mapping[str, Tensors], files: Files) -> None:
+        """Write the model after a cycle whose diffs come to `change`, and the strategy's state.
 
         A value that would leave the range of its dtype stays at its end: a checkpoint has neither NaN nor infinities.
         """
-        files = _Files(blobs, name)
-        try:
-            for part in _in_order(form.parts):
-                for start in range(0, max(1, change[part[0]].size), CHUNK):
-                    new, slots = self._step(part, start, change, model, state)
-                    files.model(form.parts).write(_bytes(new))
-                    for slot, values in slots.items():
-                        files.state(slot, self._trained(form.parts)).write(_bytes(values))
-            return files.commit()
-        finally:
-            files.abort()
+        found = _Files(files)
+        for part in _in_order(form.parts):
+            for start in range(0, max(1, change[part[0]].size), CHUNK):
+                new, slots = self._step(part, start, change, model, state)
+                found.file(MODEL, form.parts).write(_bytes(new))
+                for slot, values in slots.items():
+                    found.file(slot, self._trained(form.parts)).write(_bytes(values))
 
-    def _trained(self, parts: tuple[Part, ...]) -> list[Part]:
+    def _trained(self, parts: tuple[Part, ...]) -> tuple[Part, ...]:
         """What the server's step is made on, as its state has it: at least in float32."""
-        return [(name, _wide(dtype), shape) for name, dtype, shape in _in_order(parts) if self._steps(name, dtype)]
+        return tuple((name, _wide(dtype), shape) for name, dtype, shape in _in_order(parts) if self._steps(name, dtype))
 
     def _steps(self, name: str, dtype: numpy.dtype[Any]) -> bool:
         plain = self.strategy.keeps or self.strategy.takes_mean
@@ -99,32 +117,19 @@ class Averaging:
 
 
 class _Files:
-    """Blobs that are being written: the model's, and one for each slot."""
+    """Files that are being written: the model's, and one for each slot."""
 
-    def __init__(self, blobs: BlobStore, name: str) -> None:
-        self._blobs, self._name = blobs, name
-        self._open: dict[str, Upload] = {}
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self._open: dict[str, File] = {}
 
-    def model(self, parts: tuple[Part, ...]) -> Upload:
-        return self._file("", parts)
-
-    def state(self, slot: str, parts: list[Part]) -> Upload:
-        return self._file(slot, tuple(parts))
-
-    def _file(self, slot: str, parts: tuple[Part, ...]) -> Upload:
-        found = self._open.get(slot)
+    def file(self, name: str, parts: tuple[Part, ...]) -> File:
+        found = self._open.get(name)
         if found is None:
-            found = self._open[slot] = self._blobs.begin(f"{self._name} {slot}")
-            found.write(build_header([(name, dtype.name, shape) for name, dtype, shape in parts]))
+            header = build_header([(name, dtype.name, shape) for name, dtype, shape in parts])
+            found = self._open[name] = self._files.begin(name, len(header) + Form(parts).nbytes)
+            found.write(header)
         return found
-
-    def commit(self) -> Made:
-        made = {slot: upload.commit() for slot, upload in self._open.items()}
-        return Made(made.pop(""), made)
-
-    def abort(self) -> None:
-        for upload in self._open.values():
-            upload.abort()
 
 
 def _in_order(parts: tuple[Part, ...]) -> Iterator[Part]:
