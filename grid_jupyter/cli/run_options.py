@@ -129,6 +129,12 @@ def add_node(commands: Commands[argparse.ArgumentParser]) -> None:
         help="address of a Node to which values may be moved, besides those of the Network; may be repeated",
     )
     parser.add_argument("--allow-guests", action="store_true", help="let people without a credential compute")
+    push = parser.add_argument_group("push to devices of trainings")
+    push.add_argument(
+        "--push-credentials", type=Path, metavar="FILE",
+        help="key of a service account of Firebase, a JSON file of mode 600; it is read once and never copied",
+    )  # fmt: skip
+    push.add_argument("--push-endpoint", metavar="URL", help="where messages go (https://fcm.googleapis.com)")
     parser.add_argument("--public-tags", action="store_true", help="show the tags of data sets to anyone")
     workers = parser.add_argument_group("how soon a session computes")
     workers.add_argument(

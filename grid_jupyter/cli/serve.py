@@ -51,6 +51,8 @@ def node(options: argparse.Namespace) -> int:
             jobs_per_user=options.jobs_per_user,
             job_storage_bytes=options.job_storage,
             job_s=options.job_time,
+            push_credentials=options.push_credentials,
+            push_endpoint=options.push_endpoint,
             certfile=options.certfile,
             keyfile=options.keyfile,
             supervised=options.supervised,

@@ -182,8 +182,11 @@ def judged(outgoing: Outgoing, outcome: Outcome, by: str, now: float) -> Settled
     number, attempts, why = outgoing.notice.id, outgoing.attempts + 1, outcome.reason
     if outcome.state == "sent":
         return Settled(id=number, state="sent", by=by, attempts=attempts, due=now)
+    if outcome.state == "later":
+        due = min(now + outcome.after_s, outgoing.expires)
+        return Settled(id=number, state="waiting", by=by, reason=why, attempts=outgoing.attempts, due=due)
     gone = outgoing.token if outcome.state == "token-gone" else None
-    due = next_try(attempts, now, outcome.after_s) if outcome.state == "again" else None
-    if due is None or due >= outgoing.expires:
+    again = next_try(attempts, now, outcome.after_s) if outcome.state == "again" else None
+    if again is None or again >= outgoing.expires:
         return Settled(id=number, state="given-up", by=by, reason=why, attempts=attempts, due=now, token=gone)
-    return Settled(id=number, state="waiting", by=by, reason=why, attempts=attempts, due=due)
+    return Settled(id=number, state="waiting", by=by, reason=why, attempts=attempts, due=again)

@@ -28,10 +28,11 @@ class Outgoing:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a notice. `again`: it may work later, not before `after_s` seconds; `refused`: it never will;
-    `token-gone`: nobody is reached by this token any more. `reason` names no device and no token."""
+    """What became of a notice. `again`: it failed and may work later, not before `after_s` seconds; `later`: the same,
+    and nothing was tried; `refused`: it never will; `token-gone`: nobody is reached by this token any more. `reason`
+    names no device and no token."""
 
-    state: Literal["sent", "again", "refused", "token-gone"]
+    state: Literal["sent", "again", "later", "refused", "token-gone"]
     reason: str = ""
     after_s: float = 0.0
 

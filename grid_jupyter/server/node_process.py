@@ -16,6 +16,7 @@ from grid_jupyter.cycles.service import Cycles
 from grid_jupyter.errors import BadRequest, DependencyError
 from grid_jupyter.link.tls import tls_context
 from grid_jupyter.node.service import GridNode, local_workers
+from grid_jupyter.push.notifier import Notifier
 from grid_jupyter.server.door import http_server
 from grid_jupyter.server.node_door import node_application
 from grid_jupyter.server.owner_door import open_owner_door, owner_application
@@ -150,8 +151,19 @@ def _workers(options: NodeOptions) -> Workers:
     )
 
 
+def _push(options: NodeOptions) -> Notifier | None:
+    """What reaches devices that are not connected. Raises BadRequest, DependencyError."""
+    if options.push_credentials is None:
+        if options.push_endpoint is not None:
+            raise BadRequest("--push-endpoint is where messages go: it needs --push-credentials")
+        return None
+    from grid_jupyter.push.fcm import FcmNotifier  # an extra, and half a second
+
+    return FcmNotifier(options.push_credentials, endpoint=options.push_endpoint)
+
+
 async def _serve(options: NodeOptions, state: StateDir) -> None:
-    workers = _workers(options)
+    workers, push = _workers(options), _push(options)
     tls = tls_context(options.certfile, options.keyfile, options=("--certfile", "--keyfile"))
     node = await GridNode.open(
         state.path,
@@ -173,7 +185,7 @@ async def _serve(options: NodeOptions, state: StateDir) -> None:
         folds = FoldWorker(fold_workers(require_isolation=options.require_isolation))
     else:
         folds = FoldWorker(workers, far=True)
-    cycles = Cycles(node.database, BlobStore(state.path / "training"), folds=folds)
+    cycles = Cycles(node.database, BlobStore(state.path / "training"), folds=folds, push=push)
     servers: list[HTTPServer] = []
     try:
         owner_code = await node.start()

@@ -98,6 +98,8 @@ class NodeOptions:
     jobs_per_user: int = 2
     job_storage_bytes: int = 16 << 30  # of one user
     job_s: float = 43_200.0  # of one job, or one round
+    push_credentials: Path | None = None  # key of a service account of Firebase
+    push_endpoint: str | None = None  # in place of Firebase's own
     certfile: Path | None = None
     keyfile: Path | None = None
     supervised: bool = False

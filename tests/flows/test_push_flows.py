@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import World
+from fcm_server import FcmServer, fcm_server
 from node_world import GridProcess, until
 from websockets.sync.client import ClientConnection, connect
 
@@ -18,9 +23,18 @@ INVITES = {"goal_count": 2, "min_workers": 2, "cycle_length": HOUR, "min_diffs":
 
 
 @pytest.fixture(scope="module")
-def node(world: World) -> GridProcess:
-    """A Node on which Pat may host and Olga is an owner."""
-    made = world.start("node", "Waker")
+def google() -> Iterator[FcmServer]:
+    with pytest.MonkeyPatch.context() as patch, fcm_server() as made:
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        yield made
+
+
+@pytest.fixture(scope="module")
+def node(world: World, google: FcmServer) -> GridProcess:
+    """A Node that pushes by Firebase, on which Pat may host and Olga is an owner."""
+    world.home.mkdir(parents=True, exist_ok=True)
+    key = google.key(world.home / "firebase.json")
+    made = world.start("node", "Waker", "--push-credentials", str(key), "--push-endpoint", google.url)
     made.user("Pat", "Publisher")
     made.user("Olga", "Owner")
     return made
@@ -125,7 +139,9 @@ def test_push_tokens_and_availability_over_http_and_what_is_wrong_with_them_is_s
     assert node.call("POST", "/model-centric/update-worker-status", {"worker_id": "nobody"})[0] == 404
 
 
-def test_only_an_owner_pushes_and_nobody_is_shown_a_token(node: GridProcess, pat: ModelCentricFLClient):
+def test_only_an_owner_pushes_and_nobody_is_shown_a_token_or_the_key(
+    node: GridProcess, pat: ModelCentricFLClient, google: FcmServer
+):
     host(pat, "pushed")
     worker = authenticate(node, "pushed", fcm_device_token="a-secret-token")
     path, body = "/model-centric/send_push_event", {"model": "pushed", "title": "Hello", "workers": [worker]}
@@ -138,12 +154,31 @@ def test_only_an_owner_pushes_and_nobody_is_shown_a_token(node: GridProcess, pat
     assert node.owner("POST", "/owner/push", {"model": "pushed", "text": "to all"})["devices"] == 1
     until(lambda: node.owner("GET", "/owner/push")["waiting"] == 0)
     stands = node.call("GET", path, token=olga)[1]
-    assert stands["push"] == "log"
+    assert stands["push"] == "fcm"
+    assert {"title": "Hello"} in [message.get("notification") for message in google.messages]
+    assert {message["token"] for message in google.messages if message["data"]["model"] == "pushed"} == {
+        "a-secret-token"
+    }
     assert stands["sent"] >= 3
     assert "a-secret-token" not in json.dumps(stands)
     assert worker not in json.dumps(stands)
-    assert "a-secret-token" not in node.log.read_text()
+    for secret in ("a-secret-token", "access-", "PRIVATE KEY"):
+        assert secret not in node.log.read_text()
     rows = node.owner("GET", "/owner/audit")["rows"]
     pushed = [row for row in rows if row["event"] == "pushed"]
     assert {row["actor"] for row in pushed} >= {"Olga"}
     assert "Hello" not in json.dumps(pushed)
+
+
+def test_a_node_does_not_start_with_a_key_that_others_can_read(google: FcmServer, tmp_path: Path):
+    key = google.key(tmp_path / "firebase.json")
+    key.chmod(0o644)
+    command = [sys.executable, "-m", "grid_jupyter.cli.main", "node", "--name", "Open", "--state", str(tmp_path / "s")]
+    for options, said in (
+        (["--push-credentials", str(key)], "others can read"),
+        (["--push-endpoint", google.url], "needs --push-credentials"),
+    ):
+        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1
+        assert said in done.stderr
+        assert "PRIVATE" not in done.stderr
