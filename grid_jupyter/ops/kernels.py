@@ -58,6 +58,7 @@ class Kernel(NamedTuple):
     name: str
     run: Callable[..., Any]
     again: Callable[..., Any]  # the same, on arguments of layouts with which it ran before
+    overload: Any  # the operation of torch's that `again` is; None where it is more than that
     parameters: tuple[str, ...]
     mutates: frozenset[int]  # positions of the arguments that it writes to
     views: dict[int, int]  # result → argument whose storage it shares
@@ -115,10 +116,12 @@ def kernel(name: str) -> Kernel:
             if label in holders:
                 (writes if alias.is_write else views)[result] = holders[label]
     run = GUARDS.get(name) or _REPLACED.get(name) or op._op  # what an OpOverload calls, without its Python around
+    again = op._op if name in BY_LAYOUT else run
     return Kernel(
         name,
         run,
-        op._op if name in BY_LAYOUT else run,
+        again,
+        op if again is op._op else again if isinstance(again, torch._ops.OpOverload) else None,
         tuple(argument.name for argument in schema.arguments),
         frozenset(mutates),
         views,

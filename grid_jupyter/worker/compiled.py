@@ -18,7 +18,8 @@ from grid_jupyter.errors import GridError
 from grid_jupyter.ops.raw import to_bytes
 from grid_jupyter.worker.calls import Call, Calls, Values, numbers_in, set_grad_mode, switch, taken
 from grid_jupyter.worker.stage import Stage
-from grid_jupyter.worker.tape import is_plain
+from grid_jupyter.worker.stretches import MOST_BYTES, SHORTEST, as_told, fits_in, stretch
+from grid_jupyter.worker.tape import Noted, is_plain
 from grid_jupyter.worker.templates import Box, storage_of
 from grid_jupyter.worker.traced import Cleared, Given, Made, Node, Published, Trace, is_free
 
@@ -88,12 +89,20 @@ class Program:
         ended = self._ended(nodes)
         grad_mode, lasting = self._trace.grad_mode, -1
         calls = Calls(self._empty)
+        stretches = self._stretches(nodes, ended)
+        passed = 0
         for at, node in enumerate(nodes):
             what = node.what
+            if at < passed:
+                continue
             if isinstance(what, Made) and what.noted.grad_mode is not grad_mode:
                 grad_mode = what.noted.grad_mode
                 self._add(node.step, True, switch(grad_mode))
-            if lasting < 0 and (isinstance(what, Published) or (isinstance(what, Made) and what.lasts)):
+            if at in stretches:
+                passed, call = stretches[at]
+                self._add(node.step, True, call)
+                continue
+            if lasting < 0 and _lasts(node):
                 lasting = len(self._calls)
             if isinstance(what, Cleared):
                 self._add(node.step, False, self._clear(what))
@@ -102,6 +111,35 @@ class Program:
             else:
                 self._add(node.step, True, calls.of(what.noted, what.written, tuple(ended[at])))
         self._lasting = len(self._calls) if lasting < 0 else lasting
+
+    def _stretches(self, nodes: list[Node], ended: list[list[int]]) -> dict[int, tuple[int, Call]]:
+        """By first node: where a stretch of calls that are made as one ends, and that call. None has an effect that
+        lasts, so that what fails within is done again as an ordinary run."""
+        found: dict[int, tuple[int, Call]] = {}
+        if self._trace.nbytes > MOST_BYTES:
+            return found
+        last = {number: at for at, numbers in enumerate(ended) for number in numbers}
+        lasting = (at for at, node in enumerate(nodes) if _lasts(node))
+        begin, most = 0, next(lasting, len(nodes))
+        while begin < most:
+            noted: list[Noted] = []
+            for node in nodes[begin:most]:
+                what = node.what
+                if not isinstance(what, Made) or what.written or not fits_in(what.noted):
+                    break
+                if noted and what.noted.grad_mode is not noted[0].grad_mode:
+                    break
+                noted.append(what.noted)
+            end = begin + len(noted)
+            if len(noted) >= SHORTEST:
+                made = [number for one in noted for number in numbers_in(one.outs) if number >= 0]
+                wanted = [number for number in made if last.get(number, len(nodes)) >= end]
+                dead = tuple(number for numbers in ended[begin:end] for number in numbers)
+                call = stretch(noted, wanted, dead)
+                if call is not None:
+                    found[begin] = end, call
+            begin = max(end, begin + 1)
+        return found
 
     def _add(self, step: int, kernel: bool, call: Call) -> None:
         self._calls.append(call)
@@ -201,7 +239,7 @@ class Program:
         values = self._filled(stage)
         at = 0
         try:
-            with _below_autograd():
+            with _below_autograd(), as_told():
                 for at, call in enumerate(self._calls):  # noqa: B007
                     call(values)
         except _ERRORS as error:
@@ -274,7 +312,7 @@ class Program:
                 if copy.stride() != original.stride():
                     return None
                 values[self._trace.numbers[slot]] = copies[slot] = copy
-            with _below_autograd():
+            with _below_autograd(), as_told():
                 for call, kernel in zip(self._calls, self._kernels, strict=True):
                     if kernel:
                         call(values)
@@ -311,6 +349,10 @@ def _bits(tensor: torch.Tensor) -> Any:
     """All of a value in short: no copy of it is kept while the ordinary run needs the memory."""
     digest = hashlib.blake2b(to_bytes(tensor.detach())).digest()
     return tensor.dtype, tensor.shape, tensor.stride(), digest
+
+
+def _lasts(node: Node) -> bool:
+    return isinstance(node.what, Published) or (isinstance(node.what, Made) and node.what.lasts)
 
 
 def _is_as(value: Any, given: Given) -> bool:

@@ -33,6 +33,7 @@ class Noted(NamedTuple):
     kwargs: dict[str, Any]
     outs: int | list[int] | None
     grad_mode: bool
+    overload: Any = None  # the operation of torch's that the call is, if it is one
 
 
 class Numbers:
@@ -40,8 +41,10 @@ class Numbers:
 
     def __init__(self) -> None:
         self.count = 0
+        self.nbytes = 0  # of all storages that were seen
         self._known: dict[Shown, int] = {}
         self._unbound: dict[Shown, int] = {}  # the same, without those that are views to autograd
+        self._seen: set[int] = set()
         self._storages: list[StorageWeakRef] = []
 
     def of(self, tensor: torch.Tensor, *, unbound: bool = False) -> int | None:
@@ -56,6 +59,9 @@ class Numbers:
     def add(self, tensor: torch.Tensor, *, unbound: bool = False) -> int:
         """A number of its own for a tensor that is plain; `unbound` if autograd does not take it for a view."""
         number, shown = self.fresh(), _shown(tensor)
+        if shown[0] not in self._seen:
+            self._seen.add(shown[0])
+            self.nbytes += tensor.untyped_storage().nbytes()
         self._known.setdefault(shown, number)
         if unbound:
             self._unbound.setdefault(shown, number)
@@ -130,7 +136,7 @@ class Tape(TorchDispatchMode):
         numbers = [self._result(part, unbound) for part in results]
         if self.whole:
             outs = numbers if isinstance(result, (tuple, list)) else numbers[0]
-            self.calls.append(Noted(func._op, given, named, outs, grad_mode))
+            self.calls.append(Noted(func._op, given, named, outs, grad_mode, func))
 
     def _placed(self, part: Any) -> Any:
         if isinstance(part, torch.Tensor):

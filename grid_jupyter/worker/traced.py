@@ -92,6 +92,7 @@ class Trace(NamedTuple):
     bare: dict[int, int]  # slots whose gradient a backward pass makes, and nobody cleared → its lineage before
     leaves: dict[int, int]  # slots whose gradient a backward pass makes → its lineage at the end
     grown: dict[int, int]  # the same → the most that it came to before
+    nbytes: int  # of all that it had to do with
 
 
 def is_traceable(body: list[list[Any]], templates: dict[int, Any], outside: int, outs: list[int]) -> bool:
@@ -181,7 +182,7 @@ class Watch:
         return Trace(
             tuple(given), grad_mode, self._nodes, modes, self._where, self._numbers.count, self._constants,
             self._sources, frozenset(self._changed), {slot: before[slot] for slot in bare},
-            {slot: stage.gradients.sources(values[slot]) for slot in made}, self._grown,
+            {slot: stage.gradients.sources(values[slot]) for slot in made}, self._grown, self._numbers.nbytes,
         )  # fmt: skip
 
     def _given(self, values: dict[int, Any]) -> list[Given]:
@@ -288,7 +289,7 @@ class Watch:
         elif out > 0:
             self._result(out, listed)
             outs = self._where.get(out)
-        noted = Noted(template.kernel.again, args, kwargs, outs, grad_mode)
+        noted = Noted(template.kernel.again, args, kwargs, outs, grad_mode, template.kernel.overload)
         places = tuple(self._where.get(slot, -1) for slot in written)
         self._nodes.append(Node(number, Made(noted, places, False, bool(changed))))
 
