@@ -50,6 +50,12 @@ def _audit(options: argparse.Namespace) -> int:
     return audit(options)
 
 
+def _trainings(options: argparse.Namespace) -> int:
+    from grid_jupyter.cli.trainings import trainings
+
+    return trainings(options)
+
+
 def _reset(options: argparse.Namespace) -> int:
     from grid_jupyter.cli.reset import reset
 
@@ -99,6 +105,28 @@ def add_token(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--expires", type=values.duration, metavar="TIME", help="good for (until it is revoked)")
     parser.add_argument("--store", action="store_true", help="keep it with your credentials, instead of printing it")
     add_json(parser, "print the answer as JSON")
+
+
+def add_trainings(commands: Commands[argparse.ArgumentParser]) -> None:
+    """`jupyter grid trainings`."""
+    parser = command(
+        commands,
+        "trainings",
+        _trainings,
+        summary="the models that devices train on a Node of yours; end or delete one",
+        text="For the owner of a Node that runs here. Who hosts a model ends it with ModelCentricFLClient.end.",
+        examples=(
+            "  jupyter grid trainings --node Bob\n"
+            "  jupyter grid trainings --node Bob --end digits --version 1.0      # its checkpoints stay\n"
+            "  jupyter grid trainings --node Bob --delete digits --version 1.0   # nothing of it stays"
+        ),
+    )
+    add_node_target(parser)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--end", metavar="NAME", help="tell its devices that training is over")
+    what.add_argument("--delete", metavar="NAME", help="end it, and forget its checkpoints, devices and reports")
+    parser.add_argument("--version", metavar="VERSION", help="of the model that is to end")
+    add_json(parser, "print what is told as JSON")
 
 
 def add_status(commands: Commands[argparse.ArgumentParser]) -> None:

@@ -199,6 +199,11 @@ def add_node(commands: Commands[argparse.ArgumentParser]) -> None:
     jobs.add_argument(
         "--job-time", type=values.duration, default=43_200.0, metavar="TIME", help="one job, or one round of it (12h)"
     )
+    trainings = parser.add_argument_group("model-centric training")
+    trainings.add_argument(
+        "--training-storage", type=values.size, default=64 << 30, metavar="SIZE",
+        help="of all models that devices train, their checkpoints and reports (64G)",
+    )  # fmt: skip
 
 
 def add_device(commands: Commands[argparse.ArgumentParser]) -> None:

@@ -53,6 +53,7 @@ def node(options: argparse.Namespace) -> int:
             job_s=options.job_time,
             push_credentials=options.push_credentials,
             push_endpoint=options.push_endpoint,
+            training_storage_bytes=options.training_storage,
             certfile=options.certfile,
             keyfile=options.keyfile,
             supervised=options.supervised,

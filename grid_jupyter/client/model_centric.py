@@ -122,6 +122,19 @@ class ModelCentricFLClient(ReadsMetrics):
 
         return State(torch.from_numpy(array) for array in self.retrieve(name, version, checkpoint).values())
 
+    def end(self, name: str, version: str | None = None) -> dict[str, Any]:
+        """End a training: devices are told that it is over, and its checkpoints stay. Reports of the cycle that is
+        under way come to nothing. Returns how it stands.
+
+        Raises NotFound, and Forbidden for who neither hosts it nor manages the Node.
+        """
+        body = {"name": name, **({} if version is None else {"version": version})}
+        return dict(call(self.address, "POST", "/model-centric/end-training", body, token=self._token))
+
+    def delete(self, name: str, version: str) -> None:
+        """End a training and forget it, its checkpoints included. Raises as `end` does."""
+        call(self.address, "DELETE", f"/model-centric/training?{_query(name, version)}", token=self._token)
+
     def status(self, name: str, version: str | None = None) -> dict[str, Any]:
         """How a training stands: its cycle, phase, reports, completed cycles. Raises NotFound."""
         return dict(call(self.address, "GET", f"/model-centric/cycle?{_query(name, version)}", token=self._token))

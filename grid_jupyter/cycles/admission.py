@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
 from grid_jupyter.cycles.terms import Authentication
 from grid_jupyter.errors import BadRequest, NotAuthenticatedError
 
@@ -23,25 +27,31 @@ def check_keys(known: Authentication) -> None:
             raise BadRequest("authentication.pub_key is no public RSA key in PEM form")
 
 
-def check_token(known: Authentication | None, token: str | None) -> None:
-    """Raises NotAuthenticatedError for a token that is missing, expired or not signed as this training asks."""
+def check_token(known: Authentication | None, token: str | None) -> str | None:
+    """Whom a token is for: a digest of its `sub`, or of all of it; None where none is asked for.
+
+    Raises NotAuthenticatedError for a token that is missing, expired or not signed as this training asks.
+    """
     if known is None:
-        return
+        return None
     if not token:
         raise NotAuthenticatedError(MISSING)
     if len(token) <= MAX_TOKEN_CHARS:
         # Each key with its own algorithm alone: what the token says of itself chooses nothing.
         for key, algorithm in ((known.secret, "HS256"), (known.pub_key, "RS256")):
-            if key is not None and _holds(token, key, algorithm):
-                return
+            claims = None if key is None else _claims(token, key, algorithm)
+            if claims is not None:
+                subject = claims.get("sub")
+                told = f"sub {subject}" if isinstance(subject, str) and subject else f"token {token}"
+                return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
     raise NotAuthenticatedError(f"{INVALID} It may be expired, or signed with another key: get a new one")
 
 
-def _holds(token: str, key: str, algorithm: str) -> bool:
+def _claims(token: str, key: str, algorithm: str) -> Mapping[str, Any] | None:
     import jwt
 
     try:
-        jwt.decode(token, key, algorithms=[algorithm], options={"verify_aud": False})
+        claims: Mapping[str, Any] = jwt.decode(token, key, algorithms=[algorithm], options={"verify_aud": False})
     except (jwt.PyJWTError, ValueError, TypeError):  # also what is no text of a token at all
-        return False
-    return True
+        return None
+    return claims

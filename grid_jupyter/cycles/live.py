@@ -26,6 +26,7 @@ from grid_jupyter.cycles.machine import (
     Accept,
     Aggregated,
     Asked,
+    End,
     Invite,
     Late,
     Pooled,
@@ -65,6 +66,8 @@ T = TypeVar("T")
 
 LOOK_S = 30.0
 """How often the clock is looked at, at least: it may be set while a cycle runs."""
+IDLE_S = 3_600.0
+"""A device that never had a place is forgotten when it was not heard of for so long, where others need the room."""
 PATIENCE_S = 60.0
 """Longest pause before an aggregation that failed is tried again."""
 
@@ -144,11 +147,16 @@ class Live:
 
     # -------------------------------------------------------------- what devices do
 
-    async def register(self, *, slow: bool, token: str | None = None) -> str:
-        """A new device, which can perhaps be reached by a push token; its id."""
+    async def register(self, *, slow: bool, subject: str | None = None, token: str | None = None) -> str:
+        """A new device, whose auth_token is for `subject`, and which can perhaps be reached by a push token; its id.
+
+        Raises NodeUnavailableError where as many are registered as may be.
+        """
 
         def work(rows: TrainingRows, state: Training, now: float) -> tuple[Training, str]:
-            device = rows.register(self.stored.id, now, slow=slow)
+            device = rows.register(
+                self.stored.id, now, slow=slow, subject=subject, most=self.terms.max_devices, idle=now - IDLE_S
+            )
             if token is not None:
                 rows.notices.save_token(device, token)
                 self._pushes = True
@@ -172,6 +180,11 @@ class Live:
             return self._gather(rows, state, now), None
 
         await self._step(work)
+
+    def _kin(self, rows: TrainingRows, state: Training, device: DeviceRow) -> int:
+        if self.terms.max_devices_per_token is None:
+            return 0
+        return rows.kin(self.stored.id, state.sequence, device.subject)
 
     def _own(self, rows: TrainingRows, worker_id: str) -> DeviceRow:
         device = rows.device(worker_id)
@@ -198,13 +211,14 @@ class Live:
             asked = Asked(
                 place=rows.place(self.stored.id, state.sequence, device.number),  # type: ignore[arg-type]
                 registered=device.registered,
+                kin=self._kin(rows, state, device),
                 last=device.last,
                 again=device.asked == state.attempt,
                 lot=self._lot(state, worker_id),
                 **{name: speed for name, speed in (("download", download), ("upload", upload)) if speed is not None},
             )
             if device.asked != state.attempt and state.phase != "over":
-                device.asked = state.attempt
+                device.asked, device.seen = state.attempt, now
             state, (answer,) = on(self.terms, state, asked, now)
             if isinstance(answer, Accept):
                 if self.terms.asynchronous:
@@ -373,6 +387,18 @@ class Live:
 
         await self._step(work)
 
+    async def finish(self) -> None:
+        """Training is over. Reports of the cycle that is under way come to nothing."""
+
+        def work(rows: TrainingRows, state: Training, now: float) -> tuple[Training, list[str]]:
+            state, actions = on(self.terms, state, End(), now)
+            return state, rows.folded(self.stored.id, state.sequence) if actions else []
+
+        names = await self._step(work)
+        await self.folding.closed()
+        self._ground.folds.forget(self.subject)
+        await asyncio.to_thread(self._delete, names)
+
     async def _aggregate(self) -> None:
         """Make the checkpoint of the cycle that was closed, then begin the next one, together with it."""
         ground, training, sequence = self._ground, self.stored.id, self.state.sequence
@@ -390,6 +416,8 @@ class Live:
         ground.at("checkpoint-durable")
 
         def work(rows: TrainingRows, state: Training, now: float) -> tuple[Training, list[str]]:
+            if state.phase != "closing":  # who hosts it has ended it meanwhile
+                return state, [made.model.name, *(blob.name for blob in made.state.values()), *averaged]
             state, _ = on(self.terms, state, Aggregated(), now)
             after = StoredCheckpoint(
                 id=0,
@@ -401,6 +429,7 @@ class Live:
             )
             rows.add_checkpoint(training, after, now)
             done = [*rows.folded(training, sequence), *rows.drop_state(model.id), *averaged]
+            done += rows.drop_checkpoints(training, after.number + 1 - self.terms.keep_checkpoints)
             return self._gather(rows, state, now), done
 
         done = await self._step(work)

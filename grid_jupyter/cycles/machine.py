@@ -63,6 +63,7 @@ class Asked:
     registered: float = 0.0
     last: int | None = None  # the cycle that it had its last place in
     again: bool = False  # it has asked in this attempt before
+    kin: int = 0  # places that its token has in this cycle already
     lot: float = 0.0
     download: float = math.inf  # KiB/s
     upload: float = math.inf
@@ -86,7 +87,12 @@ class Aggregated:
     """The reports of the cycle that was closed are in a checkpoint."""
 
 
-Event = Union[Pooled, Asked, Reported, Tick, Aggregated]
+@dataclass(frozen=True)
+class End:
+    """Who hosts it ends the training."""
+
+
+Event = Union[Pooled, Asked, Reported, Tick, Aggregated, End]
 
 # ------------------------------------------------------------------ actions
 
@@ -163,6 +169,8 @@ def on(terms: Terms, state: Training, event: Event, now: float) -> Result:
         return _tick(terms, state, now)
     if isinstance(event, Pooled):
         return _pooled(terms, state, event.size, now)
+    if isinstance(event, End):
+        return _ended(state)
     return _aggregated(terms, state, now)
 
 
@@ -197,6 +205,8 @@ def _refusal(terms: Terms, state: Training, event: Asked, now: float) -> Reject 
         return Reject(SOON_S, "the cycle is ending; the next one begins in a moment")
     if event.place == "assigned" or (event.place == "reported" and not terms.asynchronous):
         return Reject(wait, "this worker has its place in this cycle already")
+    if terms.max_devices_per_token is not None and event.kin >= terms.max_devices_per_token:
+        return Reject(wait, "the devices of this auth_token have all the places of this cycle that one token gets")
     slow = _too_slow(terms, event)
     if slow:
         return Reject(wait, slow)
@@ -301,6 +311,12 @@ def _aggregated(terms: Terms, state: Training, now: float) -> Result:
         return replace(state, phase="over", completed=completed, end=None), (Begin(over=True),)
     after = replace(state, completed=completed, sequence=state.sequence + 1, assigned=0, reports=0)
     return _opened(terms, after, now), (Begin(over=False),)
+
+
+def _ended(state: Training) -> Result:
+    if state.phase == "over":
+        return state, ()
+    return replace(state, phase="over", end=None, invited=0), (Begin(over=True),)
 
 
 def _opened(terms: Terms, state: Training, now: float) -> Training:

@@ -14,12 +14,15 @@ import msgspec
 from grid_jupyter.cycles import machine
 from grid_jupyter.cycles.admission import check_token
 from grid_jupyter.cycles.averaging_plan import check_averaging
+from grid_jupyter.cycles.ending import Ending
 from grid_jupyter.cycles.fold_worker import FoldWorker, fold_workers
 from grid_jupyter.cycles.hosting import buffers_of, check_fits, read_hosting
 from grid_jupyter.cycles.live import Accepted, Ground, Live
 from grid_jupyter.cycles.machine import Reject, Training, timeout
 from grid_jupyter.cycles.metrics import Measured, Metrics
+from grid_jupyter.cycles.onnx_plans import OnnxPlans
 from grid_jupyter.cycles.pushing import SLOW_GB, Pushing
+from grid_jupyter.cycles.room import Room
 from grid_jupyter.cycles.terms import advice, read_speed, read_terms
 from grid_jupyter.errors import (
     BadRequest,
@@ -62,6 +65,7 @@ class Arriving:
     request_key: str
     limit: int
     give_way: Callable[[], None] = lambda: None
+    comes: bool = True
     measured: Measured | None = None  # what came along
 
 
@@ -78,15 +82,20 @@ class Cycles:
         at: Callable[[str], None] = lambda point: None,
         bus: Bus | None = None,
         push: Notifier | None = None,
+        storage_bytes: int | None = None,
     ) -> None:
         """`folds` is where reports are folded, and ended with this; by itself, a Worker on this machine. `bus` is told
-        what happens; `push` reaches devices that are not connected (the log, unless given)."""
+        what happens; `push` reaches devices that are not connected (the log, unless given); `storage_bytes` is what
+        trainings may take of the disk (all of it)."""
         self.blobs = blobs
         self._table = TrainingTable(database)
         self.metrics = Metrics(database, clock, lambda training, cycle: self._live[training].takes(cycle))
         self._ground = Ground(self._table, blobs, folds or FoldWorker(fold_workers()), clock, at, bus or Bus())
         self._live: dict[int, Live] = {}
         self._stopped = False
+        self.room = Room(blobs, storage_bytes, time.monotonic)
+        self.ending = Ending(self._table, blobs, self._live, self._finish_reports)
+        self._onnx = OnnxPlans()
         self.text_bytes = 0
         """Bytes of reports in base64 that come in just now."""
         self._arriving: dict[str, Arriving] = {}
@@ -172,9 +181,9 @@ class Cycles:
     async def authenticate(self, body: Authenticate) -> dict[str, Any]:
         """A worker_id for a device. Raises NotFound, NotAuthenticatedError."""
         live = await self._find(body.model_name, body.model_version)
-        check_token(live.terms.authentication, body.auth_token)
+        subject = check_token(live.terms.authentication, body.auth_token)
         slow = body.ram_size is not None and body.ram_size < SLOW_GB
-        worker_id = await live.register(slow=slow, token=body.fcm_device_token)
+        worker_id = await live.register(slow=slow, subject=subject, token=body.fcm_device_token)
         self.push.connected(live, "authenticate")
         return {"status": "success", "worker_id": worker_id, "requires_speed_test": live.terms.measures_speed}
 
@@ -239,8 +248,9 @@ class Cycles:
         found = await self._within_cycle(worker_id, request_key, work)
         return self.blobs.open(found.blob), found.nbytes
 
-    async def plan(self, worker_id: str, request_key: str, plan_id: int) -> bytes:
-        """A plan's document. Raises NotFound, NotAuthenticatedError, Conflict."""
+    async def plan(self, worker_id: str, request_key: str, plan_id: int, *, onnx: bool = False) -> bytes:
+        """A plan's document, or the same as ONNX. Raises NotFound, NotAuthenticatedError, Conflict, and
+        PlanInvalidError for one that cannot be ONNX."""
 
         def work(rows: TrainingRows, live: Live, _sequence: int) -> StoredPlan:
             found = next((plan for plan in rows.plans(live.stored.id) if plan.id == plan_id), None)
@@ -249,7 +259,8 @@ class Cycles:
             return found
 
         found = await self._within_cycle(worker_id, request_key, work)
-        return await asyncio.to_thread(self.blobs.path(found.blob).read_bytes)
+        path = self.blobs.path(found.blob)
+        return await (self._onnx.get(found.sha256, path) if onnx else asyncio.to_thread(path.read_bytes))
 
     async def _within_cycle(self, worker_id: str, request_key: str, work: Callable[[TrainingRows, Live, int], T]) -> T:
         def run(rows: TrainingRows) -> T:
@@ -282,6 +293,7 @@ class Cycles:
             return live, rows.checkpoint(live.stored.id).nbytes
 
         live, nbytes = await self._table.transact(work)
+        await self.room.take(nbytes + HEADER_BYTES)
         older = self._arriving.pop(request_key, None)
         if older is not None:
             older.give_way()
@@ -290,6 +302,9 @@ class Cycles:
 
     def end_report(self, arriving: Arriving) -> None:
         """No more bytes of it come."""
+        if arriving.comes:
+            arriving.comes = False
+            self.room.give_back(arriving.limit)
         if self._arriving.get(arriving.request_key) is arriving:
             del self._arriving[arriving.request_key]
 
@@ -321,6 +336,8 @@ class Cycles:
 
         try:
             ground.at("report-arrived")
+            if samples > live.terms.max_samples:
+                raise BadRequest(f"'num_samples' is more than the {live.terms.max_samples} of max_samples")
             if upload.size > arriving.limit:
                 raise LimitExceededError(f"a report of this model has at most {arriving.limit} bytes")
             await ground.folds.check(live.subject, upload.path, samples)
@@ -336,6 +353,11 @@ class Cycles:
         # After any other error the row may be there: the file stays, and the sweep of the next start knows.
         if not counted:
             await asyncio.to_thread(self.blobs.delete, blob.name)
+
+    async def _finish_reports(self) -> None:
+        """Wait for those whose bytes are here."""
+        if self._finishing:
+            await asyncio.wait(set(self._finishing))
 
     async def _finish(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -375,7 +397,7 @@ class Cycles:
 
 
 def _all(rows: TrainingRows) -> list[tuple[StoredTraining, Training, StoredCheckpoint]]:
-    return [(one, msgspec.convert(rows.state(one.id), Training), rows.checkpoint(one.id)) for one in rows.all()]
+    return [(one, msgspec.convert(rows.state(one.id), Training), rows.checkpoint(one.id, 1)) for one in rows.all()]
 
 
 def _form_of(path: Path) -> Form:

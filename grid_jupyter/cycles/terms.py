@@ -52,6 +52,10 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     seed: int | None = None
     max_norm: Annotated[float, msgspec.Meta(gt=0)] | None = None
     diff_forms: Annotated[tuple[DiffForm, ...], msgspec.Meta(min_length=1)] = get_args(DiffForm)
+    max_samples: Count = 1_000_000
+    max_devices: Count = 2_000_000
+    max_devices_per_token: Count | None = None
+    keep_checkpoints: Count = 20
     strategy: str | dict[str, Any] | None = None
     iterative_plan: bool = False
     authentication: Authentication | None = None
@@ -175,6 +179,14 @@ def _check_together(terms: Terms) -> None:
         (
             terms.drop_rate is not None and terms.goal_count is None,
             "drop_rate is a part of goal_count, which is missing",
+        ),
+        (
+            terms.max_devices_per_token is not None and terms.authentication is None,
+            "max_devices_per_token needs authentication: without it there are no tokens",
+        ),
+        (
+            _over(terms.pool, terms.max_devices),
+            "max_devices is fewer than a cycle needs (min_diffs, min_workers, goal_count)",
         ),
         (
             terms.require_min_workers and (not terms.min_workers or terms.goal_count is not None),

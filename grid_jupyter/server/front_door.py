@@ -106,11 +106,12 @@ class Front(NodeDoor, WebSocketHandler):
             await cycles.metrics.take_stats(decode(fields, UploadStats))
             return {"data": UPLOADED}
         if kind == "model-centric/host-training":
-            account = await self.account()
-            if account is None:
+            credential = self._credential()
+            if credential is None:
                 raise NotAuthenticatedError(
                     "hosting needs a credential: send it with the request that opens the socket"
                 )
+            account = await self.accounts.identify(credential, self.origin)  # it may have been revoked since
             return {"data": await host(self, account, await asyncio.to_thread(decode, fields, HostTraining))}
         if self._push is None:
             self._push = PushSocket(cycles.push, self.write_message)

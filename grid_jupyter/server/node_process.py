@@ -21,6 +21,7 @@ from grid_jupyter.server.door import http_server
 from grid_jupyter.server.node_door import node_application
 from grid_jupyter.server.owner_door import open_owner_door, owner_application
 from grid_jupyter.server.owner_doors import OWNER_AT_DOOR, OWNER_NODE_RULES
+from grid_jupyter.server.owner_trainings import OWNER_TRAINING_RULES
 from grid_jupyter.server.push_doors import OWNER_PUSH_RULES
 from grid_jupyter.server.request_doors import OWNER_REQUEST_RULES
 from grid_jupyter.server.running import (
@@ -185,7 +186,13 @@ async def _serve(options: NodeOptions, state: StateDir) -> None:
         folds = FoldWorker(fold_workers(require_isolation=options.require_isolation))
     else:
         folds = FoldWorker(workers, far=True)
-    cycles = Cycles(node.database, BlobStore(state.path / "training"), folds=folds, push=push)
+    cycles = Cycles(
+        node.database,
+        BlobStore(state.path / "training"),
+        folds=folds,
+        push=push,
+        storage_bytes=options.training_storage_bytes,
+    )
     servers: list[HTTPServer] = []
     try:
         owner_code = await node.start()
@@ -198,7 +205,7 @@ async def _serve(options: NodeOptions, state: StateDir) -> None:
             public = http_server(node_application(node, lambda: address, cycles), tls)
             public.add_sockets(sockets)
             socket_path = state.socket_path()
-            rules = [*OWNER_NODE_RULES, *OWNER_REQUEST_RULES, *OWNER_PUSH_RULES]
+            rules = [*OWNER_NODE_RULES, *OWNER_REQUEST_RULES, *OWNER_PUSH_RULES, *OWNER_TRAINING_RULES]
             owner = NodeOwner(node, address, require_isolation=options.require_isolation)
             owner_doors = owner_application(owner, rules, node=node, cycles=cycles)
             servers += [public, open_owner_door(owner_doors, socket_path)]

@@ -32,6 +32,8 @@ PART = 64 << 10
 """Bytes of a plain answer that must be taken within STALL_S."""
 TRANSFER_S = 6 * 3600.0
 """Longest time that one bulk transfer may take."""
+SLOWEST = 4096
+"""Bytes in a second that whoever sends a large body comes to, at least."""
 STALL_S = 60.0
 """Longest time for a chunk of a bulk answer to be taken."""
 SESSION_HEADER = "X-Grid-Session"
@@ -223,7 +225,7 @@ class BulkDoor(NodeDoor):
         """Let the body of this request be as large as the limit, and take its time."""
         connection: Any = self.request.connection
         connection.set_max_body_size(limit)
-        connection.set_body_timeout(TRANSFER_S)
+        connection.set_body_timeout(time_for(limit))
 
     def on_connection_close(self) -> None:
         super().on_connection_close()
@@ -369,6 +371,11 @@ class ServeModel(BulkDoor):
             return raw[0].decode().encode("latin-1")
         except UnicodeError:
             raise InvalidDataError("the model is not text in ISO-8859-1; send it as a multipart file") from None
+
+
+def time_for(nbytes: int) -> float:
+    """Seconds that a body of so many bytes may take: a minute, and as long as the slowest line needs."""
+    return min(TRANSFER_S, STALL_S + nbytes / SLOWEST)
 
 
 def is_number(text: str) -> bool:

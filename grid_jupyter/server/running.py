@@ -97,6 +97,7 @@ class NodeOptions:
     max_jobs: int = 4  # that run at once
     jobs_per_user: int = 2
     job_storage_bytes: int = 16 << 30  # of one user
+    training_storage_bytes: int = 64 << 30  # of all models that devices train
     job_s: float = 43_200.0  # of one job, or one round
     push_credentials: Path | None = None  # key of a service account of Firebase
     push_endpoint: str | None = None  # in place of Firebase's own

@@ -22,12 +22,13 @@ from grid_jupyter.errors import (
     NodeUnavailableError,
     TranslationUnavailableError,
 )
+from grid_jupyter.identity.accounts import Account
 from grid_jupyter.node.uploads import Uploads, check_may_publish
 from grid_jupyter.server.door import Door
 from grid_jupyter.server.node_streams import CHUNK, PART, BulkDoor, NodeDoor, UploadIn, byte_number
 from grid_jupyter.server.report_bytes import append, of_text, unzip_of
 from grid_jupyter.store.blobs import Upload
-from grid_jupyter.wire.training import Authenticate, CycleRequest, HostTraining, Report, Samples
+from grid_jupyter.wire.training import Authenticate, CycleRequest, HostTraining, Report, Samples, Which
 
 MAX_HOSTING_BYTES = 32 << 20
 """Length of the body of host-training: its plans and configurations."""
@@ -65,10 +66,30 @@ class ModelIn(UploadIn):
     """PUT /model-centric/uploads/<id>: a model, as a safetensors file; host-training then names the id. HEAD: how much
     of it is here. PATCH: the rest of it."""
 
+    _held = 0
+
     @property
     def uploads(self) -> Uploads:
         uploads: Uploads = self.settings["model_uploads"]
         return uploads
+
+    async def _begin(self, publisher: Account, upload_id: str) -> None:
+        nbytes, cycles = self.length(), self._cycles
+        check_may_publish(publisher)
+        await cycles.room.take(nbytes)
+        self._held = nbytes
+        await super()._begin(publisher, upload_id)
+
+    def on_finish(self) -> None:
+        super().on_finish()
+        held, self._held = self._held, 0
+        if held:
+            self._cycles.room.give_back(held)
+
+    @property
+    def _cycles(self) -> Cycles:
+        cycles: Cycles = self.settings["cycles"]
+        return cycles
 
 
 @stream_request_body
@@ -127,6 +148,27 @@ class RetrieveModel(TrainingDoor):
         await self.send_blob(descriptor, found.nbytes)
 
 
+class EndTraining(TrainingDoor):
+    """POST {"name", "version"?}: training is over; its checkpoints stay."""
+
+    async def post(self) -> None:
+        account, which = await self.require(), self.body(Which)
+        said = await self.cycles.ending.end(account, which.name, which.version)
+        self.settings["note"]("training-ended", account.username, name=said["name"], version=said["version"])
+        self.reply(said)
+
+
+class TrainingItself(TrainingDoor):
+    """DELETE ?name=&version=: end a training and forget all of it."""
+
+    async def delete(self) -> None:
+        account, name = await self.require(), self.one("name")
+        version = self.one("version")
+        said = await self.cycles.ending.delete(account, name, version)
+        self.settings["note"]("training-deleted", account.username, name=name, version=version)
+        self.reply(said)
+
+
 class CycleDoor(TrainingDoor):
     """GET ?name=&version=&after=&wait_s=: how a training stands."""
 
@@ -182,9 +224,8 @@ class GetPlan(TrainingDoor):
                 "plans are here as documents (receive_operations_as=list) and as ONNX (=onnx), in no other form"
             )
         number = byte_number(self.one("plan_id"))
-        data = await self.cycles.plan(self.one("worker_id"), self.one("request_key"), number)
-        if form == "onnx":
-            data = await asyncio.to_thread(_onnx, data)
+        onnx = form == "onnx"
+        data = await self.cycles.plan(self.one("worker_id"), self.one("request_key"), number, onnx=onnx)
         self.set_header("Content-Type", "application/octet-stream")
         self.finish(data)
 
@@ -252,10 +293,6 @@ class ReportDoor(TrainingDoor, BulkDoor):
             if self._is_json:
                 largest = (64 << 10) + self.cycles.largest_report() * 4 // 3
                 self._begin(min(MAX_JSON_REPORT_BYTES, largest))
-                if self.cycles.text_bytes + self.length() > MAX_TEXT_BYTES:
-                    raise NodeUnavailableError("too many reports in base64 come in at once; send it again later")
-                self._text_bytes = self.length()
-                self.cycles.text_bytes += self._text_bytes
                 return
             self._samples = self._number_of_samples()
             measured = self._measured()
@@ -300,6 +337,13 @@ class ReportDoor(TrainingDoor, BulkDoor):
         self.take(limit)
 
     async def data_received(self, chunk: bytes) -> None:
+        if self._is_json and not self._finished:  # what is here counts, not what somebody says that will come
+            if self.cycles.text_bytes + len(chunk) > MAX_TEXT_BYTES:
+                self._body.clear()
+                self.give_up(NodeUnavailableError("too many reports in base64 come in at once; send it again later"))
+                return
+            self._text_bytes += len(chunk)
+            self.cycles.text_bytes += len(chunk)
         self._body += chunk
         if self._upload is not None and len(self._body) >= CHUNK:
             await self._write()
@@ -321,6 +365,8 @@ class ReportDoor(TrainingDoor, BulkDoor):
                 upload.abort()
 
     async def post(self) -> None:
+        if self._finished:
+            return
         if self._is_json:
             await report_text(self.cycles, bytes(self._body))
             self.reply({"status": "success"})
@@ -370,13 +416,6 @@ def decode(body: bytes, kind: Any) -> Any:
         raise BadRequest("Invalid JSON format.") from None
 
 
-def _onnx(data: bytes) -> bytes:
-    from grid_jupyter.plans.onnx_writer import to_onnx
-    from grid_jupyter.plans.reader import read_plan
-
-    return to_onnx(read_plan(data))
-
-
 TRAINING_RULES: list[tuple[str, type[Door]]] = [
     (r"/model-centric/uploads/([0-9a-f]{32})", ModelIn),
     (r"/model-centric/host-training/?", HostDoor),
@@ -388,4 +427,6 @@ TRAINING_RULES: list[tuple[str, type[Door]]] = [
     (r"/model-centric/report/?", ReportDoor),
     (r"/model-centric/retrieve-model/?", RetrieveModel),
     (r"/model-centric/cycle/?", CycleDoor),
+    (r"/model-centric/end-training/?", EndTraining),
+    (r"/model-centric/training/?", TrainingItself),
 ]

@@ -302,7 +302,8 @@ class TrainingRow(Base):
     buffers: Mapped[list[str]] = mapped_column(JSON)  # tensors that no gradient trains
     averaging: Mapped[str | None] = mapped_column(String(64))  # blob of the host's averaging plan
     state: Mapped[dict[str, Any]] = mapped_column(JSON)  # cycles/machine.py
-    registered: Mapped[int]  # devices
+    registered: Mapped[int]  # devices that ever did
+    forgotten: Mapped[int]  # of these, since they were idle
     cursor: Mapped[int]  # rank of the last device that was invited in turn
 
 
@@ -352,6 +353,7 @@ class DeviceRow(Base):
     registered: Mapped[float]
     seen: Mapped[float]
     slow: Mapped[bool]
+    subject: Mapped[str | None] = mapped_column(String(64))  # digest of whom its token is for
     last: Mapped[int | None]  # cycle that it last reported in
     asked: Mapped[int]  # attempt that it last asked in
 

@@ -8,13 +8,22 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, func, or_, select, update
+from sqlalchemy import ColumnElement, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from grid_jupyter.errors import Conflict, NotAuthenticatedError, NotFound
+from grid_jupyter.errors import Conflict, NodeUnavailableError, NotAuthenticatedError, NotFound
 from grid_jupyter.store.database import Database
 from grid_jupyter.store.notices import NoticeRows
-from grid_jupyter.store.records import Checkpoint, DeviceRow, Participation, TrainingPlan, TrainingRow
+from grid_jupyter.store.records import (
+    Checkpoint,
+    DeviceRow,
+    MetricsRow,
+    Participation,
+    PushAddress,
+    PushNotice,
+    TrainingPlan,
+    TrainingRow,
+)
 
 T = TypeVar("T")
 
@@ -130,6 +139,7 @@ class TrainingRows:
             averaging=training.averaging,
             state=state,
             registered=0,
+            forgotten=0,
             cursor=0,
         )
         self._session.add(row)
@@ -169,6 +179,35 @@ class TrainingRows:
             raise NotFound("Federated Learning Process not found!")
         return row
 
+    def forget_some(self, training: int) -> bool:
+        """Delete some of what belongs to a training that is over; whether there may be more."""
+        for kind, key in (
+            (MetricsRow, MetricsRow.id),
+            (PushNotice, PushNotice.id),
+            (PushAddress, PushAddress.device),
+            (Participation, Participation.id),
+            (DeviceRow, DeviceRow.number),
+        ):
+            keys = self._session.scalars(select(key).where(kind.training_id == training).limit(_AT_ONCE)).all()
+            if keys:
+                self._session.execute(delete(kind).where(key.in_(keys)))
+                return True
+        return False
+
+    def forget(self, training: int) -> list[str]:
+        """Delete the rest of it. Its blobs are the caller's to delete, afterwards. Raises NotFound."""
+        row = self._row(training)
+        names = [] if row.averaging is None else [row.averaging]
+        for plan in self._session.scalars(select(TrainingPlan).where(TrainingPlan.training_id == training)).all():
+            names.append(plan.blob)
+            self._session.delete(plan)
+        for one in self._session.scalars(select(Checkpoint).where(Checkpoint.training_id == training)).all():
+            names += [one.blob, *one.state.values()]
+            self._session.delete(one)
+        self._session.flush()
+        self._session.delete(row)
+        return names
+
     # -------------------------------------------------------------- plans and checkpoints
 
     def plans(self, training: int) -> list[StoredPlan]:
@@ -205,6 +244,17 @@ class TrainingRows:
             )
         )
 
+    def drop_checkpoints(self, training: int, number: int) -> list[str]:
+        """Forget checkpoints before this number, but not the first. Their blobs are the caller's to delete."""
+        query = select(Checkpoint).where(
+            Checkpoint.training_id == training, Checkpoint.number > 1, Checkpoint.number < number
+        )
+        found = self._session.scalars(query).all()
+        names = [name for row in found for name in (row.blob, *row.state.values())]
+        for row in found:
+            self._session.delete(row)
+        return names
+
     def drop_state(self, checkpoint: int) -> list[str]:
         """The next checkpoint is there: this one's strategy's state is needed no more. Its blobs are the caller's to
         delete, afterwards."""
@@ -223,17 +273,67 @@ class TrainingRows:
 
     # -------------------------------------------------------------- devices
 
-    def register(self, training: int, now: float, *, slow: bool) -> DeviceRow:
-        """A device that comes for the first time."""
+    def register(
+        self,
+        training: int,
+        now: float,
+        *,
+        slow: bool,
+        subject: str | None = None,
+        most: int | None = None,
+        idle: float = 0.0,
+    ) -> DeviceRow:
+        """A device that comes for the first time. Where there are `most` already, those are forgotten that never had a
+        place and were not heard of since `idle`.
+
+        Raises NodeUnavailableError where there are none such.
+        """
         row = self._row(training)
+        if most is not None and row.registered - row.forgotten >= most:
+            gone = self._forget_idle(training, idle)
+            if not gone:
+                raise NodeUnavailableError(
+                    f"{most} devices are registered for this training, as many as it takes; come again later"
+                )
+            row.forgotten += gone
         row.registered += 1
         device = DeviceRow(
             id=str(uuid.uuid4()), training_id=training, rank=row.registered, registered=now, seen=now, slow=slow,
-            last=None, asked=0,
+            subject=subject, last=None, asked=0,
         )  # fmt: skip
         self._session.add(device)
         self._session.flush()
         return device
+
+    def _forget_idle(self, training: int, idle: float) -> int:
+        known = (
+            select(Participation.id).where(Participation.device == DeviceRow.number),
+            select(PushAddress.device).where(PushAddress.device == DeviceRow.number),
+            select(PushNotice.id).where(PushNotice.device == DeviceRow.number),
+        )
+        idlers = select(DeviceRow.number).where(
+            DeviceRow.training_id == training, DeviceRow.seen < idle, *(~one.exists() for one in known)
+        )
+        numbers = self._session.scalars(idlers.limit(_AT_ONCE)).all()
+        self._session.execute(delete(DeviceRow).where(DeviceRow.number.in_(numbers)))
+        return len(numbers)
+
+    def kin(self, training: int, sequence: int, subject: str | None) -> int:
+        """Places of a cycle that devices with the same token's subject have."""
+        if subject is None:
+            return 0
+        query = (
+            select(func.count())
+            .select_from(Participation)
+            .join(DeviceRow, DeviceRow.number == Participation.device)
+            .where(
+                Participation.training_id == training,
+                Participation.sequence == sequence,
+                Participation.state.in_(("assigned", "reported")),
+                DeviceRow.subject == subject,
+            )
+        )
+        return self._session.scalar(query) or 0
 
     def device(self, id: str) -> DeviceRow:  # noqa: A002
         """A device by the id that it was given. Raises NotFound."""

@@ -32,6 +32,21 @@ class HostTraining(Body, frozen=True, forbid_unknown_fields=True):
     averaging_plan: msgspec.Raw = msgspec.Raw(b"null")  # a plan document, as a JSON object
 
 
+class Which(Body, frozen=True, forbid_unknown_fields=True):
+    """A training; without a version the newest."""
+
+    name: _Name
+    version: _Name | None = None
+
+
+class EndOrDelete(Body, frozen=True, forbid_unknown_fields=True):
+    """A training that is to end; with `delete` it is forgotten as well."""
+
+    name: _Name
+    version: _Name
+    delete: bool = False
+
+
 class Authenticate(Body, frozen=True):
     """A device comes for the first time."""
 

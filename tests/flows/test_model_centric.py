@@ -22,7 +22,15 @@ from websockets.sync.client import connect
 from grid_jupyter import Device, FLClient, FLJob, ModelCentricFLClient, Plan, func2plan, training_plan
 from grid_jupyter.aggregation.diffs import packed
 from grid_jupyter.client.residual import Pending, Residual
-from grid_jupyter.errors import BadRequest, Conflict, GridError, InvalidDataError, NotAuthenticatedError, NotFound
+from grid_jupyter.errors import (
+    BadRequest,
+    Conflict,
+    Forbidden,
+    GridError,
+    InvalidDataError,
+    NotAuthenticatedError,
+    NotFound,
+)
 
 
 def network() -> torch.nn.Sequential:
@@ -209,6 +217,48 @@ def test_hosting_by_the_websocket(node: GridProcess, pat: ModelCentricFLClient, 
                 assert answer["data"]["status"] == "success"
         assert "the model is not here" in answer["data"]["error"]
     assert pat.status("by socket")["cycle"] == 1
+
+
+def test_who_hosts_or_owns_the_node_ends_and_deletes_and_nobody_else(
+    node: GridProcess, pat: ModelCentricFLClient, plan: Plan
+):
+    ann = ModelCentricFLClient("ann", node.address, user="Ann")
+    host(pat, plan, "brief")
+    for call in (ann.end, ann.delete):
+        with pytest.raises(Forbidden, match="who hosts a training ends it"):
+            call("brief", "1.0")
+    assert node.call("POST", "/model-centric/end-training", {"name": "brief"})[0] == 401
+    assert node.call("DELETE", "/model-centric/training?name=brief&version=1.0")[0] == 401
+    assert pat.end("brief")["phase"] == "over"
+    pat.delete("brief", "1.0")
+    with pytest.raises(NotFound):
+        pat.status("brief")
+
+    def cli(*options: str) -> Any:
+        command = [sys.executable, "-m", "grid_jupyter.cli.main", "trainings", "--state", str(node.state), *options]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    host(pat, plan, "owned")
+    assert "owned 1.0: open, 0 cycles complete, 0 devices" in cli().stdout
+    assert "--version" in cli("--end", "owned").stderr
+    assert "is over; its checkpoints stay" in cli("--end", "owned", "--version", "1.0").stdout
+    assert len(pat.retrieve("owned")) == 4
+    assert json.loads(cli("--delete", "owned", "--version", "1.0", "--json").stdout) == {"status": "success"}
+    with pytest.raises(NotFound):
+        pat.retrieve("owned")
+
+
+def test_a_socket_that_was_opened_with_a_credential_hosts_no_more_when_it_is_revoked(node: GridProcess):
+    token = node.user("Zoe", "Publisher")
+    body = {"model": "0" * 32, "plans": {}, "client_config": {}, "server_config": {}}
+    sent = json.dumps({"type": "model-centric/host-training", "data": body})
+    headers = {"Authorization": f"Bearer {token}"}
+    with connect(node.address.replace("http", "ws") + "/", additional_headers=headers) as socket:
+        socket.send(sent)
+        assert "the model is not here" in json.loads(socket.recv())["data"]["error"]
+        node.owner("DELETE", "/owner/tokens", {"username": "Zoe"})
+        socket.send(sent)
+        assert json.loads(socket.recv())["data"]["code"] == "not-authenticated"
 
 
 def test_only_publishers_host_and_only_accounts_follow_and_retrieve(

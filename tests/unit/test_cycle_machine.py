@@ -17,6 +17,7 @@ from grid_jupyter.cycles.machine import (
     Aggregated,
     Asked,
     Begin,
+    End,
     Invite,
     Late,
     Pooled,
@@ -449,6 +450,15 @@ class Cycles(RuleBasedStateMachine):
             self.places, self.reports = {}, 0
             self.attempts.clear()
         self._gather()
+
+    @precondition(lambda self: self.completed or self.reports > 2)
+    @rule()
+    def end(self) -> None:
+        over = self.over
+        actions = self._on(End())
+        assert actions == (() if over else (Begin(over=True),))
+        self.over = True
+        self.places = {one: place for one, place in self.places.items() if place != "invited"}
 
     @invariant()
     def the_machine_and_the_model_agree(self) -> None:

@@ -28,6 +28,7 @@ from grid_jupyter.server.network_door import NETWORK_RULES
 from grid_jupyter.server.node_door import NODE_RULES
 from grid_jupyter.server.owner_door import OWNER_RULES
 from grid_jupyter.server.owner_doors import OWNER_NODE_RULES
+from grid_jupyter.server.owner_trainings import OWNER_TRAINING_RULES
 from grid_jupyter.server.panel_doors import PANEL_RULES
 from grid_jupyter.server.publish_doors import PUBLISH_RULES
 from grid_jupyter.server.push_doors import OWNER_PUSH_RULES
@@ -106,6 +107,7 @@ def test_every_route_is_documented_and_every_documented_route_exists():
         *routes(OWNER_NODE_RULES),
         *routes(OWNER_REQUEST_RULES),
         *routes(OWNER_PUSH_RULES),
+        *routes(OWNER_TRAINING_RULES),
         *routes((f"/jupyter/{path}", handler) for path, handler in [*PANEL_RULES, *PUBLISH_RULES]),
     }
     assert documented_routes() == {route for route in existing if not route.startswith("OPTIONS")}
@@ -116,7 +118,13 @@ def test_the_routes_of_node_network_and_owner_are_in_their_own_sections():
     for heading, rules in {
         "## HTTP of the Node": NODE_RULES,
         "## HTTP of the Network": NETWORK_RULES,
-        "## The owner's door": [*OWNER_RULES, *OWNER_NODE_RULES, *OWNER_REQUEST_RULES, *OWNER_PUSH_RULES],
+        "## The owner's door": [
+            *OWNER_RULES,
+            *OWNER_NODE_RULES,
+            *OWNER_REQUEST_RULES,
+            *OWNER_PUSH_RULES,
+            *OWNER_TRAINING_RULES,
+        ],
     }.items():
         shown = {re.sub(r"<[^>]*>", "<>", first) for first in {**rows(section(text, heading)), **rows(account)}}
         assert set(routes(rules)) <= shown

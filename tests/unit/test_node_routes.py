@@ -135,6 +135,10 @@ OPEN = {
     ("POST", "/model-centric/authenticate/?"),  # of devices: what counts there is their worker_id and request_key
     ("POST", "/model-centric/cycle-request/?"),
     ("POST", "/model-centric/report/?"),
+    ("POST", "/model-centric/metrics/?"),
+    ("POST", "/model-centric/upload_stats/?"),
+    ("POST", "/model-centric/save-fcm-token/?"),
+    ("POST", "/model-centric/update-worker-status/?"),
     ("GET", "/model-centric/get-model/?"),
     ("GET", "/model-centric/get-plan/?"),
     ("GET", "/model-centric/speed-test/?"),

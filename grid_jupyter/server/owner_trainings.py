@@ -1,0 +1,33 @@
+"""The trainings of a Node at its owner's door: which there are, ending and deleting them."""
+
+from __future__ import annotations
+
+from grid_jupyter.cycles.service import Cycles
+from grid_jupyter.server.door import JsonDoor
+from grid_jupyter.server.owner_doors import ACCOUNT, NodeOwnerDoor
+from grid_jupyter.wire.training import EndOrDelete
+
+
+class OwnerTrainings(NodeOwnerDoor):
+    """GET: all of them, oldest first. POST: end or delete one."""
+
+    @property
+    def cycles(self) -> Cycles:
+        cycles: Cycles = self.settings["cycles"]
+        return cycles
+
+    async def get(self) -> None:
+        self.reply({"trainings": self.cycles.ending.hosted()})
+
+    async def post(self) -> None:
+        body = self.body(EndOrDelete)
+        ending, note = self.cycles.ending, self.node.audit.note
+        if body.delete:
+            self.reply(await ending.delete(ACCOUNT, body.name, body.version))
+        else:
+            self.reply(await ending.end(ACCOUNT, body.name, body.version))
+        kind = "training-deleted" if body.delete else "training-ended"
+        note(kind, ACCOUNT.username, name=body.name, version=body.version)
+
+
+OWNER_TRAINING_RULES: list[tuple[str, type[JsonDoor]]] = [(r"/owner/trainings", OwnerTrainings)]
