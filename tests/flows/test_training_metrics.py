@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +22,7 @@ from sklearn.datasets import load_digits
 from websockets.sync.client import connect
 
 from grid_jupyter import Device, FLClient, ModelCentricFLClient, Plan, plot_accuracy, training_plan
+from grid_jupyter.cycles.metrics import PAGE_ROWS
 from grid_jupyter.errors import Forbidden, NotAuthenticatedError, NotFound
 
 PIXELS, CLASSES = 64, 10
@@ -121,8 +124,6 @@ def test_what_devices_measure_becomes_a_table_a_csv_and_a_plot(
 
 
 def _worker_ids(node: GridProcess, name: str) -> list[str]:
-    import sqlite3
-
     with sqlite3.connect(f"file:{node.state / 'grid.db'}?mode=ro", uri=True) as rows:
         query = "SELECT d.id FROM training_device d JOIN training t ON t.id = d.training_id WHERE t.name = ?"
         found = [row[0] for row in rows.execute(query, (name,))]
@@ -172,8 +173,6 @@ def test_metrics_by_plain_http_by_the_names_of_the_fork_and_by_its_websocket(
 def test_metrics_come_along_with_reports_in_both_forms_and_with_the_listeners_of_0_2_9(
     node: GridProcess, pat: ModelCentricFLClient, plan: Plan
 ):
-    import base64
-
     host(pat, plan, "along", max_diffs=3)
     one, two = place_in(node, "along"), place_in(node, "along")
     diff = save({name: numpy.zeros_like(tensor.numpy()) for name, tensor in network().state_dict().items()})
@@ -191,6 +190,26 @@ def test_metrics_come_along_with_reports_in_both_forms_and_with_the_listeners_of
     job.start()
     until(lambda: pat.status("along")["completed"] == 1)
     assert pat.metrics("along")[["value", "samples"]].to_numpy().tolist() == [[0.25, 5], [0.5, 6], [1.0, 7]]
+
+
+def test_a_long_training_is_one_csv_file_and_one_table(
+    node: GridProcess, pat: ModelCentricFLClient, plan: Plan, tmp_path: Path
+):
+    host(pat, plan, "long", max_diffs=9)
+    place = place_in(node, "long")
+    assert node.call("POST", "/model-centric/metrics", {**place, "metrics": {"loss": 0.5}})[0] == 200
+    with sqlite3.connect(node.state / "grid.db", timeout=30) as rows:
+        ((place_id, training, device),) = rows.execute("SELECT id, training_id, device FROM training_place "
+                                                       "ORDER BY id DESC LIMIT 1").fetchall()  # fmt: skip
+        for k in range(1, PAGE_ROWS + 5):
+            rows.execute("INSERT INTO training_place (id, training_id, sequence, device, state, at) "
+                         "VALUES (?, ?, ?, ?, 'none', 0)", (place_id + k, training, k + 1, device))  # fmt: skip
+            rows.execute("INSERT INTO training_metrics (training_id, sequence, place, worker, figures, samples, at) "
+                         "VALUES (?, ?, ?, 1, '{\"loss\": 1.0}', 1, 0)", (training, k + 1, place_id + k))  # fmt: skip
+    lines = pat.export_metrics(tmp_path / "long.csv", "long").read_text().splitlines()
+    assert len(lines) == 1 + PAGE_ROWS + 5
+    assert lines[1].startswith("1,1,loss,0.5,1,2")
+    assert pat.metrics("long")["cycle"].tolist() == list(range(1, PAGE_ROWS + 6))
 
 
 def test_strangers_neither_tell_nor_read_and_accounts_read_what_they_host(

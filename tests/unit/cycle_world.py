@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from plan_documents import linear
 from safetensors.numpy import load, save
 
+from grid_jupyter.cycles.metrics import measured_of
 from grid_jupyter.cycles.service import Cycles
+from grid_jupyter.identity.accounts import Account
 from grid_jupyter.store.blobs import BlobStore
 from grid_jupyter.store.database import Database, sqlite_url
 from grid_jupyter.wire.training import Authenticate, CycleRequest, HostTraining
@@ -71,8 +73,9 @@ class World:
         assert answer["status"] == "accepted", answer
         return worker, answer["request_key"]
 
-    async def report(self, place: tuple[str, str], data: bytes, samples: int | None = None) -> None:
+    async def report(self, place: tuple[str, str], data: bytes, samples: int | None = None, **metrics: float) -> None:
         arriving = await self.cycles.begin_report(*place)
+        arriving.measured = measured_of(metrics, samples)
         upload = self.cycles.blobs.begin(secrets.token_hex(16))
         upload.write(data)
         await self.cycles.finish_report(arriving, upload, samples)
@@ -83,6 +86,12 @@ class World:
             return dict(load(os.read(descriptor, found.nbytes)))
         finally:
             os.close(descriptor)
+
+    async def metrics(self, name: str = "m") -> list[tuple[int, int, int, dict[str, float]]]:
+        """What was told: cycle, worker, samples and values."""
+        ann = Account(id=1, username="Ann", role="User", flags=frozenset(), groups=())
+        found = await self.cycles.metrics.read(ann, name, None, 0)
+        return [(one.cycle, one.worker, one.samples, one.values) for one in found.rows]
 
     async def stands(self, after: int = -1, name: str = "m") -> dict[str, Any]:
         return await self.cycles.cycle(name, None, after=after, wait_s=10)

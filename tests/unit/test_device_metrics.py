@@ -18,12 +18,11 @@ from sqlalchemy import insert
 from grid_jupyter import plot_accuracy
 from grid_jupyter.client.measuring import Measuring, Told
 from grid_jupyter.client.metrics import Measured, frame_of, means_of
-from grid_jupyter.cycles.metrics import PAGE_ROWS, measured_of
+from grid_jupyter.cycles.metrics import PAGE_ROWS
 from grid_jupyter.errors import BadRequest, Conflict, Forbidden, InvalidDataError, NotAuthenticatedError, NotFound
 from grid_jupyter.identity.accounts import Account
 from grid_jupyter.plans.onnx_engine import OnnxEngine
 from grid_jupyter.plans.reader import read_plan
-from grid_jupyter.store.metrics import StoredMetrics
 from grid_jupyter.store.records import MetricsRow, Participation
 from grid_jupyter.store.trainings import TrainingRows
 from grid_jupyter.wire.metrics import MetricsReport, Stat, UploadStats, is_name, read_metrics
@@ -36,14 +35,6 @@ def account(name: str, *flags: str) -> Account:
 async def tell(made: World, place: tuple[str, str], samples: int = 1, **metrics: Any) -> None:
     report = MetricsReport(worker_id=place[0], request_key=place[1], metrics=metrics, num_samples=samples)
     await made.cycles.metrics.take(report)
-
-
-async def stored(made: World, name: str = "m") -> list[StoredMetrics]:
-    return (await made.cycles.metrics.read(account("Ann"), name, None, 0)).rows
-
-
-def values(rows: list[StoredMetrics]) -> list[tuple[int, int, int, dict[str, float]]]:
-    return [(one.cycle, one.worker, one.samples, one.values) for one in rows]
 
 
 def test_a_place_tells_its_metrics_once_and_a_retry_changes_nothing(tmp_path: Path):
@@ -59,7 +50,7 @@ def test_a_place_tells_its_metrics_once_and_a_retry_changes_nothing(tmp_path: Pa
                 await tell(made, (other[0], place[1]), accuracy=1.0)
             with pytest.raises(NotFound, match="Worker ID"):
                 await tell(made, ("nobody", place[1]), accuracy=1.0)
-            assert values(await stored(made)) == [(1, 1, 3, {"accuracy": 0.5})]
+            assert await made.metrics() == [(1, 1, 3, {"accuracy": 0.5})]
 
     asyncio.run(trial())
 
@@ -69,20 +60,16 @@ def test_metrics_come_with_the_report_that_counts_and_afterwards_for_a_cycle_tha
         async with world(tmp_path) as made:
             await made.host(max_diffs=2)
             first, second, third = [await made.accepted() for _ in range(3)]
-            for _ in range(2):  # sent again
-                arriving = await made.cycles.begin_report(*first)
-                arriving.measured = measured_of({"loss": 2}, 7)
-                upload = made.cycles.blobs.begin(f"report-{_}")
-                upload.write(diff(1, 1, 1))
-                await made.cycles.finish_report(arriving, upload, 9)
+            for loss in (2, 5):  # sent again, whatever else is told by then
+                await made.report(first, diff(1, 1, 1), 7, loss=loss)
             await made.report(second, diff(1, 1, 1))
             await made.stands(after=0)
             await tell(made, second, 5, loss=3.0)
             with pytest.raises(Conflict, match="without its report"):
                 await tell(made, third, loss=1.0)
-            assert values(await stored(made)) == [(1, 1, 7, {"loss": 2.0}), (1, 2, 5, {"loss": 3.0})]
+            assert await made.metrics() == [(1, 1, 7, {"loss": 2.0}), (1, 2, 5, {"loss": 3.0})]
         async with world(tmp_path) as made:  # after a restart
-            assert len(await stored(made)) == 2
+            assert len(await made.metrics()) == 2
 
     asyncio.run(trial())
 
@@ -102,7 +89,7 @@ def test_a_place_that_is_given_out_again_tells_anew_and_one_that_was_given_up_no
                 await tell(made, first, accuracy=0.1)
             again = worker, (await made.ask(worker))["request_key"]
             await tell(made, again, accuracy=0.2)
-            assert values(await stored(made)) == [(1, 1, 1, {"accuracy": 0.2})]
+            assert await made.metrics() == [(1, 1, 1, {"accuracy": 0.2})]
 
     asyncio.run(trial())
 
@@ -121,9 +108,9 @@ def test_stats_of_the_fork_are_taken_all_or_none_and_only_with_the_key_of_the_pl
             ):
                 with pytest.raises(error):
                     await made.cycles.metrics.take_stats(UploadStats(stats=[good, bad]))
-                assert await stored(made) == []
+                assert await made.metrics() == []
             await made.cycles.metrics.take_stats(UploadStats(stats=[good]))
-            assert values(await stored(made)) == [(1, 1, 20, {"accuracy": 0.7, "loss": 0.3})]
+            assert await made.metrics() == [(1, 1, 20, {"accuracy": 0.7, "loss": 0.3})]
 
     asyncio.run(trial())
 
@@ -139,6 +126,21 @@ def test_metrics_are_for_who_hosts_the_model_and_for_who_may_triage(tmp_path: Pa
                 await read(account("Bob", "can_upload_data"), "m", None, 0)
             with pytest.raises(NotFound):
                 await read(account("Ann"), "other", None, 0)
+
+    asyncio.run(trial())
+
+
+def test_metrics_go_with_their_training(tmp_path: Path):
+    async def trial() -> None:
+        async with world(tmp_path) as made:
+            await made.host(max_diffs=2)
+            place = await made.accepted()
+            await tell(made, place, loss=1.0)
+            await made.cycles.ending.delete(account("Ann"), "m", None)
+            with pytest.raises(NotFound):
+                await tell(made, place, loss=1.0)
+            await made.host(max_diffs=2)
+            assert await made.metrics() == []
 
     asyncio.run(trial())
 
