@@ -204,6 +204,10 @@ def add_node(commands: Commands[argparse.ArgumentParser]) -> None:
         "--training-storage", type=values.size, default=64 << 30, metavar="SIZE",
         help="of all models that devices train, their checkpoints and reports (64G)",
     )  # fmt: skip
+    trainings.add_argument(
+        "--auth-endpoint-host", action="append", default=[], metavar="HOST",
+        help="that a training may ask about tokens of devices: a name, an address, a network; may be repeated",
+    )  # fmt: skip
 
 
 def add_device(commands: Commands[argparse.ArgumentParser]) -> None:

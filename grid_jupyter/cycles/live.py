@@ -284,6 +284,12 @@ class Live:
                     raise NodeUnavailableError("the Node makes a checkpoint; send the report again later") from None
                 await self.changed(left)  # it counts in the next buffer
 
+    def foresee(self) -> Reject | None:
+        """Why a new device would get no place now; None where it would, as far as that can be known."""
+        now = self._ground.clock()
+        _, (answer,) = on(self.terms, self.state, Asked(registered=now), now)
+        return answer if isinstance(answer, Reject) else None
+
     def takes(self, sequence: int) -> bool:
         """Whether a report of a cycle could count now, or in a moment."""
         late = self.terms.staleness(sequence, self.state.sequence)

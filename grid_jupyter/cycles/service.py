@@ -24,6 +24,7 @@ from grid_jupyter.cycles.onnx_plans import OnnxPlans
 from grid_jupyter.cycles.pushing import SLOW_GB, Pushing
 from grid_jupyter.cycles.room import Room
 from grid_jupyter.cycles.terms import advice, read_speed, read_terms
+from grid_jupyter.cycles.third_party import ThirdParty
 from grid_jupyter.errors import (
     BadRequest,
     Conflict,
@@ -83,10 +84,11 @@ class Cycles:
         bus: Bus | None = None,
         push: Notifier | None = None,
         storage_bytes: int | None = None,
+        third_party: ThirdParty | None = None,
     ) -> None:
         """`folds` is where reports are folded, and ended with this; by itself, a Worker on this machine. `bus` is told
         what happens; `push` reaches devices that are not connected (the log, unless given); `storage_bytes` is what
-        trainings may take of the disk (all of it)."""
+        trainings may take of the disk (all of it); `third_party` is asked about tokens (nobody is)."""
         self.blobs = blobs
         self._table = TrainingTable(database)
         self.metrics = Metrics(database, clock, lambda training, cycle: self._live[training].takes(cycle))
@@ -96,6 +98,7 @@ class Cycles:
         self.room = Room(blobs, storage_bytes, time.monotonic)
         self.ending = Ending(self._table, blobs, self._live, self._finish_reports)
         self._onnx = OnnxPlans()
+        self._third_party = third_party or ThirdParty()
         self.text_bytes = 0
         """Bytes of reports in base64 that come in just now."""
         self._arriving: dict[str, Arriving] = {}
@@ -132,6 +135,9 @@ class Cycles:
         """Host a model, whose blob is on the disk. Raises BadRequest, InvalidDataError, PlanInvalidError, Conflict;
         the blob is the caller's then."""
         hosted = await asyncio.to_thread(read_hosting, body)
+        known = hosted.terms.authentication
+        if known is not None and known.endpoint is not None:
+            self._third_party.check_url(known.endpoint)
         path = self.blobs.path(model.name)
         form = await asyncio.to_thread(_form_of, path)
         check_fits(hosted.plans, form)
@@ -181,11 +187,23 @@ class Cycles:
     async def authenticate(self, body: Authenticate) -> dict[str, Any]:
         """A worker_id for a device. Raises NotFound, NotAuthenticatedError."""
         live = await self._find(body.model_name, body.model_version)
-        subject = check_token(live.terms.authentication, body.auth_token)
+        known = live.terms.authentication
+        subject = check_token(known, body.auth_token)
+        if known is not None and known.endpoint is not None:
+            await self._third_party.check(known.endpoint, body.auth_token or "")
         slow = body.ram_size is not None and body.ram_size < SLOW_GB
         worker_id = await live.register(slow=slow, subject=subject, token=body.fcm_device_token)
         self.push.connected(live, "authenticate")
         return {"status": "success", "worker_id": worker_id, "requires_speed_test": live.terms.measures_speed}
+
+    async def foresee(self, name: str, version: str | None) -> dict[str, Any]:
+        """Whether it is worth coming: what a new device would be told if it asked for a place. Raises NotFound."""
+        answer = (await self._find(name, version)).foresee()
+        return {"status": "accepted"} if answer is None else _rejected(answer)
+
+    async def check_key(self, worker_id: str, request_key: str) -> None:
+        """Raises NotFound, NotAuthenticatedError, Conflict where a place is not this device's, or over."""
+        await self._within_cycle(worker_id, request_key, lambda rows, live, sequence: None)
 
     async def check_worker(self, worker_id: str) -> None:
         """Raises NotFound for a device that never registered."""

@@ -25,11 +25,13 @@ MAX_KEY_CHARS = 10_000
 
 
 class Authentication(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """How devices show that they may take part: by a JWT under `secret` (HS256) or for `pub_key` (PEM, RS256)."""
+    """How devices show that they may take part: by a JWT under `secret` (HS256) or for `pub_key` (PEM, RS256), and by
+    a third party that says so, at the URL `endpoint`."""
 
     type: Literal["jwt"] = "jwt"
     secret: Annotated[str, msgspec.Meta(max_length=MAX_KEY_CHARS)] | None = None
     pub_key: Annotated[str, msgspec.Meta(max_length=MAX_KEY_CHARS)] | None = None
+    endpoint: Annotated[str, msgspec.Meta(max_length=2048)] | None = None
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -104,12 +106,6 @@ def read_terms(config: Mapping[str, Any]) -> Terms:
     if unknown:
         raise BadRequest(f"server_config has no key {', '.join(unknown[:10])}; known are {', '.join(KNOWN)}")
     given = {key: value for key, value in config.items() if value is not None}
-    authentication = given.get("authentication")
-    if isinstance(authentication, dict) and "endpoint" in authentication:
-        raise BadRequest(
-            "this Node asks no third party about tokens: leave authentication.endpoint out, "
-            "and let tokens be signed under 'secret' or for 'pub_key'"
-        )
     try:
         terms = msgspec.convert(given, Terms)
     except msgspec.ValidationError as error:
@@ -151,8 +147,10 @@ def _check_numbers(terms: Terms) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise BadRequest(f"server_config: {name} is no finite number")
     known = terms.authentication
-    if known is not None and known.secret is None and known.pub_key is None:
-        raise BadRequest("authentication needs a 'secret' (HS256) or a 'pub_key' (RS256), or leave it out")
+    if known is not None and known.secret is None and known.pub_key is None and known.endpoint is None:
+        raise BadRequest(
+            "authentication needs a 'secret' (HS256), a 'pub_key' (RS256) or an 'endpoint', or leave it out"
+        )
     if known is not None and known.secret is not None and len(known.secret.encode()) < MIN_SECRET_BYTES:
         raise BadRequest(f"authentication.secret has at least {MIN_SECRET_BYTES} bytes; shorter ones can be guessed")
 

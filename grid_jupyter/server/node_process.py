@@ -13,6 +13,7 @@ from tornado.httpserver import HTTPServer
 from grid_jupyter import __version__
 from grid_jupyter.cycles.fold_worker import FoldWorker, fold_workers
 from grid_jupyter.cycles.service import Cycles
+from grid_jupyter.cycles.third_party import ThirdParty
 from grid_jupyter.errors import BadRequest, DependencyError
 from grid_jupyter.link.tls import tls_context
 from grid_jupyter.node.service import GridNode, local_workers
@@ -192,6 +193,7 @@ async def _serve(options: NodeOptions, state: StateDir) -> None:
         folds=folds,
         push=push,
         storage_bytes=options.training_storage_bytes,
+        third_party=ThirdParty(options.auth_endpoint_hosts),
     )
     servers: list[HTTPServer] = []
     try:

@@ -98,6 +98,7 @@ class NodeOptions:
     jobs_per_user: int = 2
     job_storage_bytes: int = 16 << 30  # of one user
     training_storage_bytes: int = 64 << 30  # of all models that devices train
+    auth_endpoint_hosts: tuple[str, ...] = ()  # that are asked about tokens of devices
     job_s: float = 43_200.0  # of one job, or one round
     push_credentials: Path | None = None  # key of a service account of Firebase
     push_endpoint: str | None = None  # in place of Firebase's own

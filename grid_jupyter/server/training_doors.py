@@ -20,6 +20,7 @@ from grid_jupyter.errors import (
     InvalidDataError,
     LimitExceededError,
     NodeUnavailableError,
+    NotFound,
     TranslationUnavailableError,
 )
 from grid_jupyter.identity.accounts import Account
@@ -230,6 +231,27 @@ class GetPlan(TrainingDoor):
         self.finish(data)
 
 
+class GetProtocol(TrainingDoor):
+    """GET ?worker_id=&request_key=&protocol_id=: this Node hosts no protocols, so none is ever found."""
+
+    open_to_all = frozenset({"GET"})
+
+    async def get(self) -> None:
+        await self.cycles.check_key(self.one("worker_id"), self.one("request_key"))
+        byte_number(self.one("protocol_id"))
+        raise NotFound("Protocol not found! This Node hosts none; 'protocols' of an accepted cycle-request is empty")
+
+
+class ReqJoin(TrainingDoor):
+    """GET ?model_name=&model_version=: what a new device would be told if it asked for a place."""
+
+    open_to_all = frozenset({"GET"})
+
+    async def get(self) -> None:
+        version = self.get_query_argument("model_version", None)
+        self.reply(await self.cycles.foresee(self.one("model_name"), version))
+
+
 @stream_request_body
 class SpeedTest(TrainingDoor, BulkDoor):
     """GET ?worker_id=&random=[&is_ping=1]: nothing, or a sample to download. POST: a sample that is uploaded."""
@@ -424,6 +446,8 @@ TRAINING_RULES: list[tuple[str, type[Door]]] = [
     (r"/model-centric/cycle-request/?", CycleRequestDoor),
     (r"/model-centric/get-model/?", GetModel),
     (r"/model-centric/get-plan/?", GetPlan),
+    (r"/model-centric/get-protocol/?", GetProtocol),
+    (r"/model-centric/req-join/?", ReqJoin),
     (r"/model-centric/report/?", ReportDoor),
     (r"/model-centric/retrieve-model/?", RetrieveModel),
     (r"/model-centric/cycle/?", CycleDoor),

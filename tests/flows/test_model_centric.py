@@ -142,6 +142,10 @@ def test_the_whole_protocol_by_plain_http(node: GridProcess, pat: ModelCentricFL
     assert again["timeout"] >= 1
     model = node.call("GET", f"/model-centric/get-model?{places[0]}&model_id={told['model_id']}")[1].encode("latin-1")
     tensors = load(model)
+    assert node.call("GET", f"/model-centric/get-protocol?{places[0]}&protocol_id=1")[0] == 404
+    assert node.call("GET", f"/model-centric/get-protocol?{places[0][:-8]}00000000&protocol_id=1")[0] == 401
+    assert node.call("GET", "/model-centric/req-join?model_name=plain")[0] == 200
+    assert node.call("GET", "/model-centric/req-join?model_name=nobody's")[0] == 404
     query = f"{places[0]}&plan_id={told['plans']['training_plan']}"
     status, document = node.call("GET", f"/model-centric/get-plan?{query}&receive_operations_as=list")
     assert (status, document["format"]) == (200, "grid.plan")
@@ -161,6 +165,7 @@ def test_the_whole_protocol_by_plain_http(node: GridProcess, pat: ModelCentricFL
     until(lambda: pat.status("plain")["phase"] == "over")
     status, told = node.call("POST", "/model-centric/cycle-request", ask)
     assert (status, told) == (200, {"status": "rejected", "reason": "training is over"})
+    assert node.call("GET", "/model-centric/req-join?model_name=plain&model_version=1.0") == (status, told)
     found = pat.retrieve("plain")
     assert list(found) == list(network().state_dict())
     for name, one in tensors.items():
