@@ -28,8 +28,15 @@ def device(options: argparse.Namespace) -> int:
         late = "" if trained.counted else " (too late, it did not count)"
         print(f"cycle {trained.cycle}: {trained.samples} rows, {trained.steps} steps; {told}{late}", flush=True)
 
+    push_token = None if options.push_token_file is None else _text(options.push_token_file).strip()
     with Device(
-        options.address, auth_token=token, ca_file=options.ca_file, patience_s=options.patience, threads=options.threads
+        options.address,
+        auth_token=token,
+        push_token=push_token,
+        listen=options.listen,
+        ca_file=options.ca_file,
+        patience_s=options.patience,
+        threads=options.threads,
     ) as made:
         made.participate(
             options.model,

@@ -9,7 +9,15 @@ import sys
 from collections.abc import Callable, Sequence
 
 from grid_jupyter import __version__
-from grid_jupyter.cli.owner_options import add_invite, add_reset, add_sign_off, add_status, add_token, add_trainings
+from grid_jupyter.cli.owner_options import (
+    add_invite,
+    add_push,
+    add_reset,
+    add_sign_off,
+    add_status,
+    add_token,
+    add_trainings,
+)
 from grid_jupyter.cli.run_options import add_demo, add_device, add_network, add_node, add_up
 from grid_jupyter.errors import GridError
 
@@ -58,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_invite(commands)
     add_token(commands)
     add_sign_off(commands)
+    add_push(commands)
     add_status(commands)
     add_trainings(commands)
     add_reset(commands)

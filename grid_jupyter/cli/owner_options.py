@@ -62,6 +62,41 @@ def _reset(options: argparse.Namespace) -> int:
     return reset(options)
 
 
+def _push(options: argparse.Namespace) -> int:
+    from grid_jupyter.cli.push import push
+
+    return push(options)
+
+
+def add_push(commands: Commands[argparse.ArgumentParser]) -> None:
+    """`jupyter grid push`."""
+    parser = command(
+        commands,
+        "push",
+        _push,
+        summary="say something to the devices of a training on a Node that runs here",
+        text="Without --model it shows how notices to devices stand.",
+        examples=(
+            "  jupyter grid push                                     # what was sent, what was given up and why\n"
+            "  jupyter grid push --model digits --title 'Thank you' --text 'Training is over on Friday'\n"
+            "  jupyter grid push --model digits --worker 1b4e28ba-2fa1-11d2-883f-0016d3cca427 --data update=2.1"
+        ),
+    )
+    add_node_target(parser)
+    parser.add_argument("--model", metavar="NAME", help="the model whose devices are meant")
+    parser.add_argument("--version", metavar="VERSION", help="its version (the newest)")
+    parser.add_argument("--title", default="", help="what is shown first")
+    parser.add_argument("--text", default="", help="what is shown")
+    parser.add_argument(
+        "--data", type=values.pair, action="append", default=[], metavar="NAME=TEXT",
+        help="something for the app; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--worker", action="append", default=[], metavar="ID", help="only to this worker; may be repeated"
+    )
+    add_json(parser, "print the answer as JSON")
+
+
 def add_invite(commands: Commands[argparse.ArgumentParser]) -> None:
     """`jupyter grid invite`."""
     parser = command(

@@ -260,6 +260,12 @@ def add_device(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--gzip", action="store_true", help="compress reports")
     parser.add_argument("--auth-token-file", type=Path, metavar="FILE", help="the JWT that the training asks for")
+    parser.add_argument(
+        "--listen", action="store_true", help="sleep until the Node invites this device, in place of asking"
+    )
+    parser.add_argument(
+        "--push-token-file", type=Path, metavar="FILE", help="a push token of Firebase by which the Node reaches it"
+    )
     parser.add_argument("--ca-file", type=Path, metavar="PEM", help="certificates to trust, if not the system's")
     parser.add_argument(
         "--patience",

@@ -97,3 +97,11 @@ def size(text: str) -> int:
     if not found or int(found[1]) < 1:
         raise ArgumentTypeError("a size is a number of bytes, or like 512M, 2G, 1T")
     return int(found[1]) * _BYTES[found[2]]
+
+
+def pair(text: str) -> tuple[str, str]:
+    """NAME=TEXT."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise ArgumentTypeError(f"{text!r} is not like NAME=TEXT")
+    return name, value

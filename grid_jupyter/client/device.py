@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy
 from numpy.typing import NDArray
 
 from grid_jupyter.aggregation.diffs import KEEP
+from grid_jupyter.client.invitations import Invitations
 from grid_jupyter.client.measuring import Measuring, Told
 from grid_jupyter.client.reports import Reports
 from grid_jupyter.client.tensor_files import read_arrays
@@ -49,14 +51,18 @@ class Device:
         address: str,
         *,
         auth_token: str | None = None,
+        push_token: str | None = None,
+        listen: bool = False,
         ca_file: str | Path | None = None,
         patience_s: float = PATIENCE_S,
         threads: int = 1,
     ) -> None:
-        """`auth_token` is the JWT that a training asks for; a Node that does not answer is asked again for
-        `patience_s`; `threads` are those of ONNX Runtime."""
+        """`auth_token` is the JWT that a training asks for. `push_token` is one of Firebase, by which the Node reaches
+        this device. With `listen` the device sleeps until the Node invites it, in place of asking again and again. A
+        Node that does not answer is asked again for `patience_s`; `threads` are those of ONNX Runtime."""
         self._line = TrainingLine(Address(address, ca_file), patience_s)
-        self._auth_token = auth_token
+        self._auth_token, self._push_token = auth_token, push_token
+        self._listen, self._patience_s = listen, patience_s
         self._engine = OnnxEngine("cpu", threads)
         self._programs: dict[str, Program[Array]] = {}
         self._measuring: dict[Program[Array], Measuring] = {}
@@ -108,17 +114,21 @@ class Device:
         with Reports(self._line, diff, keep=keep, residual=residual, zipped=zipped) as reports:
             reports.settle()
             tried = (data if held_out is None else held_out) if metrics else None
-            worker_id, measured = self._line.authenticate(model, version, self._auth_token)
+            worker_id, measured = self._line.authenticate(model, version, self._auth_token, self._push_token)
             speeds = self._line.speeds(worker_id) if measured else {}
             done: list[Trained] = []
-            while cycles is None or len(done) < cycles:
-                answer = self._line.cycle_request(worker_id, model, version, speeds)
-                if answer["status"] == "accepted":
-                    trained = self._cycle(worker_id, answer, data, tried, plan, epochs, seed, reports)
-                    done.append(trained)
-                    each(trained)
-                elif "timeout" not in answer:
-                    break
+            with closing(Invitations(self._line, worker_id, self._patience_s)) as invitations:
+                while cycles is None or len(done) < cycles:
+                    if self._listen:
+                        answer = invitations.request(model, version, speeds)
+                    else:
+                        answer = self._line.cycle_request(worker_id, model, version, speeds)
+                    if answer["status"] == "accepted":
+                        trained = self._cycle(worker_id, answer, data, tried, plan, epochs, seed, reports)
+                        done.append(trained)
+                        each(trained)
+                    elif "timeout" not in answer:
+                        break
             return done
 
     def _cycle(

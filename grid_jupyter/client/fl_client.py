@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from grid_jupyter.client.invitations import Invitations
 from grid_jupyter.client.measuring import Told
 from grid_jupyter.client.tensor_files import Array, arrays_of, read_arrays, write_arrays
 from grid_jupyter.client.training_line import TrainingLine
@@ -24,11 +26,18 @@ class FLClient:
     """A device of a Node that hosts models: `FLClient("ws://alice:5000", auth_token).new_job("mnist", "1.0")`."""
 
     def __init__(
-        self, url: str, auth_token: str | None = None, verbose: bool = False, *, ca_file: str | Path | None = None
+        self,
+        url: str,
+        auth_token: str | None = None,
+        verbose: bool = False,
+        *,
+        push_token: str | None = None,
+        ca_file: str | Path | None = None,
     ) -> None:
-        """`verbose` prints what happens."""
+        """`verbose` prints what happens. `push_token` is one of Firebase, by which the Node reaches this device."""
         self.address = Address(url, ca_file)
         self.auth_token = auth_token
+        self.push_token = push_token
         self.verbose = verbose
 
     def new_job(self, model_name: str, model_version: str | None = None) -> FLJob:
@@ -66,11 +75,12 @@ class FLJob:
             raise BadRequest(f"a job has no event {event!r}, but accepted, rejected and error")
         self._listeners.setdefault(event, []).append(listener)
 
-    def start(self) -> None:
-        """Ask for a place; returns when the listeners have. Errors go to the listeners of EVENT_ERROR, and are raised
+    def start(self, listen: bool = False) -> None:
+        """Ask for a place; returns when the listeners have. With `listen` the job sleeps until the Node invites it, in
+        place of being rejected with a timeout. Errors go to the listeners of EVENT_ERROR, and are raised
         where there is none; what listeners raise is raised."""
         try:
-            answer = self._ask()
+            answer = self._ask(listen)
         except GridError as error:
             self._say(f"error: {error}")
             if not self._listeners.get(self.EVENT_ERROR):
@@ -112,10 +122,16 @@ class FLJob:
         finally:
             self._line.close()
 
-    def _ask(self) -> dict[str, Any]:
-        worker_id, measured = self._line.authenticate(self.model_name, self.model_version, self._client.auth_token)
+    def _ask(self, listen: bool) -> dict[str, Any]:
+        worker_id, measured = self._line.authenticate(
+            self.model_name, self.model_version, self._client.auth_token, self._client.push_token
+        )
         speeds = self._line.speeds(worker_id) if measured else {}
-        answer = self._line.cycle_request(worker_id, self.model_name, self.model_version, speeds, wait_s=0)
+        if listen:
+            with closing(Invitations(self._line, worker_id)) as invitations:
+                answer = invitations.request(self.model_name, self.model_version, speeds)
+        else:
+            answer = self._line.cycle_request(worker_id, self.model_name, self.model_version, speeds, wait_s=0)
         if answer["status"] == "accepted":
             key = str(answer["request_key"])
             self._before = read_arrays(self._line.get_model(worker_id, key, answer["model_id"]))

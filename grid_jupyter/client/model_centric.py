@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -152,6 +152,31 @@ class ModelCentricFLClient(ReadsMetrics):
             if now["completed"] > seen["completed"]:
                 yield {**now, **told_of(reading, now["completed"])}
             seen = now
+
+    def push(
+        self,
+        name: str,
+        version: str | None = None,
+        *,
+        title: str = "",
+        text: str = "",
+        data: Mapping[str, str] | None = None,
+        workers: Sequence[str] | None = None,
+        key: str = "",
+    ) -> int:
+        """Say something to the devices of a training, or to some of them by their ids; to how many it goes.
+
+        `title` and `text` are shown to people, `data` is for the app. Sent again with the same `key` it is one push.
+        Raises Forbidden for who is no owner of the Node, NotFound, BadRequest, LimitExceededError beyond the quota.
+        """
+        body: dict[str, Any] = {"model": name, "version": version, "title": title, "text": text, "key": key}
+        body |= {"data": dict(data or {}), "workers": None if workers is None else list(workers)}
+        told: Any = call(self.address, "POST", "/model-centric/send_push_event", body, token=self._token)
+        return int(told["devices"])
+
+    def pushes(self) -> dict[str, Any]:
+        """How notices to devices stand: waiting, sent, given_up and why. Raises Forbidden for who is no owner."""
+        return dict(call(self.address, "GET", "/model-centric/send_push_event", token=self._token))
 
     def __repr__(self) -> str:
         where = f"{plain(self.node)} at {self.address.url}" if self.node else f"not connected to {self.address.url}"

@@ -40,21 +40,32 @@ class TrainingLine:
             self._connection.close()
             self._connection = None
 
-    def authenticate(self, model: str, version: str | None, auth_token: str | None) -> tuple[str, bool]:
+    def authenticate(
+        self, model: str, version: str | None, auth_token: str | None, push_token: str | None = None
+    ) -> tuple[str, bool]:
         """A worker_id, and whether the training wants to know how fast the connection is."""
         body: dict[str, Any] = {"model_name": model, "ram_size": _ram_gb()}
         if version is not None:
             body["model_version"] = version
         if auth_token is not None:
             body["auth_token"] = auth_token
+        if push_token is not None:
+            body["fcm_device_token"] = push_token
         told = self._json("/model-centric/authenticate", body)
         return str(told["worker_id"]), bool(told["requires_speed_test"])
 
     def cycle_request(
-        self, worker_id: str, model: str, version: str | None, speeds: dict[str, float], wait_s: float = WAIT_S
+        self,
+        worker_id: str,
+        model: str,
+        version: str | None,
+        speeds: dict[str, float],
+        wait_s: float = WAIT_S,
+        start_key: str = "",
     ) -> dict[str, Any]:
-        """A place, or a rejection."""
+        """A place, or a rejection. `start_key` is that of the invitation, if there was one."""
         asked = {"worker_id": worker_id, "model": model, "version": version, "wait_s": wait_s, **speeds}
+        asked["cycle_start_request_key"] = start_key
         # sent again after a lost connection, it is answered with the same place
         return self._json("/model-centric/cycle-request", {**asked, "nonce": secrets.token_hex(16)})
 

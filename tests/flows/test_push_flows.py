@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from conftest import World
@@ -16,7 +18,8 @@ from fcm_server import FcmServer, fcm_server
 from node_world import GridProcess, until
 from websockets.sync.client import ClientConnection, connect
 
-from grid_jupyter import ModelCentricFLClient, func2plan
+from grid_jupyter import FLClient, FLJob, ModelCentricFLClient, func2plan, training_plan
+from grid_jupyter.errors import GridError, NotFound
 
 HOUR = 3600
 INVITES = {"goal_count": 2, "min_workers": 2, "cycle_length": HOUR, "min_diffs": 2, "max_diffs": 2}
@@ -168,6 +171,92 @@ def test_only_an_owner_pushes_and_nobody_is_shown_a_token_or_the_key(
     pushed = [row for row in rows if row["event"] == "pushed"]
     assert {row["actor"] for row in pushed} >= {"Olga"}
     assert "Hello" not in json.dumps(pushed)
+
+
+def test_devices_as_processes_sleep_until_they_are_invited_and_train_though_the_node_is_killed(
+    small_world: World, tmp_path: Path
+):
+    node = small_world.start("node", "Waker")
+    node.user("Pat", "Publisher")
+    pat = ModelCentricFLClient("pat", node.address, user="Pat")
+    model = torch.nn.Linear(4, 1)
+    plan = training_plan(model, torch.nn.functional.mse_loss, torch.optim.SGD(model.parameters(), 0.1),
+                         inputs=(torch.zeros(2, 4), torch.zeros(2, 1)))  # fmt: skip
+    config = {"name": "asleep", "version": "1.0", "batch_size": 8, "lr": 0.1}
+    pat.host(model, {"training_plan": plan}, client_config=config, server_config=INVITES | {"num_cycles": 3})
+    devices = []
+    for k in range(2):
+        x = numpy.random.default_rng(k).normal(size=(16, 4)).astype(numpy.float32)
+        numpy.savez(tmp_path / f"{k}.npz", x=x, y=x.sum(axis=1, keepdims=True))
+        command = [sys.executable, "-m", "grid_jupyter.cli.main", "device", node.address, "--model", "asleep"]
+        command += ["--data", str(tmp_path / f"{k}.npz"), "--json", "--listen"]
+        devices.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        if k == 0:  # it asked once, and is told by nobody that there is another one
+            until(lambda: "/model-centric/cycle-request" in node.log.read_text())
+    until(lambda: pat.status("asleep")["completed"] >= 1)
+    node.kill()
+    node.start()
+    *_, last = pat.follow("asleep")
+    assert (last["phase"], last["completed"]) == ("over", 3)
+    for device in devices:
+        out, err = device.communicate(timeout=60)
+        assert device.returncode == 0, err
+        assert [json.loads(line)["cycle"] for line in out.splitlines()] == [1, 2, 3]
+    asked = node.log.read_text().count("POST /model-centric/cycle-request")
+    assert asked <= 24  # a cycle: the first question, that of the invitation, and some at its end
+
+
+def test_a_job_of_0_2_9_sleeps_until_it_is_invited(node: GridProcess, pat: ModelCentricFLClient):
+    host(pat, "sleepy job", **INVITES | {"num_cycles": 1, "min_diffs": 1, "max_diffs": 1})
+    seen: list[Any] = []
+
+    def accepted(job: FLJob) -> None:
+        seen.append(job.cycle)
+        job.report(job.model.tensors())
+
+    def take_part() -> None:
+        job = FLClient(node.address, push_token="of-a-job").new_job("sleepy job")
+        job.add_listener(job.EVENT_ACCEPTED, accepted)
+        job.add_listener(job.EVENT_REJECTED, lambda job, timeout: seen.append(timeout))
+        job.start(listen=True)
+
+    first = threading.Thread(target=take_part)
+    first.start()
+    until(lambda: node.owner("GET", "/owner/push")["listening"] >= 1)
+    assert seen == []
+    authenticate(node, "sleepy job")
+    first.join(30)
+    assert seen == [1]
+    take_part()
+    assert seen == [1, None]
+
+
+def test_an_owner_pushes_from_python_and_from_the_command_line(
+    node: GridProcess, pat: ModelCentricFLClient, google: FcmServer
+):
+    host(pat, "by hand")
+    worker = authenticate(node, "by hand", fcm_device_token="hand")
+    node.user("Olga", "Owner")
+    olga = ModelCentricFLClient("olga", node.address, user="Olga")
+    assert olga.push("by hand", text="from Python", data={"a": "b"}, workers=[worker]) == 1
+    with pytest.raises(GridError, match="only an owner"):
+        pat.push("by hand", text="?")
+    with pytest.raises(NotFound):
+        olga.push("nobody's", text="?")
+    command = [sys.executable, "-m", "grid_jupyter.cli.main", "push", "--state", str(node.state)]
+    words = ["--model", "by hand", "--title", "Thanks", "--text", "from a shell", "--data", "k=v=w"]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "on its way to 1 devices\n"), done.stderr
+    until(lambda: olga.pushes()["waiting"] == 0)
+    bodies = [
+        one["notification"]["body"] for one in google.messages if one["token"] == "hand" and "notification" in one
+    ]
+    assert sorted(bodies) == ["from Python", "from a shell"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    assert "tokens: by fcm" in shown
+    assert "hand" not in shown.replace("by hand", "")
+    wrong = subprocess.run([*command, "--text", "whose?"], capture_output=True, text=True, timeout=60)
+    assert (wrong.returncode, "--model" in wrong.stderr) == (1, True)
 
 
 def test_a_node_does_not_start_with_a_key_that_others_can_read(google: FcmServer, tmp_path: Path):
