@@ -139,7 +139,9 @@ class Pushing:
         note: Callable[[NoticeRows, DeviceRow], None],
     ) -> None:
         training = await self._trainings.transact(lambda rows: rows.device(worker_id).training_id)
-        live = self._lives[training]
+        live = self._lives.get(training)
+        if live is None:  # it is deleted just now
+            raise NotFound("Federated Learning Process not found!")
         if model not in (None, live.stored.name) or version not in (None, live.stored.version):
             raise Conflict("this worker_id is for another model; authenticate for this one")
         await live.heard(worker_id, note)
