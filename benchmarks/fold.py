@@ -1,16 +1,20 @@
-"""Folding reports into their weighted mean, beside reading their bytes once."""
+"""Folding reports into their weighted mean, beside reading their bytes once; and reports of a Node, as files."""
 
 from __future__ import annotations
 
+import resource
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import numpy
 from numpy.typing import NDArray
 
+from benchmarks.fold_files import through_a_node
 from benchmarks.results import Result
 from benchmarks.scale import Scale
 from benchmarks.timing import in_turns
+from grid_jupyter.aggregation.diffs import packed, unpacked
 from grid_jupyter.aggregation.fold import Fold
 from grid_jupyter.aggregation.form import Form
 
@@ -18,8 +22,15 @@ MEANING = """\
 A report of 1.2 million float32 weights (4.8 MB) is added to a weighted mean, one thread. What reads its bytes once is \
 NumPy's `bitwise_or.reduce`, the least that anything can do with them; `sums += report` is the same without a weight. \
 The fold multiplies by the weight into a chunk of 1 MiB and adds that. The check looks for NaN, infinities and the \
-norm bound before a report is folded. Twelve reports take turns, so that none lies in a near cache. The memory is what \
-many reports take beside the one that is being added."""
+norm bound before a report is folded. Smaller forms are unpacked a chunk at a time while they are folded; their \
+baseline is reading the float32 report, too. Twelve reports take turns, so that none lies in a near cache. The memory \
+is what many reports take beside the one that is being added.
+
+Then the same through a Node's trainings, in one process with its Worker: each report is written, checked, synced, its \
+row is committed, it is acknowledged and folded, one after the other; beside it, the same bytes are written to a file \
+on the same disk and synced, with its directory. The longest time for which the event loop did nothing else is \
+looked at by a task that sleeps for a millisecond again and again, by the clock: other programs on the machine count, \
+too. Memory and page faults are the Worker's own: what it maps of files, which the kernel may drop, is not in them."""
 
 _WEIGHTS = 1_200_000
 _MIB = 1 << 20
@@ -56,7 +67,21 @@ def run(scale: Scale) -> list[Result]:
         for report in reports:
             form.check_values(report, max_norm=1e9)
 
-    works = {"sums += report": add, "fold": folding, "fold in float64": folding_wide, "check": check}
+    forms = {kind: [packed(report, kind, random) for report in reports] for kind in ("float16", "int8", "topk")}
+
+    def folding_packed(kind: str) -> None:
+        for arrays in forms[kind]:
+            fold.add(unpacked(arrays, form), 37.0)
+
+    works = {
+        "sums += report": add,
+        "fold": folding,
+        "fold in float64": folding_wide,
+        "fold of float16": lambda: folding_packed("float16"),
+        "fold of int8": lambda: folding_packed("int8"),
+        "fold of topk, 5%": lambda: folding_packed("topk"),
+        "check": check,
+    }
     took = in_turns({"read": read, **works}, scale(41, 1))
     each = 1e3 / len(reports)
     return [
@@ -69,11 +94,21 @@ def run(scale: Scale) -> list[Result]:
                 baseline=took["read"].median * each,
                 baseline_best=took["read"].best * each,
                 against="reading the bytes once",
+                ratio_at_most=1.3 if what == "fold" else None,
             )
             for what in works
         ),
+        _faults(folding, len(reports)),
         _memory(form, reports[0], scale(1000, 10)),
+        *through_a_node(size, scale(60, 4)),
     ]
+
+
+def _faults(folding: Callable[[], None], count: int) -> Result:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    folding()
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    return Result(what="page faults of a fold", value=faults / count, unit="", baseline=0, against="none")
 
 
 def _memory(form: Form, report: dict[str, NDArray[Any]], count: int) -> Result:

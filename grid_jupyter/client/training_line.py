@@ -7,7 +7,7 @@ import http.client
 import os
 import secrets
 import time
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 import msgspec
@@ -23,6 +23,8 @@ WAIT_S = 25
 _SPEED_BYTES = 1 << 20
 _PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0
+_PART = 1 << 20
+"""Length of a report that is worth asking how much of it came."""
 
 
 class TrainingLine:
@@ -89,8 +91,8 @@ class TrainingLine:
         zipped: bool,
         told: Told | None = None,
     ) -> None:
-        """Hand in a diff, a safetensors file, and what was measured. Sent again after a lost connection, it counts
-        once."""
+        """Hand in a diff, a safetensors file, and what was measured. After a lost connection it goes on where
+        it was, or is sent again; it counts once."""
         asked: dict[str, Any] = {"worker_id": worker_id, "request_key": request_key}
         if samples is not None:
             asked["num_samples"] = samples
@@ -99,7 +101,7 @@ class TrainingLine:
         headers = {"Content-Type": "application/octet-stream"}
         if zipped:
             diff, headers["Content-Encoding"] = gzip.compress(diff, 1), "gzip"
-        self._exchange("POST", f"/model-centric/report?{urlencode(asked)}", diff, headers)
+        self._exchange("POST", f"/model-centric/report?{urlencode(asked)}", diff, headers, goes_on=len(diff) > _PART)
 
     def speeds(self, worker_id: str) -> dict[str, float]:
         """ping in ms, download and upload in KiB/s, of a MiB each."""
@@ -134,31 +136,65 @@ class TrainingLine:
             raise GridError(f"{self.address.url} answered with something else than expected") from None
 
     def _exchange(
-        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+        *,
+        goes_on: bool = False,
     ) -> bytes:
+        """With `goes_on`, a body whose connection was lost is sent from where it is known to be."""
         deadline, pause = time.monotonic() + self._patience_s, _PAUSE_S
+        told, lost = headers or {}, False
         while True:
             try:
-                if self._connection is None:
-                    self._connection = self.address.connect()
-                self._connection.request(method, self.address.path + path, body, headers or {})
-                response = self._connection.getresponse()
-                data = response.read()
+                stands = self._stands(path) if goes_on and lost else _Stands()
+                if stands.complete:
+                    return b""
+                if stands.offset and body is not None:
+                    rest = memoryview(body)[stands.offset :]
+                    response, data = self._ask("PATCH", path, rest, {**told, "Upload-Offset": str(stands.offset)})
+                else:
+                    response, data = self._ask(method, path, body, told)
             except (OSError, http.client.HTTPException) as error:
                 self.close()
                 if time.monotonic() + pause > deadline:
                     raise self._unavailable(error) from None
                 time.sleep(pause)
                 pause = min(_LONGEST_PAUSE_S, pause * 2)
+                lost = True
                 continue
             if response.status != 200:
                 raise reported(response.status, data, self.address.url)
             return data
 
+    def _stands(self, path: str) -> _Stands:
+        """How much of a body came before its connection was lost."""
+        response, _ = self._ask("HEAD", path, None, {})
+        if response.status != 200:
+            return _Stands()  # it is sent from the start, and the answer to that says what is wrong
+        offset = response.headers.get("Upload-Offset", "0")
+        return _Stands(int(offset) if offset.isdigit() else 0, response.headers.get("Upload-Complete") == "?1")
+
+    def _ask(
+        self, method: str, path: str, body: bytes | memoryview | None, headers: dict[str, str]
+    ) -> tuple[http.client.HTTPResponse, bytes]:
+        if self._connection is None:
+            self._connection = self.address.connect()
+        self._connection.request(method, self.address.path + path, body, headers)
+        response = self._connection.getresponse()
+        return response, response.read()
+
     def _unavailable(self, error: Exception) -> NodeUnavailableError:
         return NodeUnavailableError(
             f"{self.address.url} does not answer ({type(error).__name__}): is it running, and is the address right?"
         )
+
+
+class _Stands(NamedTuple):
+    offset: int = 0
+    complete: bool = False
 
 
 def _ram_gb() -> float:

@@ -6,20 +6,21 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from grid_jupyter.cycles import machine
 from grid_jupyter.cycles.admission import check_token
+from grid_jupyter.cycles.arriving import Arrivals, Arriving
 from grid_jupyter.cycles.averaging_plan import check_averaging
 from grid_jupyter.cycles.ending import Ending
 from grid_jupyter.cycles.fold_worker import FoldWorker, fold_workers
 from grid_jupyter.cycles.hosting import buffers_of, check_fits, read_hosting
 from grid_jupyter.cycles.live import Accepted, Ground, Live
 from grid_jupyter.cycles.machine import Reject, Training, timeout
-from grid_jupyter.cycles.metrics import Measured, Metrics
+from grid_jupyter.cycles.metrics import Metrics
 from grid_jupyter.cycles.onnx_plans import OnnxPlans
 from grid_jupyter.cycles.pushing import SLOW_GB, Pushing
 from grid_jupyter.cycles.room import Room
@@ -57,19 +58,6 @@ HEADER_BYTES = 1 << 20
 """What a report may be longer than the model: another order of tensors, metadata."""
 
 
-@dataclass(eq=False)
-class Arriving:
-    """A report whose bytes come in. `give_way` is called when it is begun again: only the newer one goes on."""
-
-    live: Live
-    worker_id: str
-    request_key: str
-    limit: int
-    give_way: Callable[[], None] = lambda: None
-    comes: bool = True
-    measured: Measured | None = None  # what came along
-
-
 class Cycles:
     """All trainings of a Node."""
 
@@ -101,7 +89,7 @@ class Cycles:
         self._third_party = third_party or ThirdParty()
         self.text_bytes = 0
         """Bytes of reports in base64 that come in just now."""
-        self._arriving: dict[str, Arriving] = {}
+        self.arrivals = Arrivals(at, self.room.give_back)
         self._finishing: set[asyncio.Task[Any]] = set()
         self.push = Pushing(database, self._table, self._live, push or LogNotifier(), self._ground)
 
@@ -117,6 +105,7 @@ class Cycles:
     async def stop(self) -> None:
         """Let go of all of it; nothing is lost."""
         self._stopped = True
+        self.arrivals.close()
         await self.push.stop()
         while self._finishing:
             await asyncio.wait(self._finishing)
@@ -300,7 +289,29 @@ class Cycles:
         """
         self._check_runs()
 
-        def work(rows: TrainingRows) -> tuple[Live, int]:
+        live, nbytes, _ = await self._awaited(worker_id, request_key)
+        await self.room.take(nbytes + HEADER_BYTES)
+        return self.arrivals.begin(Arriving(live, worker_id, request_key, nbytes + HEADER_BYTES))
+
+    async def resume_report(self, worker_id: str, request_key: str, offset: int) -> Arriving:
+        """A report that goes on from a byte. Raises as `begin_report`, ObjectNotFoundError where nothing of it is here,
+        Conflict where it stands at another byte."""
+        self._check_runs()
+        await self._awaited(worker_id, request_key)
+        return self.arrivals.resume(request_key, offset)
+
+    async def report_progress(self, worker_id: str, request_key: str) -> tuple[int, bool]:
+        """Bytes of a report that are here, of its body as it is sent; or 0, and that it counts already.
+
+        Raises as `begin_report`, and ObjectNotFoundError where nothing of it is here.
+        """
+        _, _, counts = await self._awaited(worker_id, request_key)
+        return (0, True) if counts else (await self.arrivals.progress(request_key), False)
+
+    async def _awaited(self, worker_id: str, request_key: str) -> tuple[Live, int, bool]:
+        """The training of a place that a report could be for, the length of its model, whether one counts already."""
+
+        def work(rows: TrainingRows) -> tuple[Live, int, bool]:
             _, place = rows.place_of(worker_id, request_key)
             live = self._live[place.training_id]
             # what was reported may be sent again by a device that never heard the answer
@@ -308,23 +319,13 @@ class Cycles:
                 raise Conflict("the cycle of this request_key is closed; ask for the next one")
             if place.state not in ("assigned", "reported"):
                 raise Conflict("the cycle began again, and this place was given up; ask for a new one")
-            return live, rows.checkpoint(live.stored.id).nbytes
+            return live, rows.checkpoint(live.stored.id).nbytes, place.state == "reported"
 
-        live, nbytes = await self._table.transact(work)
-        await self.room.take(nbytes + HEADER_BYTES)
-        older = self._arriving.pop(request_key, None)
-        if older is not None:
-            older.give_way()
-        arriving = self._arriving[request_key] = Arriving(live, worker_id, request_key, nbytes + HEADER_BYTES)
-        return arriving
+        return await self._table.transact(work)
 
     def end_report(self, arriving: Arriving) -> None:
         """No more bytes of it come."""
-        if arriving.comes:
-            arriving.comes = False
-            self.room.give_back(arriving.limit)
-        if self._arriving.get(arriving.request_key) is arriving:
-            del self._arriving[arriving.request_key]
+        self.arrivals.end(arriving)
 
     def largest_report(self) -> int:
         """Length of the longest report that any training here could take."""

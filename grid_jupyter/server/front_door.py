@@ -16,7 +16,8 @@ from grid_jupyter.errors import BadRequest, GridError, NotAuthenticatedError
 from grid_jupyter.server.metrics_doors import UPLOADED
 from grid_jupyter.server.node_streams import NodeDoor
 from grid_jupyter.server.push_doors import PushSocket
-from grid_jupyter.server.training_doors import decode, host, report_text
+from grid_jupyter.server.report_doors import report_text
+from grid_jupyter.server.training_doors import decode, host
 from grid_jupyter.wire.limits import MAX_FRAME_BYTES
 from grid_jupyter.wire.metrics import MetricsReport, UploadStats
 from grid_jupyter.wire.training import Authenticate, CycleRequest, HostTraining

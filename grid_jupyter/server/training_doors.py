@@ -1,42 +1,31 @@
-"""The Node's doors for model-centric training: hosting, devices and their reports, checkpoints. Paths are 0.2.9's."""
+"""The Node's doors for model-centric training: hosting, devices, checkpoints. Paths are 0.2.9's."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 from typing import Any
 
 import msgspec
 from tornado.iostream import StreamClosedError
 from tornado.web import stream_request_body
 
-from grid_jupyter.cycles.metrics import Measured, measured_of
-from grid_jupyter.cycles.service import Arriving, Cycles
+from grid_jupyter.cycles.service import Cycles
 from grid_jupyter.errors import (
     BadRequest,
-    Conflict,
     GridError,
-    InvalidDataError,
     LimitExceededError,
-    NodeUnavailableError,
     NotFound,
     TranslationUnavailableError,
 )
 from grid_jupyter.identity.accounts import Account
 from grid_jupyter.node.uploads import Uploads, check_may_publish
 from grid_jupyter.server.door import Door
-from grid_jupyter.server.node_streams import CHUNK, PART, BulkDoor, NodeDoor, UploadIn, byte_number
-from grid_jupyter.server.report_bytes import append, of_text, unzip_of
-from grid_jupyter.store.blobs import Upload
-from grid_jupyter.wire.training import Authenticate, CycleRequest, HostTraining, Report, Samples, Which
+from grid_jupyter.server.node_streams import PART, BulkDoor, NodeDoor, UploadIn, byte_number
+from grid_jupyter.wire.training import Authenticate, CycleRequest, HostTraining, Which
 
 MAX_HOSTING_BYTES = 32 << 20
 """Length of the body of host-training: its plans and configurations."""
-MAX_JSON_REPORT_BYTES = 64 << 20
-"""Length of a report in base64; larger ones come as bytes."""
-MAX_TEXT_BYTES = 256 << 20
-"""Bytes of all reports in base64 that come in at once: they are in memory, and anybody can begin one."""
 SAMPLE_BYTES = 64 << 20
 """What a speed test downloads, or uploads, at most."""
 _SAMPLE = os.urandom(PART)
@@ -292,142 +281,6 @@ class SpeedTest(TrainingDoor, BulkDoor):
         self.reply({})
 
 
-# ------------------------------------------------------------------ reports
-
-
-@stream_request_body
-class ReportDoor(TrainingDoor, BulkDoor):
-    """POST ?worker_id=&request_key=&num_samples=: a diff as a safetensors file, perhaps gzip'ed. Or POST JSON, with the
-    file in base64."""
-
-    open_to_all = frozenset({"POST"})
-    _arriving: Arriving | None = None
-    _upload: Upload | None = None
-    _unzip: Any = None
-    _writing = False
-    _text_bytes = 0
-
-    async def prepare(self) -> None:
-        self._body = bytearray()
-        try:
-            await super().prepare()
-            self._is_json = self.request.headers.get("Content-Type", "").startswith("application/json")
-            if self._is_json:
-                largest = (64 << 10) + self.cycles.largest_report() * 4 // 3
-                self._begin(min(MAX_JSON_REPORT_BYTES, largest))
-                return
-            self._samples = self._number_of_samples()
-            measured = self._measured()
-            arriving = await self.cycles.begin_report(self.one("worker_id"), self.one("request_key"))
-            arriving.measured = measured
-            self._arriving, arriving.give_way = arriving, self._give_way
-            self._unzip = unzip_of(self.request.headers.get("Content-Encoding", "identity"))
-            self._begin(arriving.limit)
-            upload = await asyncio.to_thread(self.cycles.blobs.begin, secrets.token_hex(16))
-            if self._arriving is None:  # it gave way meanwhile, or its sender left
-                upload.abort()
-                return
-            self._upload = upload
-            self.check_still_there()
-        except GridError as error:
-            self.on_finish()
-            if not self._finished:
-                await self.conclude(self.detach(), error)
-
-    def _give_way(self) -> None:
-        self.give_up(Conflict("the report of this place was begun again elsewhere, and only the newer one counts"))
-
-    def _number_of_samples(self) -> int | None:
-        return self._rows("train_num_samples") or self._rows("num_samples")
-
-    def _measured(self) -> Measured | None:
-        told = decode(self.get_query_argument("metrics", "").encode(), dict[str, Any])
-        return measured_of(told, self._rows("metrics_samples") or self._samples)
-
-    def _rows(self, name: str) -> int | None:
-        told = self.get_query_argument(name, "")
-        try:
-            return msgspec.convert(told, Samples, strict=False) if told else None
-        except msgspec.ValidationError:
-            raise BadRequest(f"{name!r} is a whole number from 1 on: the rows that the report rests on") from None
-
-    def _begin(self, limit: int) -> None:
-        if self.length() > limit:
-            raise LimitExceededError(
-                f"a report of {self.length()} bytes is over the limit of {limit} that this model's have here"
-            )
-        self.take(limit)
-
-    async def data_received(self, chunk: bytes) -> None:
-        if self._is_json and not self._finished:  # what is here counts, not what somebody says that will come
-            if self.cycles.text_bytes + len(chunk) > MAX_TEXT_BYTES:
-                self._body.clear()
-                self.give_up(NodeUnavailableError("too many reports in base64 come in at once; send it again later"))
-                return
-            self._text_bytes += len(chunk)
-            self.cycles.text_bytes += len(chunk)
-        self._body += chunk
-        if self._upload is not None and len(self._body) >= CHUNK:
-            await self._write()
-
-    async def _write(self) -> None:
-        """In pieces large enough to be worth the way off the event loop."""
-        data, self._body = self._body, bytearray()
-        upload, arriving = self._upload, self._arriving
-        if upload is None or arriving is None:
-            return
-        self._writing = True
-        try:
-            await asyncio.to_thread(append, upload, data, self._unzip, arriving.limit)
-        except GridError as error:
-            self.give_up(error)
-        finally:
-            self._writing = False
-            if self._upload is None:  # given up meanwhile
-                upload.abort()
-
-    async def post(self) -> None:
-        if self._finished:
-            return
-        if self._is_json:
-            await report_text(self.cycles, bytes(self._body))
-            self.reply({"status": "success"})
-            return
-        await self._write()
-        arriving, upload = self._arriving, self._upload
-        if arriving is None or upload is None:  # it was refused, and told so
-            return
-        if self._unzip is not None and not self._unzip.eof:
-            raise InvalidDataError("the gzip'ed report ends early; send all of it")
-        self._upload = None
-        await self.cycles.finish_report(arriving, upload, self._samples)
-        self.reply({"status": "success"})
-
-    def on_finish(self) -> None:
-        upload, self._upload = self._upload, None
-        arriving, self._arriving = self._arriving, None
-        if arriving is not None:
-            self.cycles.end_report(arriving)
-        if upload is not None and not self._writing:  # its file must stay open while a thread writes to it
-            upload.abort()
-        self.cycles.text_bytes -= self._text_bytes
-        self._text_bytes = 0
-
-
-async def report_text(cycles: Cycles, body: bytes) -> None:
-    """A report as JSON, its diff in base64."""
-    report = await asyncio.to_thread(decode, body, Report)
-    samples = report.train_num_samples or report.num_samples
-    measured = measured_of(report.metrics, report.metrics_samples or samples)
-    arriving = await cycles.begin_report(report.worker_id, report.request_key)
-    arriving.measured = measured
-    try:
-        upload = await asyncio.to_thread(of_text, cycles.blobs, report.diff)
-    finally:
-        cycles.end_report(arriving)
-    await cycles.finish_report(arriving, upload, samples)
-
-
 def decode(body: bytes, kind: Any) -> Any:
     """A JSON body as `kind`. Raises BadRequest, never quoting the body."""
     try:
@@ -448,7 +301,6 @@ TRAINING_RULES: list[tuple[str, type[Door]]] = [
     (r"/model-centric/get-plan/?", GetPlan),
     (r"/model-centric/get-protocol/?", GetProtocol),
     (r"/model-centric/req-join/?", ReqJoin),
-    (r"/model-centric/report/?", ReportDoor),
     (r"/model-centric/retrieve-model/?", RetrieveModel),
     (r"/model-centric/cycle/?", CycleDoor),
     (r"/model-centric/end-training/?", EndTraining),

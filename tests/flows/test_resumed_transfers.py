@@ -15,18 +15,22 @@ import pytest
 import torch
 from conftest import World
 from node_world import PATIENCE_S, GridProcess, until
+from plan_documents import linear
 from raw_session import RawSession
 from safetensors.torch import save
 
 from grid_jupyter import NodeClient
 from grid_jupyter.client.credentials import Credentials
+from grid_jupyter.client.training_line import TrainingLine
 from grid_jupyter.errors import LimitExceededError, NodeUnavailableError, SendNotPermittedError
+from grid_jupyter.link.http import Address
 from grid_jupyter.ops.raw import to_bytes
 from grid_jupyter.tensors.remote import send
 from grid_jupyter.wire import messages
 
 Intrude = Callable[..., RawSession]
 MB = 1 << 20
+_BULKY = r"(PUT|PATCH|GET) /data-centric/(values|released|uploads)/|(POST|HEAD|PATCH) /model-centric/report"
 
 
 @dataclass
@@ -68,7 +72,7 @@ class BadLine:
                 return
             head += part
         line = head.split(b"\r\n")[0].decode()
-        bulky = re.match(r"(PUT|PATCH|GET) /data-centric/(values|released|uploads)/", line) is not None
+        bulky = re.match(_BULKY, line) is not None
         if bulky:
             self.heads.append(line)
         left = [self.cuts.pop(0) if bulky and self.cuts else 1 << 60]
@@ -323,3 +327,76 @@ def test_several_transfers_at_once_over_a_bad_line(node: GridProcess, line: BadL
             stack.callback(thread.join, PATIENCE_S)
     assert wrong == []
     assert line.cuts == []
+
+
+# ------------------------------------------------------------------ reports of devices
+
+
+@pytest.fixture(scope="module")
+def place(node: GridProcess) -> Callable[[], tuple[str, str]]:
+    """Gives places in a training of 8 MB."""
+    owner, upload = {"Authorization": f"Bearer {node.user('Bob', 'Owner')}"}, "ab" * 16
+    model = {"w": torch.zeros(3, 1), "big": torch.zeros(2 * MB)}
+    assert node.call("PUT", f"/model-centric/uploads/{upload}", save(model), headers=owner)[0] == 200
+    body = {
+        "model": upload, "plans": {"training_plan": linear()}, "server_config": {"max_diffs": 99},
+        "client_config": {"name": "big", "version": "1"},
+    }  # fmt: skip
+    assert node.call("POST", "/model-centric/host-training", body, headers=owner)[0] == 200
+
+    def made() -> tuple[str, str]:
+        _, told = node.call("POST", "/model-centric/authenticate", {"model_name": "big"})
+        worker = str(told["worker_id"])
+        _, told = node.call("POST", "/model-centric/cycle-request", {"worker_id": worker, "model": "big"})
+        return worker, str(told["request_key"])
+
+    return made
+
+
+def reports(node: GridProcess) -> int:
+    owner = {"Authorization": f"Bearer {node.user('Bob', 'Owner')}"}
+    _, told = node.call("GET", "/model-centric/cycle?name=big", headers=owner)
+    return int(told["reports"])
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_report_that_is_cut_goes_on_where_it_was_and_counts_once(
+    node: GridProcess, line: BadLine, place: Callable[[], tuple[str, str]], zipped: bool
+):
+    before = reports(node)
+    diff = save({"w": torch.ones(3, 1), "big": torch.randn(2 * MB)})  # 8 MB, 7 of them when packed
+    line.cuts += [5 * MB, 5 * MB]  # sent from the start again, it would be cut again
+    device = TrainingLine(Address(line.address))
+    device.report(*place(), diff, 3, zipped=zipped)
+    device.close()
+    assert [head.split()[0] for head in line.heads] == ["POST", "HEAD"]
+    assert reports(node) == before + 1
+
+
+def test_a_report_in_parts_by_plain_http(node: GridProcess, place: Callable[[], tuple[str, str]]):
+    before = reports(node)
+    worker, key = place()
+    where = f"/model-centric/report?worker_id={worker}&request_key={key}"
+    diff = save({"w": torch.ones(3, 1), "big": torch.zeros(2 * MB)})
+    assert head(node, where, {})[0] == 404
+    with node.tcp() as sender:
+        sender.sendall(f"POST {where} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(diff)}\r\n\r\n".encode())
+        sender.sendall(diff[: 3 * MB])
+        until(lambda: head(node, where, {})[0] == 200)
+    status, offset, complete = head(node, where, {})
+    assert (status, complete) == (200, "?0")
+    at = int(offset or 0)
+    assert 0 < at <= 3 * MB
+
+    def rest(begin: int, data: bytes) -> int:
+        return int(node.call("PATCH", where, data, headers={"Upload-Offset": str(begin)})[0])
+
+    assert rest(at - 1, diff[at - 1 :]) == 409
+    assert rest(at, diff[at:-1]) == 400
+    assert node.call("PATCH", where.replace(key, "0" * 64), diff[at:], headers={"Upload-Offset": str(at)})[0] == 401
+    assert head(node, where, {}) == (200, str(at), "?0")
+    assert rest(at, diff[at:]) == 200
+    assert head(node, where, {}) == (200, "0", "?1")
+    assert rest(at, diff[at:]) == 404
+    assert node.call("POST", where, diff)[0] == 200
+    assert reports(node) == before + 1

@@ -18,6 +18,7 @@ from safetensors.numpy import load, save
 
 from grid_jupyter.cycles.metrics import measured_of
 from grid_jupyter.cycles.service import Cycles
+from grid_jupyter.errors import ObjectNotFoundError
 from grid_jupyter.identity.accounts import Account
 from grid_jupyter.store.blobs import BlobStore
 from grid_jupyter.store.database import Database, sqlite_url
@@ -79,6 +80,26 @@ class World:
         upload = self.cycles.blobs.begin(secrets.token_hex(16))
         upload.write(data)
         await self.cycles.finish_report(arriving, upload, samples)
+
+    async def report_in_parts(
+        self, place: tuple[str, str], data: bytes, samples: int | None = None, **metrics: float
+    ) -> None:
+        """A report whose connection is lost in the middle, which then goes on; from wherever it stands."""
+        cycles = self.cycles
+        try:
+            offset, complete = await cycles.report_progress(*place)
+        except ObjectNotFoundError:
+            arriving = await cycles.begin_report(*place)
+            arriving.measured = measured_of(metrics, samples)
+            arriving.samples, arriving.size, turn = samples, len(data), arriving.begin_turn()
+            arriving.upload = cycles.blobs.begin(secrets.token_hex(16))
+            await arriving.write(turn, bytearray(data[: len(data) // 2]))
+            cycles.arrivals.leave(arriving, turn)
+            offset, complete = await cycles.report_progress(*place)
+        if not complete:
+            arriving = await cycles.resume_report(*place, offset)
+            await arriving.write(arriving.begin_turn(), bytearray(data[offset:]))
+            await cycles.finish_report(arriving, arriving.whole(), arriving.samples)
 
     async def checkpoint(self, checkpoint: str = "latest", name: str = "m") -> dict[str, Array]:
         descriptor, found = await self.cycles.retrieve(name, None, checkpoint)

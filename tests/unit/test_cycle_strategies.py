@@ -305,7 +305,7 @@ def test_under_a_server_optimiser_too_a_node_killed_at_any_point_comes_to_the_sa
     found = json.loads(answer.stdout)
     whole = found.pop("")
     assert (whole["completed"], whole["number"]) == (2, 3)
-    assert len(found) == 2 * 4 + 2 * 3 + 4 + 2  # of reports, of cycles; files of reports and of the first state go
+    assert len(found) == 2 + 2 * 4 + 2 * 3 + 4 + 2  # of a cut report, of reports, of cycles; files that go
     for line, came_to in found.items():
         assert came_to == {"killed": True, "again": 0, **whole}, line
     assert whole["files"] == 6  # the plan, three models, two moments

@@ -35,6 +35,7 @@ from grid_jupyter.errors import (
     NodeUnavailableError,
     NotAuthenticatedError,
     NotFound,
+    ObjectNotFoundError,
 )
 from grid_jupyter.store.database import Database, sqlite_url
 from grid_jupyter.store.records import DeviceRow, TrainingRow
@@ -163,13 +164,56 @@ def test_a_node_killed_at_any_point_comes_to_the_same_checkpoint_bit_for_bit(tmp
     assert whole["completed"] == 1
     points = {line.partition(" ")[0] for line in found}
     assert points == {
-        "report-arrived", "report-durable", "report-counted", "report-folded", "closing", "checkpoint-durable",
-        "cycle-opened", "report-deleted",
+        "report-cut", "report-arrived", "report-durable", "report-counted", "report-folded", "closing",
+        "checkpoint-durable", "cycle-opened", "report-deleted",
     }  # fmt: skip
-    assert len(found) == 18
+    assert len(found) == 20
     for line, came_to in found.items():
         assert came_to == {"killed": True, "again": 0, **whole}, line
     assert whole["files"] == 3  # the plan, the model, the checkpoint
+
+
+def test_a_report_in_parts_goes_on_with_one_connection_at_a_time_and_is_given_up_when_nobody_sends_the_rest(
+    tmp_path: Path,
+):
+    data = diff(1, 1, 1)
+
+    async def work(here: World) -> None:
+        await here.host(max_diffs=2)
+        place = await here.accepted()
+        cycles, gone = here.cycles, []
+        with pytest.raises(ObjectNotFoundError, match="from the start"):
+            await cycles.report_progress(*place)
+        arriving = await cycles.begin_report(*place)
+        turn = arriving.begin_turn(lambda: gone.append("first"))
+        arriving.upload, arriving.size = cycles.blobs.begin("a"), len(data)
+        await arriving.write(turn, bytearray(data[:9]))
+        assert await cycles.report_progress(*place) == (9, False)
+        assert gone == ["first"]
+        with pytest.raises(Conflict, match="only the newer one counts"):
+            await arriving.write(turn, bytearray(data[9:]))
+        with pytest.raises(Conflict, match="stands at byte 9, not 8"):
+            await cycles.resume_report(*place, 8)
+        with pytest.raises(InvalidDataError, match="ends early"):
+            arriving.whole()
+        cycles.arrivals.unfinished_s = 0.01
+        cycles.arrivals.leave(arriving, arriving.turn)
+        deadline = time.monotonic() + 10
+        while list((tmp_path / "training").glob("*.part")):
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
+        with pytest.raises(ObjectNotFoundError, match="from the start"):
+            await cycles.resume_report(*place, 9)
+        cycles.arrivals.unfinished_s = 100.0
+        await here.report_in_parts(place, data, 3)
+        await here.report_in_parts(place, data, 3)  # it is told that it counts
+        assert (await here.stands())["reports"] == 1
+        arriving = await cycles.begin_report(*await here.accepted())
+        arriving.upload = cycles.blobs.begin("b")
+        assert list((tmp_path / "training").glob("*.part"))
+
+    run(tmp_path, work)
+    assert not list((tmp_path / "training").glob("*.part"))
 
 
 def test_a_report_sent_again_counts_once_and_another_one_for_its_place_is_refused(tmp_path: Path):
