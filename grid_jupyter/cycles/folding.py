@@ -14,7 +14,8 @@ from typing import TypeVar
 from grid_jupyter.cycles.fold_worker import FoldWorker, Made, Subject
 from grid_jupyter.errors import GridError, SessionLostError
 from grid_jupyter.store.blobs import BlobStore
-from grid_jupyter.store.trainings import StoredCheckpoint, StoredReport
+from grid_jupyter.store.places import StoredReport
+from grid_jupyter.store.trainings import StoredCheckpoint
 
 log = logging.getLogger("grid_jupyter")
 T = TypeVar("T")

@@ -27,9 +27,7 @@ from grid_jupyter.cycles.machine import (
     Aggregated,
     Asked,
     End,
-    Invite,
     Late,
-    Pooled,
     Reject,
     Release,
     Reported,
@@ -46,15 +44,9 @@ from grid_jupyter.push.bus import Bus
 from grid_jupyter.store.blobs import Blob, BlobStore
 from grid_jupyter.store.metrics import MetricsRows
 from grid_jupyter.store.notices import NoticeRows
+from grid_jupyter.store.places import StoredReport, stored_report
 from grid_jupyter.store.records import DeviceRow
-from grid_jupyter.store.trainings import (
-    StoredCheckpoint,
-    StoredReport,
-    StoredTraining,
-    TrainingRows,
-    TrainingTable,
-    stored_report,
-)
+from grid_jupyter.store.trainings import StoredCheckpoint, StoredTraining, TrainingRows, TrainingTable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -340,19 +332,7 @@ class Live:
 
     def _gather(self, rows: TrainingRows, state: Training, now: float) -> Training:
         """Where the cycle waits for its pool: see whether it is large enough by now, and invite."""
-        if state.phase != "gathering" or self.terms.goal_count is None:
-            return state
-        who = selection.pool_of(self.terms, state, now, asked=self._pushes)
-        most = max(self.terms.pool, self.terms.goal_count)
-        size = rows.pool(self.stored.id, state.sequence, who, most)
-        state, actions = on(self.terms, state, Pooled(size), now)
-        for action in actions:
-            if isinstance(action, Invite):
-                ranks, cursor = selection.draw(
-                    rows, self.stored.id, self.terms, state, self.stored.seed, action.count, now, asked=self._pushes
-                )
-                rows.invite(self.stored.id, state.sequence, ranks, now, cursor)
-        return state
+        return selection.gather(rows, self.stored, self.terms, state, now, asked=self._pushes)
 
     def _tell(self) -> None:
         self._changed.set()

@@ -6,9 +6,9 @@ import math
 import random
 from array import array
 
-from grid_jupyter.cycles.machine import Training, rest
+from grid_jupyter.cycles.machine import Invite, Pooled, Training, on, rest
 from grid_jupyter.cycles.terms import Terms
-from grid_jupyter.store.trainings import Eligible, TrainingRows
+from grid_jupyter.store.trainings import Eligible, StoredTraining, TrainingRows
 
 _SPARE = 64
 """Ranks that are drawn beyond twice what is wanted, since some of them cannot be invited."""
@@ -20,6 +20,22 @@ def pool_of(terms: Terms, state: Training, now: float, *, asked: bool = False) -
     until = state.sequence - rest(terms)
     since = now - (terms.cycle_length or math.inf)
     return Eligible(since=max(since, state.began) if asked else since, until=until)
+
+
+def gather(
+    rows: TrainingRows, stored: StoredTraining, terms: Terms, state: Training, now: float, *, asked: bool
+) -> Training:
+    """Where a cycle waits for its pool: see whether it is large enough by now, and invite. `asked` as in `pool_of`."""
+    if state.phase != "gathering" or terms.goal_count is None:
+        return state
+    who = pool_of(terms, state, now, asked=asked)
+    size = rows.pool(stored.id, state.sequence, who, max(terms.pool, terms.goal_count))
+    state, actions = on(terms, state, Pooled(size), now)
+    for action in actions:
+        if isinstance(action, Invite):
+            ranks, cursor = draw(rows, stored.id, terms, state, stored.seed, action.count, now, asked=asked)
+            rows.invite(stored.id, state.sequence, ranks, now, cursor)
+    return state
 
 
 def draw(
