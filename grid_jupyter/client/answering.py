@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from grid_jupyter.errors import BadRequest, GridError, ObjectNotFoundError, RemoteOperationError
+from grid_jupyter.errors import BadRequest, GridError, ObjectNotFoundError, RemoteOperationError, SessionLostError
 from grid_jupyter.ops.raw import NAMES, from_bytes, to_bytes
 from grid_jupyter.wire import messages
 from grid_jupyter.wire.limits import MAX_INLINE_BYTES
@@ -31,8 +31,12 @@ class Shelf:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"worker-{name}")
 
     def run(self, work: Callable[..., T], *args: Any) -> T:
-        """Do it on the worker's thread, and wait."""
-        return self._thread.submit(work, *args).result()
+        """Do it on the worker's thread, and wait. Raises SessionLostError while the process ends, and its threads."""
+        try:
+            waited = self._thread.submit(work, *args)
+        except RuntimeError:
+            raise SessionLostError("the worker has ended with its process") from None
+        return waited.result()
 
     def another_executor(self) -> Executor:
         """An executor with templates and modes of its own, over the same objects: for one more connection."""

@@ -6,6 +6,8 @@ import copy
 import gc
 import logging
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -476,6 +478,19 @@ def test_a_worker_holds_data_from_the_start_and_finds_it(hook: TorchHook):
     assert bob.clear_objects() is bob
     assert bob._objects == {}
     assert bob.search() == []
+
+
+def test_a_process_with_work_for_its_worker_ends_without_a_word():
+    script = """
+import torch
+import grid_jupyter as sy
+bob = sy.VirtualWorker(sy.TorchHook(torch), id="bob")
+x = torch.ones(3).send(bob)
+for _ in range(200):
+    x + 1
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_a_worker_can_log_and_delay_its_messages(hook: TorchHook, caplog: pytest.LogCaptureFixture):

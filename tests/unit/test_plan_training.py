@@ -208,7 +208,7 @@ def normed() -> tuple[nn.Module, Any, Callable[[int], tuple[Tensor, Tensor]]]:
 def recurrent() -> tuple[nn.Module, Any, Callable[[int], tuple[Tensor, Tensor]]]:
     """Every recurrent layer, and a loss, that forward plans have as one operation; dropout between them."""
     torch.manual_seed(0)
-    return Recurrent(drop=0.3), nn.BCEWithLogitsLoss(), lambda b: (torch.randn(b, 4, 3), torch.rand(b, 2))
+    return Recurrent(drop=0.3), nn.BCEWithLogitsLoss(), lambda b: (torch.randn(b, 2, 3), torch.rand(b, 2))
 
 
 @pytest.mark.parametrize(
