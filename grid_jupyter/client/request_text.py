@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import json
 import time
 from collections.abc import Iterator
@@ -34,6 +36,16 @@ def lines(info: RequestInfo) -> Iterator[str]:
     yield from _shown(info.shown)
 
 
+def markup(info: RequestInfo) -> str:
+    """The same as HTML, with the graph of a plan as a picture, in which no script runs."""
+    text = f"<pre>{html.escape(chr(10).join(lines(info)))}</pre>"
+    graph = info.shown.get("graph")
+    if not isinstance(graph, str) or not graph:
+        return text
+    data = base64.b64encode(graph.encode()).decode()
+    return f'{text}<img alt="the graph of the plan" src="data:image/svg+xml;base64,{data}">'
+
+
 def _shown(shown: dict[str, Any]) -> Iterator[str]:
     value = shown.get("value")
     if isinstance(value, dict):
@@ -53,6 +65,8 @@ def _shown(shown: dict[str, Any]) -> Iterator[str]:
             yield "    what the session did before is no longer known: the log of its commands was cut"
         return
     for key, item in shown.items():
+        if key == "graph":  # a picture
+            continue
         text = item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
         first, *rest = text.split("\n")
         yield f"  {plain(str(key))}: {plain(first, 500)}"

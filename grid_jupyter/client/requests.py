@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, overload
 from urllib.parse import quote
 
-from grid_jupyter.client.request_text import lines
+from grid_jupyter.client.request_text import lines, markup
 from grid_jupyter.errors import BadRequest, ResponseSignatureError
 from grid_jupyter.link.http import Address, call, fetch
 from grid_jupyter.ops.raw import from_bytes
@@ -128,7 +128,7 @@ class Request:
         return "\n".join(lines(self._info))
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(repr(self))}</pre>"
+        return markup(self._info)
 
 
 class Requests(Sequence[Request]):
@@ -158,7 +158,7 @@ class Requests(Sequence[Request]):
         return "\n\n".join(map(repr, self._found)) or f"no {self._what}"
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(repr(self))}</pre>"
+        return "".join(one._repr_html_() for one in self._found) or f"<pre>no {html.escape(self._what)}</pre>"
 
 
 class SignOff:

@@ -15,6 +15,7 @@ import msgspec
 from grid_jupyter.errors import BadRequest, InvalidDataError, LimitExceededError
 from grid_jupyter.plans.check import Limits, check
 from grid_jupyter.plans.document import Document, Input
+from grid_jupyter.plans.drawing import graph, svg
 from grid_jupyter.plans.expressions import size_of
 from grid_jupyter.plans.listing import code
 from grid_jupyter.store.datasets import StoredDataset
@@ -259,6 +260,7 @@ def shown(job: JobDocument, plan: Document) -> dict[str, Any]:
     what = "the weights after each round" if job.arguments.rounds > 1 else "the weights at the end"
     return {
         "plan": listing,
+        "graph": svg(graph(plan)),
         "plan_sha256": job.plan,
         "operations": len(plan.nodes),
         "whole_step": job.whole_step,

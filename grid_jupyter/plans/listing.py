@@ -1,4 +1,4 @@
-"""A plan as a person reads it: a text with one line for each input, operation and output; and as a graph to draw.
+"""A plan as a person reads it: a text with one line for each input, operation and output.
 
 Names in plans are plain ASCII words (`plans/reader.py` holds them to it), so no name can look like another line.
 """
@@ -6,20 +6,11 @@ Names in plans are plain ASCII words (`plans/reader.py` holds them to it), so no
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from typing import TypeGuard
 
-from grid_jupyter.plans.document import Argument, Document, Input, Node, Ref, Spec, references
+from grid_jupyter.plans.document import Argument, Document, Input, Node, Ref, Spec
 from grid_jupyter.plans.expressions import BATCH, OPERATORS, Expression, expression_text
 from grid_jupyter.plans.operations import OPERATIONS
-
-
-@dataclass(frozen=True)
-class Graph:
-    """Values as boxes (number, label), and what is computed from what as arrows (from, to)."""
-
-    boxes: tuple[tuple[int, str], ...]
-    arrows: tuple[tuple[int, int], ...]
 
 
 def code(document: Document) -> str:
@@ -39,23 +30,6 @@ def code(document: Document) -> str:
     lines += ["", "gives"]
     lines += [f"    {one.role} {one.name} = {one.value!r}" for one in document.outputs]
     return "\n".join(lines) + "\n"
-
-
-def graph(document: Document) -> Graph:
-    """The plan's values and what each is computed from; a node with several results is drawn by its first."""
-    boxes = [(number, f"{one.role} {one.name}") for number, one in enumerate(document.inputs)]
-    first = {number: number for number, _ in boxes}
-    arrows: list[tuple[int, int]] = []
-    number = len(boxes)
-    for node in document.nodes:
-        boxes.append((number, node.operation))
-        first.update((number + k, number) for k in range(len(node.results)))
-        arrows.extend((first[source], number) for source in sorted(set(references(node.arguments))))
-        number += len(node.results)
-    for k, output in enumerate(document.outputs):
-        boxes.append((number + k, f"{output.role} {output.name}"))
-        arrows.append((first[output.value], number + k))
-    return Graph(tuple(boxes), tuple(arrows))
 
 
 def spec_text(spec: Spec) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from grid_jupyter.errors import PlanInvalidError
-from grid_jupyter.plans import listing
+from grid_jupyter.plans import drawing, listing
 from grid_jupyter.plans.capture import Example
 from grid_jupyter.plans.document import Document, Nest, Structure
 from grid_jupyter.plans.engine import Feed, Program, Training, batch_of
@@ -109,9 +109,9 @@ class Plan:
         return self.document.sha256
 
     @property
-    def graph(self) -> listing.Graph:
-        """Values and what they are computed from, to draw."""
-        return listing.graph(self.document)
+    def graph(self) -> drawing.Graph:
+        """Values and what they are computed from; a notebook draws it."""
+        return drawing.graph(self.document)
 
     @property
     def fixed(self) -> str | None:

@@ -169,6 +169,9 @@ def test_what_the_owner_approves_runs_and_is_released_and_what_she_denies_does_n
         job, other = submit(cem, reason="please"), submit(cem, reason="and this")
         asked = {one.info.shown["job"]: one for one in bea.requests()}
         assert "log_softmax" in asked[job.id].info.shown["plan"]
+        assert ">log_softmax</text>" in asked[job.id].info.shown["graph"]
+        assert "the graph of the plan" in asked[job.id]._repr_html_()
+        assert "<svg" not in repr(asked[job.id]) + asked[job.id]._repr_html_()
         asked[job.id].approve()
         assert job.wait(60).info.state == "done", job.log()
         assert len(job.history()) == 1

@@ -16,7 +16,8 @@ import atheris
 with atheris.instrument_imports(include=["grid_jupyter.plans"]):
     from grid_jupyter.errors import PlanInvalidError
     from grid_jupyter.plans.check import check
-    from grid_jupyter.plans.listing import code, graph
+    from grid_jupyter.plans.drawing import graph, svg
+    from grid_jupyter.plans.listing import code
     from grid_jupyter.plans.reader import read_plan
 
 from unit.plan_documents import as_bytes, linear, pooling
@@ -33,7 +34,7 @@ def one_input(raw: bytes) -> None:
         except PlanInvalidError:
             continue
         code(document)
-        graph(document)
+        svg(graph(document))
 
 
 def _respelled(raw: bytes) -> bytes:

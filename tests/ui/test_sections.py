@@ -154,6 +154,9 @@ def test_a_job_is_read_denied_and_listed_with_the_reason(panel, page, place, art
     expect(card).to_contain_text("wants to run a job", timeout=SOON_MS)
     card.get_by_text("The plan:").click()
     expect(card).to_contain_text("addmm")
+    picture = card.get_by_alt_text("The graph of the plan")
+    expect(picture).to_be_visible()
+    assert picture.evaluate("image => image.naturalHeight") > 100
     card.scroll_into_view_if_needed()
     page.screenshot(path=artefacts / "panel-job-request.png")
     card.get_by_role("button", name="Deny…").click()

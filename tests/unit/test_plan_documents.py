@@ -6,6 +6,7 @@ import copy
 import json
 import random
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given, settings
@@ -15,8 +16,9 @@ from unit.plan_documents import as_bytes, linear, pooling
 from grid_jupyter.errors import PlanInvalidError
 from grid_jupyter.plans.check import Limits, check
 from grid_jupyter.plans.document import Ref, last_uses
+from grid_jupyter.plans.drawing import MAX_BOXES, Graph, graph, svg
 from grid_jupyter.plans.expressions import MAX_NUMBER, evaluate, fit, read_expression, size_of
-from grid_jupyter.plans.listing import code, graph
+from grid_jupyter.plans.listing import code
 from grid_jupyter.plans.reader import MAX_BYTES, read_plan
 
 PLANS = {"linear": linear(), "pooling": pooling()}
@@ -81,6 +83,28 @@ def test_the_graph_has_an_arrow_from_each_argument():
     assert (3, "max_pool2d") in drawn.boxes
     assert (0, 3) in drawn.arrows
     assert (3, 5) in drawn.arrows  # the indices are the second result of the first node
+
+
+def test_the_graph_is_drawn_with_each_operation_below_what_it_takes():
+    drawn = graph(read_plan(as_bytes(pooling())))
+    picture = ElementTree.fromstring(svg(drawn))  # noqa: S314 (ours)
+    space = "{http://www.w3.org/2000/svg}"
+    heights = {one.text: float(one.get("y", "")) for one in picture.iter(f"{space}text")}
+    labels = dict(drawn.boxes)
+    assert heights.keys() == set(labels.values())
+    assert len([one for one in picture.iter(f"{space}path") if one.get("marker-end")]) == len(drawn.arrows)
+    for source, target in drawn.arrows:
+        if list(labels.values()).count(labels[source]) == list(labels.values()).count(labels[target]) == 1:
+            assert heights[labels[source]] < heights[labels[target]]
+    assert drawn._repr_svg_() == svg(drawn)
+    assert "<script" not in svg(Graph(((0, "x <script>"),), ()))
+
+
+def test_a_graph_that_nobody_could_read_is_not_drawn():
+    chain = Graph(tuple((k, "relu") for k in range(MAX_BOXES + 1)), tuple((k, k + 1) for k in range(MAX_BOXES)))
+    assert svg(chain) == ""
+    assert svg(Graph(chain.boxes[1:], ((1, 2),))) != ""
+    assert chain._repr_svg_() is None
 
 
 # ------------------------------------------------------------------ what strangers send

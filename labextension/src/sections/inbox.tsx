@@ -306,6 +306,14 @@ function Details(props: {
           <pre className="jp-Grid-code" tabIndex={0}>
             {shown.plan}
           </pre>
+          {typeof shown.graph === 'string' && shown.graph && (
+            <div className="jp-Grid-graph" tabIndex={0}>
+              <img
+                alt={trans.__('The graph of the plan')}
+                src={`data:image/svg+xml,${encodeURIComponent(shown.graph)}`}
+              />
+            </div>
+          )}
           <p className="jp-Grid-note">SHA-256 {String(shown.plan_sha256)}</p>
           <pre className="jp-Grid-code" tabIndex={0}>
             {JSON.stringify(shown.arguments, null, 1)}
