@@ -32,6 +32,10 @@ NEW, IN_PLACE, MANY, NOTHING, VIEW, PLACED, FRESH = range(7)
 argument, at an offset from it · a new tensor at an offset of its own · a new tensor that no gradient goes through."""
 
 
+_ONLY_READ = torch.ops.aten._fused_adagrad_.default, "state_steps"
+"""Said to be written to, and never is: the optimiser counts its steps itself, on this side."""
+
+
 class Outcome(NamedTuple):
     """What running an operation on these layouts gives."""
 
@@ -308,6 +312,8 @@ class SlowPath:
     def _refuse_local_targets(self, op: Any, args: Any, kwargs: Any) -> None:
         for position, argument in enumerate(op._schema.arguments):
             if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            if (op, argument.name) == _ONLY_READ:
                 continue
             value = args[position] if position < len(args) else kwargs.get(argument.name)
             for tensor in value if isinstance(value, (list, tuple)) else [value]:

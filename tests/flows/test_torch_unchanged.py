@@ -186,7 +186,7 @@ OPTIMISERS: dict[str, tuple[Make, tuple[str, ...]]] = {
     "Adamax": (lambda p, **o: optim.Adamax(p, **o), ("foreach",)),
     "NAdam": (lambda p, **o: optim.NAdam(p, weight_decay=0.1, decoupled_weight_decay=True, **o), ("foreach",)),
     "RAdam": (lambda p, **o: optim.RAdam(p, lr=0.01, **o), ("foreach",)),
-    "Adagrad": (lambda p, **o: optim.Adagrad(p, lr=0.1, lr_decay=0.1, **o), ("foreach",)),
+    "Adagrad": (lambda p, **o: optim.Adagrad(p, lr=0.1, lr_decay=0.1, **o), ("foreach", "fused")),
     "Adadelta": (lambda p, **o: optim.Adadelta(p, **o), ("foreach",)),
     "RMSprop": (lambda p, **o: optim.RMSprop(p, momentum=0.9, centered=True, **o), ("foreach",)),
     "Rprop": (lambda p, **o: optim.Rprop(p, **o), ("foreach",)),
