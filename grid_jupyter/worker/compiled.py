@@ -26,7 +26,7 @@ from grid_jupyter.worker.traced import Cleared, Given, Made, Node, Published, Tr
 _guard: Callable[[], Any] | None = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
 CAN_COMPILE = _guard is not None
 """Whether this torch lets kernels be called as its autograd calls them."""
-_below_autograd: Callable[[], Any] = _guard or contextlib.nullcontext
+below_autograd: Callable[[], Any] = _guard or contextlib.nullcontext
 _ERRORS = (
     RuntimeError, TypeError, ValueError, LookupError, AttributeError, MemoryError, ArithmeticError, GridError,
 )  # fmt: skip
@@ -239,7 +239,7 @@ class Program:
         values = self._filled(stage)
         at = 0
         try:
-            with _below_autograd(), as_told():
+            with below_autograd(), as_told():
                 for at, call in enumerate(self._calls):  # noqa: B007
                     call(values)
         except _ERRORS as error:
@@ -312,7 +312,7 @@ class Program:
                 if copy.stride() != original.stride():
                     return None
                 values[self._trace.numbers[slot]] = copies[slot] = copy
-            with _below_autograd(), as_told():
+            with below_autograd(), as_told():
                 for call, kernel in zip(self._calls, self._kernels, strict=True):
                     if kernel:
                         call(values)

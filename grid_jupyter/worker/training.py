@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -18,13 +19,16 @@ from grid_jupyter.plans.document import Document, Input
 from grid_jupyter.plans.expressions import size_of
 from grid_jupyter.wire.dtypes import nbytes
 from grid_jupyter.wire.jobs import Arguments, Part, offsets
+from grid_jupyter.worker.kept_steps import KeptStep, kept
 from grid_jupyter.worker.updates import Tensors, update_of
 
 Program = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 """A plan made runnable: values of all its inputs but constants in, those of its outputs out, in the plan's order."""
+Outputs = Sequence[Any]
+"""What a plan gives; what nobody wants of it is None."""
 CPU = torch.device("cpu")
 _TOGETHER = 256
-"""Steps whose losses are added up at once."""
+"""Steps on a GPU whose losses are added up at once."""
 NOT_FINITE = (
     "the {} is not a number any more, or infinite: training diverged. Try a smaller learning rate, or scale the data"
 )
@@ -59,6 +63,14 @@ class Rows:
         if self._columns:
             return torch.stack([one.to(self._dtype) for one in taken], dim=1).to(self._device)
         return taken[0].to(self._device, self._dtype)
+
+    def take_into(self, out: torch.Tensor, order: torch.Tensor | None, begin: int, end: int) -> None:
+        """The same, into memory that is there."""
+        tensor = self._tensors[0]
+        if order is None or self._columns or tensor.dtype != out.dtype or tensor.device != out.device:
+            out.copy_(self.take(order, begin, end))
+        else:
+            torch.index_select(tensor, 0, order[begin:end], out=out)
 
 
 class Weights:
@@ -152,6 +164,9 @@ class Training:
         self._update = update_of(self._trained, arguments)
         self._start: list[torch.Tensor] = []
         self._correction: list[torch.Tensor] = []
+        self._filled = [at for at, _ in (*self._data, *self._noise)]
+        self._kept: dict[int, KeptStep | None] = {}  # by batch size, from its second step on
+        self._keeps = device.type == "cpu" and not self._renewed
 
     # -------------------------------------------------------------- rounds
 
@@ -191,43 +206,55 @@ class Training:
         generator = torch.Generator()
         generator.manual_seed(_seed(self.arguments.seed, round_, number))
         order = torch.randperm(self.rows, generator=generator) if self.arguments.shuffle else None
-        told: list[torch.Tensor] = []
-        sizes: list[int] = []
-        sums = torch.zeros(len(self._told), dtype=torch.float64)
+        told = _Sums(len(self._told), self._device)
         size = self.arguments.batch_size
         for begin in range(0, self.rows, size):
             end = min(begin + size, self.rows)
-            for at, rows in self._data:
-                self._values[at] = rows.take(order, begin, end)
-            for at, one in self._noise:
-                self._values[at] = _noise(one, end - begin, generator).to(self._device)
-            outputs = self._step()
-            told.extend(outputs[at].detach() for at, _ in self._told)
-            sizes.append(end - begin)
-            if len(sizes) == _TOGETHER or end == self.rows:
-                table = torch.stack(told).cpu().double().reshape(len(sizes), -1)
-                sums += torch.tensor(sizes, dtype=torch.float64) @ table
-                told.clear()
-                sizes.clear()
-        means = (sums / self.rows).tolist()
+            outputs = self._step(order, begin, end, generator)
+            told.add([outputs[at] for at, _ in self._told], end - begin)
+        means = [one / self.rows for one in told.all()]
         found = {name: mean for (_, name), mean in zip(self._told, means, strict=True)}
         if not math.isfinite(found["loss"]):
             raise RemoteOperationError(NOT_FINITE.format("loss"))
         self.weights.check("model")
         return found
 
-    def _step(self) -> Sequence[torch.Tensor]:
+    def _step(self, order: torch.Tensor | None, begin: int, end: int, generator: torch.Generator) -> Outputs:
+        """One step on these rows; what the plan gives."""
+        short = None if self._whole else self._kept.get(end - begin)
+        if short is not None:
+            for at, rows in self._data:
+                rows.take_into(short.inputs[at], order, begin, end)
+            for at, one in self._noise:
+                short.inputs[at].copy_(_noise(one, end - begin, generator))
+            short.run()
+            with torch.no_grad():
+                self._update.move(self._steered(short.gradients))
+            return short.outputs
+        for at, rows in self._data:
+            self._values[at] = rows.take(order, begin, end)
+        for at, one in self._noise:
+            self._values[at] = _noise(one, end - begin, generator).to(self._device)
         if self._whole:
             with torch.no_grad():
-                outputs = self._program(self._values)
+                outputs: Outputs = self._program(self._values)
                 self._renew(outputs)
             return outputs
-        outputs = self._program(self._values)
-        grads = torch.autograd.grad(outputs[self._loss], self._trained, allow_unused=True, materialize_grads=True)
+        if self._keeps and end - begin in self._kept:
+            short = self._kept[end - begin] = kept(self._gradients, self._values, self._filled)
+            self._keeps = short is not None
+        elif self._keeps:
+            self._kept[end - begin] = None
+        outputs, grads = (short.outputs, short.gradients) if short is not None else self._gradients(self._values)
         with torch.no_grad():
             self._renew(outputs)
             self._update.move(self._steered(grads))
         return outputs
+
+    def _gradients(self, values: Sequence[torch.Tensor]) -> tuple[Outputs, Tensors]:
+        outputs = self._program(values)
+        loss: Any = outputs[self._loss]
+        return outputs, torch.autograd.grad(loss, self._trained, allow_unused=True, materialize_grads=True)
 
     def _steered(self, grads: Tensors) -> Tensors:
         if self.arguments.proximal:
@@ -235,10 +262,41 @@ class Training:
             grads = torch._foreach_add(grads, away, alpha=self.arguments.proximal)
         return torch._foreach_add(grads, self._correction) if self._correction else grads
 
-    def _renew(self, outputs: Sequence[torch.Tensor]) -> None:
+    def _renew(self, outputs: Outputs) -> None:
         fresh = [outputs[number].detach().clone() for number, _ in self._renewed]  # one may be another's old value
         for (_, at), value in zip(self._renewed, fresh, strict=True):
             self._values[at].copy_(value)
+
+
+class _Sums:
+    """Sums of what is told of each batch, weighted by its rows."""
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        self._sums = [0.0] * count
+        self._later: list[tuple[torch.Tensor, int]] = []
+        self._waits = device.type != "cpu"  # to read a number from a GPU is to wait for it
+
+    def add(self, values: Sequence[Any], rows: int) -> None:
+        """Figures of a batch, each without a dimension."""
+        if not self._waits:
+            for at, value in enumerate(values):
+                self._sums[at] += value.item() * rows
+            return
+        self._later.append((torch.stack([value.detach().double() for value in values]), rows))
+        if len(self._later) == _TOGETHER:
+            self._take()
+
+    def all(self) -> list[float]:
+        """The sums, in float64."""
+        self._take()
+        return self._sums
+
+    def _take(self) -> None:
+        later, self._later = self._later, []
+        if later:
+            table = torch.stack([values for values, _ in later]).cpu()
+            sums = torch.tensor([rows for _, rows in later], dtype=torch.float64) @ table
+            self._sums = [one + more for one, more in zip(self._sums, sums.tolist(), strict=True)]
 
 
 def _zeros(one: Input) -> torch.Tensor:
