@@ -250,7 +250,10 @@ class Cycles:
         def work(rows: TrainingRows, live: Live, sequence: int) -> StoredCheckpoint:
             if model_id != live.stored.id:
                 raise NotFound("Model not found! Use the model_id of the cycle-request that was accepted")
-            return rows.checkpoint(live.stored.id, sequence)  # of a cycle that is not the open one, too
+            try:
+                return rows.checkpoint(live.stored.id, sequence)  # of a cycle that is not the open one, too
+            except NotFound:
+                raise Conflict("Cycle not found! Its checkpoint is kept no longer; ask for a new place") from None
 
         found = await self._within_cycle(worker_id, request_key, work)
         return self.blobs.open(found.blob), found.nbytes

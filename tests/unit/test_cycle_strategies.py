@@ -41,24 +41,28 @@ def run(state: Path, work: Callable[[World], Awaitable[Any]], **options: Any) ->
     return asyncio.run(whole())
 
 
-def trained(state: Path, strategy: Any, cycles: Any = CYCLES, **config: Any) -> list[float]:
-    """The weights that these cycles come to; the Node is started anew for each."""
+def trained(state: Path, strategy: Any, cycles: Any = CYCLES, *, restarted: bool = False, **config: Any) -> list[float]:
+    """The weights that these cycles come to; `restarted`: the Node is started anew for the later ones."""
 
     async def host(here: World) -> None:
         await here.host(strategy=strategy, max_diffs=len(cycles[0]), **config)
+        if not restarted:
+            await some(here, 0, len(cycles))
 
-    run(state, host)
-    for number, reports in enumerate(cycles):
-
-        async def one(here: World, number: int = number, reports: Any = reports) -> list[float]:
-            places = [await here.accepted() for _ in reports]
-            for place, (values, samples) in zip(places, reports, strict=True):
+    async def some(here: World, first: int, last: int) -> None:
+        for number in range(first, last):
+            places = [await here.accepted() for _ in cycles[number]]
+            for place, (values, samples) in zip(places, cycles[number], strict=True):
                 await here.report(place, diff(*values), samples)
             await here.stands(after=number)
-            return [float(value) for value in (await here.checkpoint())["w"].ravel()]
+        found[:] = [float(value) for value in (await here.checkpoint())["w"].ravel()]
 
-        found = run(state, one)
-    return list(found)
+    found: list[float] = []
+    run(state, host)
+    if restarted:
+        run(state, lambda here: some(here, 0, 1))
+        run(state, lambda here: some(here, 1, len(cycles)))
+    return found
 
 
 def mean_changes(k: int) -> list[float]:
@@ -90,10 +94,10 @@ def by_the_papers(name: str, k: int, lr: float) -> float:
 
 @pytest.mark.parametrize("name", ["FedAvg", "FedAvgM", "FedAdagrad", "FedAdam", "FedYogi"])
 def test_server_optimisers_go_by_their_papers_across_cycles_and_restarts(tmp_path: Path, name: str):
-    adaptive = {"tau": 0.01} if name not in ("FedAvg", "FedAvgM") else {}
-    found = trained(tmp_path, {"name": name, "server_lr": 0.5, **adaptive}, num_cycles=4)
-    assert found == pytest.approx([by_the_papers(name, k, 0.5) for k in range(3)], rel=1e-5)
     slots = {"FedAvg": 0, "FedAvgM": 1}.get(name, 2)
+    adaptive = {"tau": 0.01} if name not in ("FedAvg", "FedAvgM") else {}
+    found = trained(tmp_path, {"name": name, "server_lr": 0.5, **adaptive}, restarted=slots > 0, num_cycles=4)
+    assert found == pytest.approx([by_the_papers(name, k, 0.5) for k in range(3)], rel=1e-5)
     run(tmp_path, World.stands)  # a start removes what was about to be deleted
     assert len(list((tmp_path / "training").iterdir())) == 5 + slots  # the plan, four checkpoints, the last one's state
 
@@ -165,6 +169,21 @@ def test_a_device_that_asks_again_under_fedbuff_gives_its_older_place_up(tmp_pat
         await here.report((worker, new), diff(1, 1, 1))
         await here.report((worker, new), diff(1, 1, 1))  # sent again
         assert (await here.stands(after=1))["reports"] == 0
+
+    run(tmp_path, work)
+
+
+def test_a_place_whose_checkpoint_is_kept_no_longer_is_over(tmp_path: Path):
+    async def work(here: World) -> None:
+        await here.host(strategy={"name": "FedBuff", "goal": 1}, keep_checkpoints=1)
+        await here.report(await here.accepted(), diff(1, 1, 1))
+        await here.stands(after=0)
+        slow = await here.accepted()
+        await here.report(await here.accepted(), diff(1, 1, 1))
+        await here.stands(after=1)
+        with pytest.raises(Conflict, match="ask for a new place"):
+            await here.cycles.model(*slow, 1)
+        assert (await here.ask(slow[0]))["status"] == "accepted"
 
     run(tmp_path, work)
 
