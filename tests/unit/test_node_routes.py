@@ -135,6 +135,7 @@ OPEN = {
     ("POST", "/model-centric/authenticate/?"),  # of devices: what counts there is their worker_id and request_key
     ("POST", "/model-centric/cycle-request/?"),
     ("POST", "/model-centric/report/?"),
+    ("PATCH", "/model-centric/report/?"),
     ("GET", "/model-centric/get-protocol/?"),
     ("GET", "/model-centric/req-join/?"),
     ("POST", "/model-centric/metrics/?"),
