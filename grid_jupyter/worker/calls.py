@@ -150,6 +150,15 @@ def _call_named(
 def _showing_versions(call: Call, written: tuple[int, ...]) -> Call:
     """As Template.run: what is written to shows a new version, whether or not the kernel cares."""
 
+    def showing_one(values: Values) -> None:
+        tensor = values[first]
+        version = tensor._version
+        try:
+            call(values)
+        finally:
+            if tensor._version == version:
+                increment_version(tensor)
+
     def showing(values: Values) -> None:
         tensors = [values[number] for number in written]
         versions = [tensor._version for tensor in tensors]
@@ -160,4 +169,5 @@ def _showing_versions(call: Call, written: tuple[int, ...]) -> Call:
                 if tensor._version == version:
                     increment_version(tensor)
 
-    return showing
+    first = written[0]
+    return showing_one if len(written) == 1 else showing

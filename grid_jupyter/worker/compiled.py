@@ -249,7 +249,7 @@ class Program:
         for slot in self._trace.changed:
             seen = self._seen[slot - 1]
             if seen is not None:
-                self._seen[slot - 1] = seen._replace(version=stage.values[slot]._version)
+                self._seen[slot - 1] = _Seen(seen.tensor, stage.values[slot]._version)
         self._grow(stage, self._trace.leaves)
         self._keep(stage, values, self._given, {})
 

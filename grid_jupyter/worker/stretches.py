@@ -6,8 +6,7 @@ that was called, which is looked up and compared. Nothing is optimised: the kern
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -32,18 +31,19 @@ class _Unknown(Exception):
     """Something that is not put into a graph."""
 
 
-@contextlib.contextmanager
-def as_told() -> Iterator[None]:
+class as_told:  # noqa: N801  # a block, entered at each run: a generator's would cost more
     """Graphs that run in this block, in this thread, do what their nodes say."""
-    if _is_optimising is None or _optimise is None:
-        yield
-        return
-    before = _is_optimising()
-    _optimise(False)
-    try:
-        yield
-    finally:
-        _optimise(before)
+
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> None:
+        self._before = _is_optimising is not None and _is_optimising()
+        if self._before and _optimise is not None:
+            _optimise(False)
+
+    def __exit__(self, *raised: object) -> None:
+        if self._before and _optimise is not None:
+            _optimise(True)
 
 
 def fits_in(noted: Noted) -> bool:
