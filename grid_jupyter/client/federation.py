@@ -143,7 +143,7 @@ class _Training:
             self._weights, self._state, records, jobs = dict(kept.weights), kept.state, kept.history, kept.jobs
         self._load(self._weights)
         self.fit = Fit(self._model, records)
-        self._watch = Watch("round", steps.rounds, live=live, done=len(records))
+        self._watch = Watch("round", steps.rounds, live=live, done=len(records), bar=live)
         self._events: queue.Queue[Event] = queue.Queue()
         self._away: dict[str, str] = {}
         self._given: dict[str, tuple[int, Tensors]] = {}  # of FedBuff: update and weights that each began with

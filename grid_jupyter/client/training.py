@@ -76,9 +76,9 @@ class Trains:
 
         A round ends when all Nodes have answered that answered before, or after `deadline_s` seconds; it needs
         `minimum` answers. A late answer is not folded. `sign_off_s` is how long to wait for owners; without it, until
-        they have decided. With `checkpoint` the same call goes on where it was, also in another process. A notebook
-        shows a bar, and with `live` the plot as it grows; `after_round(fit)` is called behind each round, and ends the
-        training by returning something true.
+        they have decided. With `checkpoint` the same call goes on where it was, also in another process. With
+        `live` a notebook shows a bar and the plot as it grows, a terminal a bar; `after_round(fit)` is called behind
+        each round, and ends the training by returning something true.
 
         Raises BadRequest for what does not fit together, GridError where owners refuse, NodeUnavailableError for a
         round with too few answers.

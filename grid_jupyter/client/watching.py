@@ -19,10 +19,13 @@ Draw = Callable[[str, Sequence[Point]], Any]
 class Watch:
     """A bar of `total` rounds or epochs, where somebody watches; with `live`, in a notebook, the curves as well."""
 
-    def __init__(self, unit: str, total: int | None, *, live: bool, done: int = 0, draw: Draw | None = None) -> None:
-        """`draw(unit, points)` makes another figure than `curves`; None for the total: nobody knows."""
+    def __init__(
+        self, unit: str, total: int | None, *, live: bool, done: int = 0, draw: Draw | None = None, bar: bool = True
+    ) -> None:
+        """`draw(unit, points)` makes another figure than `curves`; None for the total: nobody knows. Without `bar`
+        there is none."""
         self._unit, self._draw = unit, draw or curves
-        self._bar = _bar(unit, total, done)
+        self._bar = _bar(unit, total, done) if bar else None
         self._display: Any = None
         self._live = live and in_notebook() and importlib.util.find_spec("matplotlib") is not None
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from grid_jupyter import show_progress
+from grid_jupyter.client.watching import Watch
 from grid_jupyter.link.progress import SHOWN_AFTER_S, SHOWN_FROM, Progress
 
 
@@ -75,3 +76,14 @@ def test_a_transfer_that_begins_again_shows_where_it_is(monkeypatch: pytest.Monk
         time.sleep(0.3)
         progress.at(30 << 20)
     assert "30%" in screen.getvalue()
+
+
+@pytest.mark.parametrize("bar", [True, False])
+def test_a_training_shows_its_bar_where_that_is_wished(bar: bool, monkeypatch: pytest.MonkeyPatch):
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    watch = Watch("round", 3, live=False, bar=bar)
+    watch.at([(1, {"loss": 0.5})])
+    watch.close()
+    assert ("1/3" in screen.getvalue()) is bar
+    assert bool(screen.getvalue()) is bar
