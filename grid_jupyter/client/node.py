@@ -24,6 +24,7 @@ from grid_jupyter.errors import (
     BadRequest,
     GridError,
     NodeUnavailableError,
+    ObjectNotFoundError,
     RemoteObjectFoundError,
     ResponseSignatureError,
     SessionLostError,
@@ -286,6 +287,14 @@ class NodeClient(Publishing, SignOff, Submitting, ReadsMetrics):
         """Descriptions of the data sets that the caller may compute on."""
         reply = self._ask(Search())
         return list(reply.datasets) if isinstance(reply, Found) else []
+
+    def pointer(self, dataset: int) -> Any:
+        """A pointer to the data set of this number, as `datasets()` and the panel tell it. Raises
+        ObjectNotFoundError where the caller may not compute on it, or there is none."""
+        found = next((info for info in self.datasets() if info.id == dataset), None)
+        if found is None:
+            raise ObjectNotFoundError(f"{plain(self.id)} has no data set {dataset} for you, or no longer; search again")
+        return pointer(self, found)
 
     def value_of(self, dataset: DatasetInfo, tensor: str, user: str | None = None) -> int:
         """The session's id for a tensor of a data set, which is mapped into the session at first use."""

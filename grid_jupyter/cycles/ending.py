@@ -25,9 +25,10 @@ class Ending:
         blobs: BlobStore,
         live: MutableMapping[int, Live],
         let_go: Callable[[], Awaitable[None]],
+        tell: Callable[[], None] = lambda: None,
     ) -> None:
-        """`let_go` waits for reports whose bytes are here."""
-        self._table, self._blobs, self._live, self._let_go = table, blobs, live, let_go
+        """`let_go` waits for reports whose bytes are here; `tell` is called when one is deleted."""
+        self._table, self._blobs, self._live, self._let_go, self._tell = table, blobs, live, let_go, tell
 
     async def end(self, account: Account, name: str, version: str | None) -> dict[str, Any]:
         """Training is over: devices are told so, reports are late, checkpoints stay.
@@ -49,6 +50,7 @@ class Ending:
             pass
         names = await self._table.transact(lambda rows: rows.forget(live.stored.id))
         self._live.pop(live.stored.id, None)
+        self._tell()
         for blob in names:
             await asyncio.to_thread(self._blobs.delete, blob)
         return {"status": "success"}

@@ -74,6 +74,8 @@ class Ground:
     clock: Callable[[], float] = time.time
     at: Callable[[str], None] = lambda point: None
     bus: Bus = field(default_factory=Bus)
+    tell: Callable[[], None] = lambda: None
+    """Called when a training stands otherwise than before."""
 
 
 @dataclass(frozen=True)
@@ -335,6 +337,7 @@ class Live:
         return selection.gather(rows, self.stored, self.terms, state, now, asked=self._pushes)
 
     def _tell(self) -> None:
+        self._ground.tell()
         self._changed.set()
         self._changed = asyncio.Event()
 

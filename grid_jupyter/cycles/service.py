@@ -80,11 +80,13 @@ class Cycles:
         self.blobs = blobs
         self._table = TrainingTable(database)
         self.metrics = Metrics(database, clock, lambda training, cycle: self._live[training].takes(cycle))
-        self._ground = Ground(self._table, blobs, folds or FoldWorker(fold_workers()), clock, at, bus or Bus())
+        self._tell: Callable[[], None] = lambda: None
+        folding = folds or FoldWorker(fold_workers())
+        self._ground = Ground(self._table, blobs, folding, clock, at, bus or Bus(), lambda: self._tell())
         self._live: dict[int, Live] = {}
         self._stopped = False
         self.room = Room(blobs, storage_bytes, time.monotonic)
-        self.ending = Ending(self._table, blobs, self._live, self._finish_reports)
+        self.ending = Ending(self._table, blobs, self._live, self._finish_reports, lambda: self._tell())
         self._onnx = OnnxPlans()
         self._third_party = third_party or ThirdParty()
         self.text_bytes = 0
@@ -113,9 +115,14 @@ class Cycles:
             await live.stop()
         await self._ground.folds.stop()
 
+    def on_change(self, tell: Callable[[], None]) -> None:
+        """What is called when a training is hosted, or stands otherwise than before."""
+        self._tell = tell
+
     async def _begin(self, stored: StoredTraining, form: Form, state: Training, model: Path) -> Live:
         live = self._live[stored.id] = Live(self._ground, stored, read_terms(stored.server_config), form, state, model)
         await live.start()
+        self._tell()
         return live
 
     # -------------------------------------------------------------- hosting

@@ -6,8 +6,8 @@ import asyncio
 import time
 from collections.abc import Mapping
 
-TOPICS = ("datasets", "jobs", "node", "requests")
-"""What may change: data sets, jobs, the Node itself and who is connected, requests."""
+TOPICS = ("datasets", "jobs", "node", "requests", "trainings")
+"""What may change: data sets, jobs, the Node itself and who is connected, requests, model-centric trainings."""
 GATHER_S = 0.1
 """Changes that come within this time are told together."""
 

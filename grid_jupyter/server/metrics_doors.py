@@ -75,7 +75,7 @@ class MetricsDoor(MeasuredDoor):
         self.reply({"status": "success"})
 
     def _told(self, page: Page) -> dict[str, Any]:
-        return {"name": page.name, "version": page.version, "metrics": list(map(_entry, page.rows)), **_next(page)}
+        return measured(page)
 
 
 class TrainingMetrics(MeasuredDoor):
@@ -98,6 +98,11 @@ class UploadStatsDoor(TrainingDoor):
     async def post(self) -> None:
         await self.cycles.metrics.take_stats(self.body(UploadStats))
         self.reply(UPLOADED)
+
+
+def measured(page: Page) -> dict[str, Any]:
+    """Metrics of a training, as JSON has them."""
+    return {"name": page.name, "version": page.version, "metrics": list(map(_entry, page.rows)), **_next(page)}
 
 
 def _entry(row: StoredMetrics) -> dict[str, Any]:

@@ -195,6 +195,7 @@ async def _serve(options: NodeOptions, state: StateDir) -> None:
         storage_bytes=options.training_storage_bytes,
         third_party=ThirdParty(options.auth_endpoint_hosts),
     )
+    cycles.on_change(lambda: node.changes.tell("trainings"))
     servers: list[HTTPServer] = []
     try:
         owner_code = await node.start()

@@ -7,7 +7,9 @@ from typing import Any
 import msgspec
 from tornado.iostream import StreamClosedError
 
+from grid_jupyter.errors import NotFound
 from grid_jupyter.identity.accounts import Account
+from grid_jupyter.identity.directory import account_of
 from grid_jupyter.identity.roles import FLAGS, OWNER
 from grid_jupyter.node.changes import TOPICS
 from grid_jupyter.node.service import GridNode
@@ -74,7 +76,7 @@ class OwnerJobs(NodeOwnerDoor):
     """GET: the jobs of this Node, newest first."""
 
     async def get(self) -> None:
-        self.reply({"jobs": await self.node.jobs.visible(ACCOUNT)})
+        self.reply({"jobs": await self.node.jobs.visible(await reader(self.node))})
 
 
 class OwnerJob(NodeOwnerDoor):
@@ -121,6 +123,15 @@ class OwnerEvents(NodeOwnerDoor):
 async def publisher(node: GridNode) -> Account:
     """The account of the Node's owner that bears the Node's name, as `grid_jupyter.owner()` has it."""
     return await node.accounts.ensure(node.name, OWNER)
+
+
+async def reader(node: GridNode) -> Account:
+    """The same account where there is one, which may read what it published; else one that may read nothing."""
+    try:
+        row = await node.accounts.directory.row_named(node.name)
+    except NotFound:
+        return ACCOUNT
+    return account_of(row) if row.role == OWNER else ACCOUNT
 
 
 def owned(node: GridNode, stored: StoredDataset) -> OwnedDataset:

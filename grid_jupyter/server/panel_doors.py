@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from typing import Any, Protocol, TypeVar
+from urllib.parse import urlencode
 
 import msgspec
 from jupyter_server.auth.decorator import authorized, ws_authenticated
@@ -38,6 +39,7 @@ class Owned(Protocol):
     """What of the extension the doors need."""
 
     node: ChildProcess
+    network_url: str
 
     async def status(self) -> dict[str, Any]: ...
     async def begin(self) -> None: ...
@@ -194,6 +196,31 @@ class PanelJob(PanelDoor):
         await self.forward("DELETE", f"/owner/jobs/{job}")
 
 
+class PanelTrainings(PanelDoor):
+    """GET, POST <base_url>/grid/api/trainings."""
+
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        await self.forward("GET", "/owner/trainings")
+
+    @web.authenticated
+    @authorized
+    async def post(self) -> None:
+        await self.forward("POST", "/owner/trainings")
+
+
+class PanelMeasured(PanelDoor):
+    """GET <base_url>/grid/api/trainings/metrics?name=&version=&after=."""
+
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        asked = {name: self.get_query_argument(name, "") for name in ("name", "version", "after")}
+        given = urlencode({name: value for name, value in asked.items() if value})
+        await self.forward("GET", f"/owner/trainings/metrics?{given}")
+
+
 class PanelEvents(ExtensionHandlerMixin, WebSocketMixin, WebSocketHandler, JupyterHandler):
     """WebSocket <base_url>/grid/api/events: {status, changed} now, and whenever the Node or its process changes."""
 
@@ -263,5 +290,7 @@ PANEL_RULES: list[tuple[str, type[JupyterHandler]]] = [
     (r"grid/api/requests/([0-9]{1,18})/(approve|deny|ask|revoke)", PanelRequest),
     (r"grid/api/jobs", PanelJobs),
     (r"grid/api/jobs/([0-9a-f]{16})", PanelJob),
+    (r"grid/api/trainings", PanelTrainings),
+    (r"grid/api/trainings/metrics", PanelMeasured),
     (r"grid/api/events", PanelEvents),
 ]

@@ -26,11 +26,54 @@ class OwnedDataset(Message, frozen=True):
 
 
 class Changed(Message, frozen=True):
-    """One line of GET /owner/events. `changed` names topics (datasets, jobs, node, requests): ask for them anew. The
-    first line names all of them. `status` is what GET /owner/status says."""
+    """One line of GET /owner/events. `changed` names topics (datasets, jobs, node, requests, trainings): ask for them
+    anew. The first line names all of them. `status` is what GET /owner/status says."""
 
     changed: tuple[str, ...]
     status: dict[str, Any]
+
+
+class Offer(Message, frozen=True):
+    """A data set of some Node that the user of the panel may compute on. Texts and lists are cut."""
+
+    id: int
+    kind: str
+    name: str
+    tags: tuple[str, ...]
+    description: str
+    owner: str
+    count: int  # of all columns, or tensors
+    parts: tuple[tuple[str, str, tuple[int, ...]], ...]  # name, dtype, shape of columns or tensors
+    mock: bool
+    jobs: bool  # whether others may submit jobs
+
+
+class NodeOffers(Message, frozen=True):
+    """What a Node of a Network has for the user of the panel; `error` says why it is not known."""
+
+    name: str
+    address: str
+    user: str  # whose credential was presented; empty: a guest
+    offers: tuple[Offer, ...] = ()
+    error: str = ""
+
+
+class NetworkView(Message, frozen=True):
+    """GET <base_url>/grid/api/network: a Network as the user of the panel sees it. `error` says why it is not known."""
+
+    address: str  # empty: no Network was joined, and none was named
+    users: tuple[str, ...] = ()  # whose credentials for it are stored
+    nodes: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    error: str = ""
+
+
+class NetworkSearch(Message, frozen=True):
+    """POST <base_url>/grid/api/network/search."""
+
+    network: str = ""  # empty: the one that the Node joined
+    user: str = ""  # whose stored credentials to present; empty: a guest
+    tags: tuple[str, ...] = ()
 
 
 class FilePublication(Message, frozen=True):

@@ -14,12 +14,24 @@ export type State =
 /** How the Node stands with its Network. */
 export type NetworkState = 'joined' | 'connecting' | 'refused' | 'none';
 
+/** What a Node computes with. */
+export interface IDevice {
+  name: string;
+  label: string;
+  memory_bytes: number;
+  /** Fractions of it: one for each Worker that may run at once. */
+  shares: number[];
+}
+
 /** The Node's own account of itself. */
 export interface INode {
   name: string;
   address: string;
   network: { address: string | null; state: NetworkState; detail: string };
   isolation: string;
+  /** In words. */
+  device?: string;
+  devices?: IDevice[];
   sessions: number;
   /** Who is connected; "" stands for guests. */
   connected?: string[];
@@ -115,6 +127,40 @@ export interface IPublication {
   mock: number;
 }
 
+/** A data set of some Node, as a list shows it. */
+export interface IOffer {
+  id: number;
+  kind: string;
+  name: string;
+  tags: string[];
+  description: string;
+  owner: string;
+  count: number;
+  /** Name, dtype, shape of columns or arrays: the first of them. */
+  parts: [string, string, number[]][];
+  mock: boolean;
+  jobs: boolean;
+}
+
+/** What a Node has for this user; `error` says why that is not known. */
+export interface INodeOffers {
+  name: string;
+  address: string;
+  user: string;
+  offers: IOffer[];
+  error: string;
+}
+
+/** A Network as this user sees it. */
+export interface INetwork {
+  /** Empty where there is none. */
+  address: string;
+  users: string[];
+  nodes: string[];
+  tags: string[];
+  error: string;
+}
+
 /** A request for a job or a value. */
 export interface IRequest {
   id: number;
@@ -148,6 +194,33 @@ export interface IJob {
   /** 0 to 1; null where that is not for the owner to see. */
   progress: number | null;
   log: { at: number; text: string }[];
+  /** By round or epoch; null where that is not for the owner to see. */
+  history: { [metric: string]: number }[] | null;
+}
+
+/** A model-centric training that this Node hosts. */
+export interface ITraining {
+  owner: string;
+  name: string;
+  version: string;
+  phase: 'gathering' | 'open' | 'closing' | 'over';
+  cycle: number;
+  completed: number;
+  /** 0: without end. */
+  num_cycles: number;
+  workers: number;
+  reports: number;
+  checkpoint: number;
+  /** Seconds until the cycle ends. */
+  timeout: number | null;
+}
+
+/** What one device measured in one cycle. */
+export interface IMeasured {
+  cycle: number;
+  worker: number;
+  samples: number;
+  values: { [metric: string]: number };
 }
 
 /** The calls, one for each thing that the panel does. */
@@ -176,6 +249,19 @@ export class GridApi {
     return this.call('DELETE', `datasets/${dataset}`);
   }
 
+  network(): Promise<INetwork> {
+    return this.call('GET', 'network');
+  }
+
+  async search(user: string, tags: string[]): Promise<INodeOffers[]> {
+    return (
+      await this.call<{ nodes: INodeOffers[] }>('POST', 'network/search', {
+        user,
+        tags
+      })
+    ).nodes;
+  }
+
   /** Those that wait for a decision, or those in a state. */
   async requests(state = ''): Promise<IRequest[]> {
     const query = state ? `?state=${encodeURIComponent(state)}` : '';
@@ -194,6 +280,31 @@ export class GridApi {
 
   async jobs(): Promise<IJob[]> {
     return (await this.call<{ jobs: IJob[] }>('GET', 'jobs')).jobs;
+  }
+
+  async trainings(): Promise<ITraining[]> {
+    return (
+      await this.call<{ trainings: ITraining[] }>('GET', 'trainings')
+    ).trainings;
+  }
+
+  /** Training is over; its checkpoints stay. */
+  end(training: ITraining): Promise<unknown> {
+    const { name, version } = training;
+    return this.call('POST', 'trainings', { name, version });
+  }
+
+  /** What devices measured, behind the row `after`. */
+  measured(
+    training: ITraining,
+    after: number
+  ): Promise<{ metrics: IMeasured[]; next: number; more: boolean }> {
+    const query = new URLSearchParams({
+      name: training.name,
+      version: training.version,
+      after: String(after)
+    });
+    return this.call('GET', `trainings/metrics?${query}`);
   }
 
   cancel(job: string): Promise<IJob> {

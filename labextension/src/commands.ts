@@ -7,16 +7,18 @@ import {
   IDefaultFileBrowser,
   IFileBrowserFactory
 } from '@jupyterlab/filebrowser';
-import { INotebookTracker } from '@jupyterlab/notebook';
+import { INotebookTracker, NotebookActions } from '@jupyterlab/notebook';
 import { TranslationBundle } from '@jupyterlab/translation';
 import { Widget } from '@lumino/widgets';
 import { gridIcon } from './icon';
 import { kernelInFront } from './kernel';
 import { GridModel } from './model';
+import { askForJob } from './launch';
+import { INSERT, LAUNCH, PUBLISH } from './panel';
 import { canPublish, PublishTab, Source } from './publish';
+import { ILaunch } from './sections/network';
 
 export const OPEN = 'grid-jupyter:open';
-export const PUBLISH = 'grid-jupyter:publish';
 export const PUBLISH_FILE = 'grid-jupyter:publish-file';
 export const PUBLISH_VARIABLE = 'grid-jupyter:publish-variable';
 
@@ -136,6 +138,44 @@ export function addCommands(places: IPlaces): void {
         await commands.execute(variable ? PUBLISH_VARIABLE : PUBLISH_FILE);
       }
       return undefined;
+    }
+  });
+
+  commands.addCommand(INSERT, {
+    label: trans.__('Insert Code into the Notebook'),
+    isVisible: () => false,
+    execute: async args => {
+      const code = String(args.code);
+      const notebook = notebooks?.currentWidget;
+      if (!notebook) {
+        const shown = document.createElement('pre');
+        shown.className = 'jp-Grid-code';
+        shown.textContent = code;
+        await showDialog({
+          title: trans.__('No notebook is open'),
+          body: new Widget({ node: shown }),
+          buttons: [Dialog.okButton()]
+        });
+        return;
+      }
+      const cell = notebook.content.activeCell;
+      const empty = cell?.model.type === 'code' && !cell.model.sharedModel.source.trim();
+      if (!empty) {
+        NotebookActions.insertBelow(notebook.content);
+      }
+      notebook.content.activeCell?.model.sharedModel.setSource(code);
+      app.shell.activateById(notebook.id);
+    }
+  });
+
+  commands.addCommand(LAUNCH, {
+    label: trans.__('Launch a Job…'),
+    isVisible: () => false,
+    execute: async args => {
+      const code = await askForJob(args as unknown as ILaunch, trans);
+      if (code !== null) {
+        await commands.execute(INSERT, { code });
+      }
     }
   });
 

@@ -11,6 +11,7 @@ import { INotebookTracker } from '@jupyterlab/notebook';
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 import { GridApi } from './api';
 import { addCommands } from './commands';
+import { CurvesTab, Look } from './curves';
 import { GridModel } from './model';
 import { GridPanel } from './panel';
 
@@ -42,7 +43,17 @@ const plugin: JupyterFrontEndPlugin<void> = {
     const language = translator ?? nullTranslator;
     const trans = language.load('grid_jupyter');
     const model = new GridModel(new GridApi(app.serviceManager.serverSettings));
-    const panel = new GridPanel(model, app.commands, language);
+    const show = (key: string, name: string, look: Look) => {
+      const id = `grid-jupyter-curves-${key}`;
+      const open = [...app.shell.widgets('main')].some(one => one.id === id);
+      if (!open) {
+        const tab = new CurvesTab(model, name, look, trans);
+        tab.id = id;
+        app.shell.add(tab, 'main');
+      }
+      app.shell.activateById(id);
+    };
+    const panel = new GridPanel(model, show, app.commands, language);
     panel.disposed.connect(() => model.dispose());
     app.shell.add(panel, 'left', { rank: 510, type: 'Grid' });
     restorer?.add(panel, panel.id);

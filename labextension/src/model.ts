@@ -2,7 +2,14 @@
 
 import { URLExt } from '@jupyterlab/coreutils';
 import { ISignal, Signal } from '@lumino/signaling';
-import { GridApi, IDataset, IJob, IRequest, IStatus } from './api';
+import {
+  GridApi,
+  IDataset,
+  IJob,
+  IRequest,
+  IStatus,
+  ITraining
+} from './api';
 
 /** Waits before the WebSocket is opened again, in milliseconds: they double. */
 const RETRY_MS = 500;
@@ -28,6 +35,7 @@ export class GridModel {
   requests: IRequest[] | null = null;
   approved: IRequest[] | null = null;
   jobs: IJob[] | null = null;
+  trainings: ITraining[] | null = null;
 
   /** Something above is another. */
   get changed(): ISignal<this, void> {
@@ -44,6 +52,13 @@ export class GridModel {
     window.clearTimeout(this.timer);
     this.socket?.close();
     Signal.clearData(this);
+  }
+
+  /** Something that is drawn of it, and not kept here, is another. */
+  redraw(): void {
+    if (!this.disposed) {
+      this._changed.emit();
+    }
   }
 
   /** Ask for some topics anew; a failure leaves what was known. */
@@ -71,6 +86,11 @@ export class GridModel {
     }
     if (topics.includes('jobs')) {
       asked.push(this.take(this.api.jobs(), got => (this.jobs = got)));
+    }
+    if (topics.includes('trainings')) {
+      asked.push(
+        this.take(this.api.trainings(), got => (this.trainings = got.reverse()))
+      );
     }
     await Promise.all(asked);
   }

@@ -11,19 +11,23 @@ import { gridIcon } from './icon';
 import { GridModel } from './model';
 import { DatasetsView } from './sections/datasets';
 import { InboxView } from './sections/inbox';
-import { JobsView } from './sections/jobs';
+import { JobsView, ShowCurves } from './sections/jobs';
+import { IDeeds, NetworkView } from './sections/network';
 import { NodeView } from './sections/node';
 
 /** Lumino writes it into the panel's tab as an attribute, and the style shows it there. */
 const WAITING = 'grid-waiting';
 
-/** The command that asks what to publish. */
-const PUBLISH = 'grid-jupyter:publish';
+/** The commands that the sections call. */
+export const PUBLISH = 'grid-jupyter:publish';
+export const INSERT = 'grid-jupyter:insert';
+export const LAUNCH = 'grid-jupyter:launch';
 
 export class GridPanel extends ReactWidget {
   constructor(
     private readonly model: GridModel,
-    private readonly commands: { execute: (id: string) => unknown },
+    private readonly openCurves: ShowCurves,
+    private readonly commands: { execute: (id: string, args?: any) => unknown },
     translator: ITranslator
   ) {
     super();
@@ -60,8 +64,11 @@ export class GridPanel extends ReactWidget {
             trans={trans}
           />
         </Section>
-        <Section label={trans.__('Jobs')}>
-          <JobsView model={model} trans={trans} />
+        <Section label={trans.__('Network')}>
+          <NetworkView model={model} deeds={this.deeds} trans={trans} />
+        </Section>
+        <Section label={trans.__('Jobs & cycles')}>
+          <JobsView model={model} show={this.openCurves} trans={trans} />
         </Section>
       </>
     );
@@ -79,6 +86,10 @@ export class GridPanel extends ReactWidget {
   }
 
   private readonly trans: TranslationBundle;
+  private readonly deeds: IDeeds = {
+    insert: code => void this.commands.execute(INSERT, { code }),
+    launch: job => void this.commands.execute(LAUNCH, { ...job })
+  };
 }
 
 /** A heading that opens and closes what stands below it. */
@@ -104,7 +115,9 @@ function Section(props: {
           ) : null}
         </button>
       </h2>
-      {open && <div className="jp-GridSection-body">{props.children}</div>}
+      <div className="jp-GridSection-body" hidden={!open}>
+        {props.children}
+      </div>
     </section>
   );
 }

@@ -35,6 +35,11 @@ ROUTES = [
     ("DELETE", "jobs/0123456789abcdef"),
     ("POST", "preview"),
     ("POST", "publish"),
+    ("GET", "network"),
+    ("GET", "trainings"),
+    ("POST", "trainings"),
+    ("GET", "trainings/metrics"),
+    ("POST", "network/search"),
 ]
 
 
@@ -114,6 +119,8 @@ async def test_what_the_node_refuses_is_told_in_its_words(jp_serverapp, jp_fetch
         ("POST", "requests/7/approve", 404),
         ("DELETE", "jobs/0123456789abcdef", 404),
         ("GET", "requests?state=..%2F", 400),
+        ("GET", "trainings/metrics?name=none", 404),
+        ("GET", "trainings/metrics?after=x", 400),
     ]:
         path, _, query = route.partition("?")
         params = dict([query.split("=")]) if query else None
@@ -138,7 +145,7 @@ async def test_events_tell_the_status_at_once_and_what_to_ask_for_anew(jp_server
     await running(jp_serverapp)
     socket = await jp_ws_fetch("grid", "api", "events")
     event = await told(socket, lambda event: event["changed"])
-    assert event["changed"] == ["datasets", "jobs", "node", "requests"]
+    assert event["changed"] == ["datasets", "jobs", "node", "requests", "trainings"]
     assert event["status"]["state"] == "running"
     assert event["status"]["node"]["name"] == "Bob"
     socket.close()
@@ -171,7 +178,7 @@ async def test_a_node_that_runs_is_not_started_twice(jp_serverapp, jp_fetch):
 async def test_the_owners_lists_are_those_of_the_owners_door(jp_serverapp, jp_fetch):
     extension = await running(jp_serverapp)
     door = OwnerClient(extension.node.running.socket)
-    for route in ("datasets", "requests", "jobs"):
+    for route in ("datasets", "requests", "jobs", "trainings"):
         assert json.loads((await jp_fetch("grid", "api", route)).body) == await door.forward("GET", f"/owner/{route}")
 
 

@@ -39,7 +39,7 @@ def root(jupyter: Jupyter) -> Path:
 
 def open_notebook(page: Page, path: str) -> Locator:
     """Open a notebook, and wait for its kernel."""
-    page.evaluate("path => window.jupyterapp.commands.execute('docmanager:open', {path})", path)
+    page.evaluate("path => { window.jupyterapp.commands.execute('docmanager:open', {path}); }", path)
     expect(page.locator("#jp-main-statusbar")).to_contain_text("| Idle", timeout=PATIENCE_MS)
     return page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pandas
@@ -167,6 +170,68 @@ def test_a_job_is_read_denied_and_listed_with_the_reason(panel, page, place, art
     expect(listed).to_contain_text("Denied", timeout=PATIENCE_MS)
     expect(listed).to_contain_text("not before the board met")
     assert job.state == "denied"
+
+
+def round_of(chart: Locator) -> int:
+    """The last round that a chart tells."""
+    found = re.search(r"(?:round|cycle) (\d+):", chart.text_content() or "")
+    return int(found[1]) if found else 0
+
+
+def test_the_curve_of_a_federated_training_grows_while_it_runs(panel, page, place, artefacts):
+    place.owner.publish(torch.randn(64, 4), name="X", tags=["#curve", "#X"])
+    place.owner.publish(torch.randint(0, 2, (64,)), name="Y", tags=["#curve", "#Y"])
+    grid, enough = grid_jupyter.PrivateGridNetwork(place.owner), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        fit = pool.submit(
+            grid.train, torch.nn.Linear(4, 2), torch.nn.CrossEntropyLoss(), data=grid.search("#curve", "#X"),
+            rounds=100_000, optimizer=grid_jupyter.SGD(lr=0.1), reason="a curve", live=False,
+            after_round=lambda fit: enough.is_set(),
+        )  # fmt: skip
+        try:
+            card = panel.get_by_test_id("grid-job").filter(has_text="a curve")
+            card.get_by_role("button", name="Curves").click(timeout=PATIENCE_MS)
+            chart = page.get_by_test_id("grid-chart").first
+            seen = eventually(lambda: round_of(chart), "the first point")
+            eventually(lambda: round_of(chart) > seen, "another point")
+            page.screenshot(path=artefacts / "curves.png")
+            with page.expect_download() as saved:
+                page.get_by_role("button", name="CSV").click()
+            header, first, *_ = saved.value.path().read_text().splitlines()
+            assert header.startswith('"round",')
+            assert first.startswith("1,")
+            with page.expect_download() as saved:
+                page.get_by_role("button", name="PNG").click()
+            assert saved.value.path().read_bytes().startswith(b"\x89PNG")
+        finally:
+            enough.set()
+        assert fit.result(60).records
+    page.evaluate("window.jupyterapp.commands.execute('application:close-all')")
+
+
+def test_a_training_of_devices_shows_its_cycles_and_what_they_measured(panel, page, place, artefacts):
+    model = torch.nn.Linear(4, 2)
+    plan = grid_jupyter.training_plan(
+        model, torch.nn.functional.cross_entropy, torch.optim.SGD(model.parameters(), 0.1),
+        inputs=(torch.zeros(4, 4), torch.zeros(4, dtype=torch.int64)),
+    )  # fmt: skip
+    host = grid_jupyter.ModelCentricFLClient("bob", place.owner.address.url, user="Bob").connect()
+    config = {"name": "ward 7", "version": "1.0", "batch_size": 32, "lr": 0.2}
+    host.host(model, {"training_plan": plan}, client_config=config, server_config={"num_cycles": 3, "min_diffs": 1})
+    card = panel.get_by_test_id("grid-training")
+    expect(card).to_contain_text("ward 7", timeout=SOON_MS)
+    expect(card).to_contain_text("1 of 3")
+    card.get_by_role("button", name="Curves").click()
+    expect(page.get_by_role("region", name="Curves")).to_contain_text("Nothing was measured yet")
+    data = {"x": torch.randn(32, 4).numpy(), "y": torch.randint(0, 2, (32,)).numpy()}
+    with grid_jupyter.Device(place.owner.address.url) as device:
+        device.participate("ward 7", "1.0", data=data)
+    charts = page.get_by_test_id("grid-chart")
+    eventually(lambda: round_of(charts.first) == 3, "the last cycle")
+    expect(card).to_contain_text("Over", timeout=PATIENCE_MS)
+    page.get_by_label("Each participant").check()
+    expect(charts.last).to_contain_text("device 1")
+    page.screenshot(path=artefacts / "curves-cycles.png")
 
 
 def test_the_node_is_stopped_and_started_from_the_panel(panel, page, place):

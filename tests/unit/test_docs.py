@@ -33,6 +33,7 @@ from grid_jupyter.server.panel_doors import PANEL_RULES
 from grid_jupyter.server.publish_doors import PUBLISH_RULES
 from grid_jupyter.server.push_doors import OWNER_PUSH_RULES
 from grid_jupyter.server.request_doors import OWNER_REQUEST_RULES
+from grid_jupyter.server.search_doors import SEARCH_RULES
 from grid_jupyter.wire import commands, frames, limits, messages, network, owner, push, requests
 
 if sys.version_info >= (3, 11):
@@ -108,7 +109,7 @@ def test_every_route_is_documented_and_every_documented_route_exists():
         *routes(OWNER_REQUEST_RULES),
         *routes(OWNER_PUSH_RULES),
         *routes(OWNER_TRAINING_RULES),
-        *routes((f"/jupyter/{path}", handler) for path, handler in [*PANEL_RULES, *PUBLISH_RULES]),
+        *routes((f"/jupyter/{path}", handler) for path, handler in [*PANEL_RULES, *PUBLISH_RULES, *SEARCH_RULES]),
     }
     assert documented_routes() == {route for route in existing if not route.startswith("OPTIONS")}
 

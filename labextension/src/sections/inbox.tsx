@@ -14,6 +14,7 @@ import {
   moment,
   useAction
 } from '../parts';
+import { PlanView } from '../planview';
 
 export function InboxView(props: {
   model: GridModel;
@@ -303,17 +304,7 @@ function Details(props: {
                 )
               : trans.__('The plan')}
           </summary>
-          <pre className="jp-Grid-code" tabIndex={0}>
-            {shown.plan}
-          </pre>
-          {typeof shown.graph === 'string' && shown.graph && (
-            <div className="jp-Grid-graph" tabIndex={0}>
-              <img
-                alt={trans.__('The graph of the plan')}
-                src={`data:image/svg+xml,${encodeURIComponent(shown.graph)}`}
-              />
-            </div>
-          )}
+          <PlanView request={request} model={model} trans={trans} />
           <p className="jp-Grid-note">SHA-256 {String(shown.plan_sha256)}</p>
           <pre className="jp-Grid-code" tabIndex={0}>
             {JSON.stringify(shown.arguments, null, 1)}

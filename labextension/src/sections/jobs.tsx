@@ -1,8 +1,9 @@
-/** "Jobs": what runs and what ran on this Node's data. */
+/** "Jobs & cycles": what runs and what ran on this Node's data, and the trainings that it hosts. */
 
 import { TranslationBundle } from '@jupyterlab/translation';
 import React from 'react';
 import { IJob } from '../api';
+import { ICurves, Look } from '../curves';
 import { GridModel } from '../model';
 import {
   Badge,
@@ -13,32 +14,47 @@ import {
   Tone,
   useAction
 } from '../parts';
+import { keyOf } from '../measured';
+import { Training } from './trainings';
 
 /** States that a job does not leave by itself. */
 const ENDED = ['done', 'denied', 'cancelled', 'failed', 'expired'];
 
+/** Opens a tab with curves. */
+export type ShowCurves = (key: string, name: string, look: Look) => void;
+
 export function JobsView(props: {
   model: GridModel;
+  show: ShowCurves;
   trans: TranslationBundle;
 }): JSX.Element {
-  const { model, trans } = props;
-  if (!model.jobs) {
+  const { model, show, trans } = props;
+  if (!model.jobs || !model.trainings) {
     return <Empty text={trans.__('Asking the Node for its jobs…')} />;
   }
-  if (model.jobs.length === 0) {
+  if (model.jobs.length === 0 && model.trainings.length === 0) {
     return (
       <Empty
-        text={trans.__('No job yet.')}
+        text={trans.__('No job and no training yet.')}
         hint={trans.__(
-          'A job is a plan that somebody sends to your data. It runs when you, or the rules of the data set, say so.'
+          'A job is a plan that somebody sends to your data; it runs when you, or the rules of the data set, say so. A model-centric training is a model that devices train cycle by cycle.'
         )}
       />
     );
   }
   return (
     <ul className="jp-Grid-list">
+      {model.trainings.map(training => (
+        <Training
+          key={keyOf(training)}
+          training={training}
+          model={model}
+          show={show}
+          trans={trans}
+        />
+      ))}
       {model.jobs.map(job => (
-        <Job key={job.id} job={job} model={model} trans={trans} />
+        <Job key={job.id} job={job} model={model} show={show} trans={trans} />
       ))}
     </ul>
   );
@@ -47,9 +63,10 @@ export function JobsView(props: {
 function Job(props: {
   job: IJob;
   model: GridModel;
+  show: ShowCurves;
   trans: TranslationBundle;
 }): JSX.Element {
-  const { job, model, trans } = props;
+  const { job, model, show, trans } = props;
   const action = useAction(trans);
   const ended = ENDED.includes(job.state);
   const progress = job.progress ?? rounds(job);
@@ -94,9 +111,20 @@ function Job(props: {
           ))}
         </ol>
       </details>
-      {!ended && (
+      {job.history && job.history.length > 0 && (
+        <p className="jp-Grid-note">{newest(job.history)}</p>
+      )}
+      {(!ended || job.history) && (
         <div className="jp-Grid-buttons">
-          <Button
+          {job.history && (
+            <Button
+              label={trans.__('Curves')}
+              onClick={() =>
+                show(job.id, job.reason || job.by, one => curvesOf(one, job.id))
+              }
+            />
+          )}
+          {!ended && <Button
             label={trans.__('Cancel')}
             kind="warn"
             disabled={action.busy}
@@ -106,12 +134,38 @@ function Job(props: {
                 await model.refresh(['jobs', 'requests']);
               })
             }
-          />
+          />}
         </div>
       )}
       <Failure text={action.failed} />
     </li>
   );
+}
+
+/** What was measured last. */
+function newest(history: { [metric: string]: number }[]): string {
+  return Object.entries(history[history.length - 1])
+    .map(([metric, value]) => `${metric} ${value.toPrecision(4)}`)
+    .join(', ');
+}
+
+function curvesOf(model: GridModel, id: string): ICurves | null {
+  const job = model.jobs?.find(one => one.id === id);
+  if (!job?.history) {
+    return null;
+  }
+  const history = job.history;
+  const metrics = new Set<string>();
+  history.forEach(one => Object.keys(one).forEach(metric => metrics.add(metric)));
+  return {
+    unit: job.arguments.rounds > 1 ? 'round' : 'epoch',
+    rounds: history.map((_, index) => index + 1),
+    lines: [...metrics].map(metric => ({
+      metric,
+      by: '',
+      values: history.map(one => one[metric] ?? null)
+    }))
+  };
 }
 
 function rounds(job: IJob): number | null {

@@ -4,7 +4,7 @@ import { Clipboard, Dialog, showDialog } from '@jupyterlab/apputils';
 import { TranslationBundle } from '@jupyterlab/translation';
 import { checkIcon, copyIcon } from '@jupyterlab/ui-components';
 import React from 'react';
-import { INode, IStatus } from '../api';
+import { IDevice, INode, IStatus } from '../api';
 import { GridModel } from '../model';
 import { Badge, Button, bytes, Fact, Failure, Tone, useAction } from '../parts';
 
@@ -104,10 +104,15 @@ function NodeDetails(props: {
         />
         <Fact label={trans.__('Isolation')} value={sentence(node.isolation)} />
         <Fact
+          label={trans.__('Device')}
+          value={node.device ? sentence(node.device) : trans.__('Not known')}
+          note={(node.devices ?? []).map(one => device(one, trans)).join('; ')}
+        />
+        <Fact
           label={trans.__('Data sets')}
           value={node.datasets.toLocaleString()}
-          note={node.storage_bytes > 0 ? trans.__('%1 stored', storage) : ''}
         />
+        <Fact label={trans.__('Storage')} value={trans.__('%1 used', storage)} />
         <Fact
           label={trans.__('Open work')}
           value={
@@ -242,6 +247,16 @@ function CopyButton(props: {
     >
       <Icon.react tag="span" width="16px" height="16px" aria-hidden="true" />
     </button>
+  );
+}
+
+function device(one: IDevice, trans: TranslationBundle): string {
+  return trans._n(
+    '%2: %3, for %1 Worker at once',
+    '%2: %3, for %1 Workers at once',
+    one.shares.length,
+    one.label || one.name,
+    bytes(one.memory_bytes)
   );
 }
 

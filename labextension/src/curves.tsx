@@ -1,0 +1,296 @@
+/** "Curves": a tab with what was measured against the round, which grows while it is measured. */
+
+import { TranslationBundle } from '@jupyterlab/translation';
+import { ReactWidget } from '@jupyterlab/ui-components';
+import React from 'react';
+import uPlot from 'uplot';
+import { gridIcon } from './icon';
+import { GridModel } from './model';
+import { Button, Empty } from './parts';
+
+/** One line: its values stand beside the rounds; null where there is none. */
+export interface ILine {
+  metric: string;
+  /** Who measured it; empty for all together. */
+  by: string;
+  values: (number | null)[];
+}
+
+/** What is drawn. */
+export interface ICurves {
+  /** What is counted: round, epoch or cycle. */
+  unit: string;
+  rounds: number[];
+  lines: ILine[];
+}
+
+/** Finds what is drawn; null where there is nothing, or nothing any more. */
+export type Look = (model: GridModel) => ICurves | null;
+
+export class CurvesTab extends ReactWidget {
+  constructor(
+    private readonly model: GridModel,
+    private readonly name: string,
+    private readonly look: Look,
+    private readonly trans: TranslationBundle
+  ) {
+    super();
+    this.addClass('jp-GridTab');
+    this.title.icon = gridIcon;
+    this.title.closable = true;
+    this.title.label = trans.__('Curves of %1', name);
+    model.changed.connect(this.update, this);
+  }
+
+  dispose(): void {
+    this.model.changed.disconnect(this.update, this);
+    super.dispose();
+  }
+
+  render(): JSX.Element {
+    return (
+      <div role="region" aria-label={this.trans.__('Curves')}>
+        <Curves
+          name={this.name}
+          curves={this.look(this.model)}
+          trans={this.trans}
+        />
+      </div>
+    );
+  }
+}
+
+function Curves(props: {
+  name: string;
+  curves: ICurves | null;
+  trans: TranslationBundle;
+}): JSX.Element {
+  const { name, curves, trans } = props;
+  const [everybody, setEverybody] = React.useState(false);
+  const charts = React.useRef<(uPlot | null)[]>([null, null]);
+  if (!curves || curves.rounds.length === 0) {
+    return (
+      <div className="jp-GridTab-body">
+        <h1>{name}</h1>
+        <Empty
+          text={trans.__('Nothing was measured yet.')}
+          hint={trans.__('The curves begin by themselves with the first round.')}
+        />
+      </div>
+    );
+  }
+  const lines = curves.lines.filter(line => everybody || !line.by);
+  const losses = lines.filter(line => isLoss(line.metric));
+  const others = lines.filter(line => !isLoss(line.metric));
+  return (
+    <div className="jp-GridTab-body">
+      <div className="jp-Grid-head">
+        <h1 title={name}>{name}</h1>
+        <div className="jp-Grid-buttons">
+          {curves.lines.some(line => line.by) && (
+            <label className="jp-Grid-tick">
+              <input
+                type="checkbox"
+                checked={everybody}
+                onChange={event => setEverybody(event.target.checked)}
+              />
+              <span>{trans.__('Each participant')}</span>
+            </label>
+          )}
+          <Button
+            label={trans.__('PNG')}
+            onClick={() => download(`${stem(name)}.png`, picture(charts.current))}
+          />
+          <Button
+            label={trans.__('CSV')}
+            onClick={() =>
+              download(
+                `${stem(name)}.csv`,
+                `data:text/csv;charset=utf-8,${encodeURIComponent(csv(curves, lines))}`
+              )
+            }
+          />
+        </div>
+      </div>
+      <p className="jp-Grid-quiet">
+        {trans.__('Drag over a part to enlarge it; a double click shows all again.')}
+      </p>
+      {[others, losses].map(
+        (some, index) =>
+          some.length > 0 && (
+            <Chart
+              key={index}
+              unit={curves.unit}
+              rounds={curves.rounds}
+              lines={some}
+              keep={chart => (charts.current[index] = chart)}
+            />
+          )
+      )}
+    </div>
+  );
+}
+
+const HEIGHT = 260;
+
+function Chart(props: {
+  unit: string;
+  rounds: number[];
+  lines: ILine[];
+  keep: (chart: uPlot | null) => void;
+}): JSX.Element {
+  const { unit, rounds, lines, keep } = props;
+  const place = React.useRef<HTMLDivElement>(null);
+  const chart = React.useRef<uPlot | null>(null);
+  const [theme, setTheme] = React.useState(0);
+  const names = lines.map(title);
+  const data = [rounds, ...lines.map(line => line.values)] as uPlot.AlignedData;
+
+  React.useEffect(() => {
+    const watch = new MutationObserver(() => setTheme(before => before + 1));
+    watch.observe(document.body, { attributeFilter: ['data-jp-theme-name'] });
+    return () => watch.disconnect();
+  }, []);
+  React.useEffect(() => {
+    const node = place.current;
+    if (!node) {
+      return;
+    }
+    const made = new uPlot(options(node, unit, lines), data, node);
+    chart.current = made;
+    keep(made);
+    const watch = new ResizeObserver(() =>
+      made.setSize({ width: Math.max(200, node.clientWidth), height: HEIGHT })
+    );
+    watch.observe(node);
+    return () => {
+      watch.disconnect();
+      made.destroy();
+      chart.current = null;
+      keep(null);
+    };
+  }, [theme, unit, names.join('\n')]);
+  React.useEffect(() => {
+    const { current } = chart;
+    if (current) {
+      const { min, max } = current.scales.x;
+      const all = current.data[0];
+      const enlarged = all.length > 1 && (min !== all[0] || max !== all[all.length - 1]);
+      current.setData(data, !enlarged);
+      if (enlarged) {
+        current.redraw();
+      }
+    }
+  }, [rounds.length, lines]);
+  return (
+    <figure className="jp-Grid-chart" data-testid="grid-chart">
+      <div ref={place} />
+      <figcaption className="jp-Grid-hidden">
+        {`${unit} ${rounds[rounds.length - 1]}: ${lines
+          .map(line => `${title(line)} ${line.values[rounds.length - 1] ?? '–'}`)
+          .join(', ')}`}
+      </figcaption>
+    </figure>
+  );
+}
+
+function options(
+  node: HTMLElement,
+  unit: string,
+  lines: ILine[]
+): uPlot.Options {
+  const style = getComputedStyle(node);
+  const colour = (name: string) => style.getPropertyValue(name).trim();
+  const palette = ['brand', 'warn', 'success', 'error', 'info'].map(one =>
+    colour(`--jp-${one}-color1`)
+  );
+  const axis: uPlot.Axis = {
+    stroke: colour('--jp-ui-font-color1'),
+    font: `12px ${colour('--jp-ui-font-family')}`,
+    grid: { stroke: colour('--jp-border-color2'), width: 1 },
+    ticks: { stroke: colour('--jp-border-color2'), width: 1 }
+  };
+  const metrics = [...new Set(lines.map(line => line.metric))];
+  return {
+    width: Math.max(200, node.clientWidth),
+    height: HEIGHT,
+    scales: { x: { time: false } },
+    axes: [
+      {
+        ...axis,
+        label: unit,
+        labelFont: axis.font,
+        incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000, 10000, 100000]
+      },
+      { ...axis, size: 56 }
+    ],
+    cursor: { drag: { x: true, y: false } },
+    series: [
+      { label: unit },
+      ...lines.map(line => ({
+        label: title(line),
+        stroke: palette[metrics.indexOf(line.metric) % palette.length],
+        alpha: line.by ? 0.35 : 1,
+        width: line.by ? 1 : 2,
+        spanGaps: true,
+        points: { show: line.values.length < 40 && !line.by }
+      }))
+    ]
+  };
+}
+
+function title(line: ILine): string {
+  return line.by ? `${line.metric} · ${line.by}` : line.metric;
+}
+
+function isLoss(metric: string): boolean {
+  return /loss|error|mse|mae/i.test(metric);
+}
+
+/** The charts one below the other, on the colour of the page. */
+function picture(charts: (uPlot | null)[]): string {
+  const drawn = charts.filter((chart): chart is uPlot => chart !== null);
+  const whole = document.createElement('canvas');
+  whole.width = Math.max(1, ...drawn.map(one => one.ctx.canvas.width));
+  whole.height = Math.max(
+    1,
+    drawn.reduce((sum, one) => sum + one.ctx.canvas.height, 0)
+  );
+  const context = whole.getContext('2d');
+  if (context) {
+    const page = getComputedStyle(document.body);
+    context.fillStyle =
+      page.getPropertyValue('--jp-layout-color1').trim() || 'white';
+    context.fillRect(0, 0, whole.width, whole.height);
+    let top = 0;
+    for (const one of drawn) {
+      context.drawImage(one.ctx.canvas, 0, top);
+      top += one.ctx.canvas.height;
+    }
+  }
+  return whole.toDataURL('image/png');
+}
+
+function csv(curves: ICurves, lines: ILine[]): string {
+  const cell = (text: string) =>
+    // a text that a spreadsheet would take for a formula gets an apostrophe
+    `"${(/^[=+\-@\t\r]/.test(text) ? `'${text}` : text).replace(/"/g, '""')}"`;
+  const head = [curves.unit, ...lines.map(title)].map(cell).join(',');
+  const rows = curves.rounds.map((round, index) =>
+    [round, ...lines.map(line => line.values[index] ?? '')].join(',')
+  );
+  return [head, ...rows, ''].join('\n');
+}
+
+function download(name: string, url: string): void {
+  const link = document.createElement('a');
+  link.href = url;
+  link.download = name;
+  document.body.appendChild(link);
+  link.click();
+  link.remove();
+}
+
+function stem(name: string): string {
+  return name.replace(/[^\p{L}\p{N}._-]+/gu, '-').slice(0, 60) || 'curves';
+}
