@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH ?= torch==2.13.0
-PANEL := $(wildcard labextension/*.json labextension/*.py labextension/src/* labextension/style/*)
+PANEL := $(wildcard labextension/*.json labextension/*.py labextension/schema/* labextension/src/* labextension/src/sections/* labextension/style/*)
 
 .PHONY: help install lab test test-gpu lint tutorials bench fuzz fuzz-plans dist clean
 .DEFAULT_GOAL := help

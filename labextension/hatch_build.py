@@ -49,7 +49,7 @@ class LabextensionHook(BuildHookInterface[Any]):
         if not manifest.exists():
             return False
         inputs = [self._source / name for name in ("package.json", "package-lock.json", "tsconfig.json")]
-        inputs += [path for part in ("src", "style") for path in (self._source / part).rglob("*")]
+        inputs += [path for part in ("schema", "src", "style") for path in (self._source / part).rglob("*")]
         return manifest.stat().st_mtime >= max(path.stat().st_mtime for path in inputs if path.is_file())
 
 

@@ -48,7 +48,12 @@ class Audit:
         self._lost = 0
         self._again: dict[str, _Repeated] = {}
         self._writing: asyncio.Task[None] | None = None
+        self._heard: Callable[[str, str, dict[str, Any], float], None] = lambda event, actor, details, at: None
         self._busy = asyncio.Lock()  # rows are on their way to the database
+
+    def on_note(self, heard: Callable[[str, str, dict[str, Any], float], None]) -> None:
+        """What is told of each note: event, actor, details, time."""
+        self._heard = heard
 
     def note(self, event: str, actor: str, **details: Any) -> None:
         """Remember that this was decided. `details` are of JSON, without values and secrets.
@@ -57,6 +62,7 @@ class Audit:
         So nobody drives rows of others out of the log by having the same refused again and again.
         """
         now = self.clock()
+        self._heard(event, actor, details, now)
         key = f"{event} {actor!r} {details!r}"
         again = self._again.get(key)
         if again is not None and 0 <= now - again.since < REPEAT_S:

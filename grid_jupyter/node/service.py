@@ -8,6 +8,7 @@ import secrets
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -23,6 +24,7 @@ from grid_jupyter.node.jobs import Jobs
 from grid_jupyter.node.models import Models
 from grid_jupyter.node.requests import Requests
 from grid_jupyter.node.sessions import Sessions
+from grid_jupyter.node.usage import OPENED, Usage
 from grid_jupyter.store.accounts import AccountTable
 from grid_jupyter.store.audit import AuditTable
 from grid_jupyter.store.blobs import BlobStore
@@ -78,6 +80,8 @@ class GridNode:
         self.models = Models(ModelTable(database), blobs)
         self.changes = Changes()
         self.audit = Audit(AuditTable(database))
+        self.usage = Usage(self.audit.table)
+        self.audit.on_note(self._noted)
         self.requests = Requests(RequestTable(database), self.audit, blobs)
         self.datasets = Datasets(
             DatasetTable(database), blobs, self.audit, max_upload_bytes=max_upload_bytes, public_tags=public_tags
@@ -169,6 +173,7 @@ class GridNode:
     async def start(self) -> str | None:
         """Make it ready to serve. Returns the owner's one-time invite at the first start, else None."""
         await self.requests.sweep()
+        await self.usage.load()
         known = await self.models.blobs() | await self.requests.held_blobs() | await self.jobs.keeper.blobs()
         await self.datasets.sweep(known)
         await self.pool.probe()
@@ -187,6 +192,11 @@ class GridNode:
                 await self.requests.sweep()
             except StorageFullError:
                 log.warning("requests that are over stay for now: the disk is full")
+
+    def _noted(self, event: str, actor: str, details: dict[str, Any], at: float) -> None:
+        self.usage.take(event, actor, details, at)
+        if event == OPENED:
+            self.changes.tell("datasets")
 
     async def _end_with(self, dataset: int) -> None:
         """A data set is gone, and with it what was asked for on it and what runs on it."""

@@ -136,6 +136,7 @@ async def reader(node: GridNode) -> Account:
 
 def owned(node: GridNode, stored: StoredDataset) -> OwnedDataset:
     """A data set with all that its rules say."""
+    used = node.usage.of(stored.id)
     return OwnedDataset(
         info=node.datasets.describe(stored, stored.owner),
         allowed_users=stored.allowed_users,
@@ -143,6 +144,9 @@ def owned(node: GridNode, stored: StoredDataset) -> OwnedDataset:
         public_tags=stored.public_tags,
         nbytes=stored.nbytes,
         created=stored.created,
+        opened=used.times,
+        opened_by=len(used.users),
+        opened_last=used.last,
     )
 
 

@@ -129,6 +129,16 @@ class AuditTable:
                     return Verified(number - first, first, number, before, number, "the last row was written anew")
         return Verified(max(0, number - first + 1), first, number, before)
 
+    async def counted(self, event: str) -> list[tuple[str, dict[str, Any], int, float]]:
+        """Rows of one event that are the same but for their time: actor, details, how many, the last one's time."""
+        alike = AuditRow.actor, AuditRow.details
+        query = select(*alike, func.count(), func.max(AuditRow.at)).where(AuditRow.event == event).group_by(*alike)
+
+        def run(session: Session) -> list[tuple[str, dict[str, Any], int, float]]:
+            return [(actor, json.loads(told), rows, last) for actor, told, rows, last in session.execute(query)]
+
+        return await self._run(run)
+
     async def count(self) -> int:
         """How many rows there are."""
         return await self._run(lambda session: int(session.scalar(select(func.count(AuditRow.number))) or 0))

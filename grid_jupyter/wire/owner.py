@@ -23,6 +23,9 @@ class OwnedDataset(Message, frozen=True):
     public_tags: bool
     nbytes: int
     created: float  # UTC seconds, of this version
+    opened: int = 0  # how often sessions opened it, as far as the audit log goes back
+    opened_by: int = 0  # how many users did
+    opened_last: float | None = None  # UTC seconds
 
 
 class Changed(Message, frozen=True):

@@ -83,6 +83,10 @@ export interface IDataset {
   public_tags: boolean;
   nbytes: number;
   created: number;
+  /** How often sessions opened it, how many users, when last. */
+  opened: number;
+  opened_by: number;
+  opened_last: number | null;
 }
 
 /** What of a data set is changed; what is left out stays. */
@@ -186,6 +190,7 @@ export interface IJob {
   said: string;
   rows: number;
   model_bytes: number;
+  data: { [input: string]: { dataset: number } };
   arguments: { epochs: number; rounds: number; batch_size: number };
   created: number;
   began: number | null;
@@ -213,6 +218,8 @@ export interface ITraining {
   checkpoint: number;
   /** Seconds until the cycle ends. */
   timeout: number | null;
+  /** Why it does not go on; empty while it does. */
+  problem: string;
 }
 
 /** What one device measured in one cycle. */

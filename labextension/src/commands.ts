@@ -7,6 +7,7 @@ import {
   IDefaultFileBrowser,
   IFileBrowserFactory
 } from '@jupyterlab/filebrowser';
+import { ILauncher } from '@jupyterlab/launcher';
 import { INotebookTracker, NotebookActions } from '@jupyterlab/notebook';
 import { TranslationBundle } from '@jupyterlab/translation';
 import { Widget } from '@lumino/widgets';
@@ -32,10 +33,11 @@ export interface IPlaces {
   browsers: IFileBrowserFactory | null;
   browser: IDefaultFileBrowser | null;
   notebooks: INotebookTracker | null;
+  launcher: ILauncher | null;
 }
 
 export function addCommands(places: IPlaces): void {
-  const { app, model, panel, trans, palette, browsers, browser, notebooks } =
+  const { app, model, panel, trans, palette, browsers, browser, notebooks, launcher } =
     places;
   const { commands } = app;
 
@@ -112,6 +114,8 @@ export function addCommands(places: IPlaces): void {
 
   commands.addCommand(PUBLISH, {
     label: trans.__('Publish Data…'),
+    caption: trans.__('Publish a file or a variable on your Node'),
+    icon: gridIcon,
     execute: async () => {
       const notebook = notebooks?.currentWidget;
       if (!notebook) {
@@ -186,6 +190,9 @@ export function addCommands(places: IPlaces): void {
       args: { isPalette: true }
     });
   }
+  [OPEN, PUBLISH].forEach((command, rank) =>
+    launcher?.add({ command, category: trans.__('Grid'), rank })
+  );
   app.contextMenu.addItem({
     command: PUBLISH_FILE,
     args: { isMenu: true },

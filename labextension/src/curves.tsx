@@ -142,6 +142,7 @@ function Chart(props: {
   const { unit, rounds, lines, keep } = props;
   const place = React.useRef<HTMLDivElement>(null);
   const chart = React.useRef<uPlot | null>(null);
+  const zoomed = React.useRef(false);
   const [theme, setTheme] = React.useState(0);
   const names = lines.map(title);
   const data = [rounds, ...lines.map(line => line.values)] as uPlot.AlignedData;
@@ -156,7 +157,10 @@ function Chart(props: {
     if (!node) {
       return;
     }
-    const made = new uPlot(options(node, unit, lines), data, node);
+    const zoom = (on: boolean) => (zoomed.current = on);
+    zoom(false);
+    const made = new uPlot(options(node, unit, lines, zoom), data, node);
+    made.over.addEventListener('dblclick', () => zoom(false));
     chart.current = made;
     keep(made);
     const watch = new ResizeObserver(() =>
@@ -173,11 +177,8 @@ function Chart(props: {
   React.useEffect(() => {
     const { current } = chart;
     if (current) {
-      const { min, max } = current.scales.x;
-      const all = current.data[0];
-      const enlarged = all.length > 1 && (min !== all[0] || max !== all[all.length - 1]);
-      current.setData(data, !enlarged);
-      if (enlarged) {
+      current.setData(data, !zoomed.current);
+      if (zoomed.current) {
         current.redraw();
       }
     }
@@ -197,7 +198,8 @@ function Chart(props: {
 function options(
   node: HTMLElement,
   unit: string,
-  lines: ILine[]
+  lines: ILine[],
+  zoom: (on: boolean) => void
 ): uPlot.Options {
   const style = getComputedStyle(node);
   const colour = (name: string) => style.getPropertyValue(name).trim();
@@ -225,6 +227,7 @@ function options(
       { ...axis, size: 56 }
     ],
     cursor: { drag: { x: true, y: false } },
+    hooks: { setSelect: [drawn => drawn.select.width > 0 && zoom(true)] },
     series: [
       { label: unit },
       ...lines.map(line => ({

@@ -7,13 +7,17 @@ import {
 } from '@jupyterlab/application';
 import { ICommandPalette, Notification } from '@jupyterlab/apputils';
 import { IDefaultFileBrowser, IFileBrowserFactory } from '@jupyterlab/filebrowser';
+import { ILauncher } from '@jupyterlab/launcher';
 import { INotebookTracker } from '@jupyterlab/notebook';
+import { ISettingRegistry } from '@jupyterlab/settingregistry';
+import { IStatusBar } from '@jupyterlab/statusbar';
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 import { GridApi } from './api';
-import { addCommands } from './commands';
+import { addCommands, OPEN } from './commands';
 import { CurvesTab, Look } from './curves';
 import { GridModel } from './model';
 import { GridPanel } from './panel';
+import { StatusItem } from './status';
 
 /** How long a notice stays in sight, in milliseconds; the list of notices keeps it. */
 const NOTICE_MS = 10000;
@@ -29,7 +33,10 @@ const plugin: JupyterFrontEndPlugin<void> = {
     ICommandPalette,
     IFileBrowserFactory,
     IDefaultFileBrowser,
-    INotebookTracker
+    INotebookTracker,
+    ILauncher,
+    IStatusBar,
+    ISettingRegistry
   ],
   activate: (
     app: JupyterFrontEnd,
@@ -38,7 +45,10 @@ const plugin: JupyterFrontEndPlugin<void> = {
     palette: ICommandPalette | null,
     browsers: IFileBrowserFactory | null,
     browser: IDefaultFileBrowser | null,
-    notebooks: INotebookTracker | null
+    notebooks: INotebookTracker | null,
+    launcher: ILauncher | null,
+    statusBar: IStatusBar | null,
+    registry: ISettingRegistry | null
   ) => {
     const language = translator ?? nullTranslator;
     const trans = language.load('grid_jupyter');
@@ -65,10 +75,37 @@ const plugin: JupyterFrontEndPlugin<void> = {
       palette,
       browsers,
       browser,
-      notebooks
+      notebooks,
+      launcher
     });
+    const settings = { notices: true, statusBar: true };
+    const status = new StatusItem(
+      model,
+      () => void app.commands.execute(OPEN),
+      trans
+    );
+    statusBar?.registerStatusItem('grid-jupyter:status', {
+      item: status,
+      align: 'left',
+      rank: 80
+    });
+    void registry
+      ?.load(plugin.id)
+      .then(found => {
+        const take = () => {
+          settings.notices = found.get('notices').composite !== false;
+          settings.statusBar = found.get('statusBar').composite !== false;
+          status.setHidden(!settings.statusBar);
+        };
+        take();
+        found.changed.connect(take);
+      })
+      .catch(error => console.warn('grid-jupyter: no settings', error));
     // Who asks and why is told in the panel alone: a notice may be drawn as Markdown.
     model.arrived.connect((_, count) => {
+      if (!settings.notices) {
+        return;
+      }
       Notification.info(
         trans._n(
           'A request waits for your decision.',

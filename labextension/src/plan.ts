@@ -1,27 +1,9 @@
-/** A plan's listing, as a Node writes it: its words, its graph, and how it differs from another. */
+/** A plan's listing, as a Node writes it: its words, and how it differs from another. */
 
 /** A part of a line, and what kind of word it is. */
 export interface IWord {
   kind: 'value' | 'type' | 'operation' | 'section' | 'number' | 'plain';
   text: string;
-}
-
-/** A box of the graph: a value, in a layer below all that it is computed from. */
-export interface IBox {
-  id: string;
-  label: string;
-  note: string;
-  layer: number;
-  place: number;
-  kind: 'input' | 'operation' | 'output';
-}
-
-export interface IGraph {
-  boxes: IBox[];
-  /** From and to, as places in `boxes`. */
-  arrows: [number, number][];
-  /** Boxes that were left out. */
-  left: number;
 }
 
 /** A line of a comparison. */
@@ -30,8 +12,6 @@ export interface IChange {
   text: string;
 }
 
-/** Boxes of a graph that are drawn. */
-const BOXES = 300;
 /** Lines of a plan that are compared. */
 const LINES = 3000;
 
@@ -62,67 +42,6 @@ export function wordsOf(listing: string): IWord[] {
   }
   found.push({ kind: 'plain', text: listing.slice(at) });
   return found;
-}
-
-/** The graph of a listing. */
-export function graphOf(listing: string): IGraph {
-  const boxes: IBox[] = [];
-  const arrows: [number, number][] = [];
-  const boxOf = new Map<string, number>();
-  const width: number[] = [];
-  let left = 0;
-  const add = (
-    ids: string[],
-    label: string,
-    note: string,
-    from: string[],
-    kind: IBox['kind']
-  ) => {
-    if (boxes.length >= BOXES) {
-      left += 1;
-      return;
-    }
-    const sources = [...new Set(from)]
-      .map(id => boxOf.get(id))
-      .filter((one): one is number => one !== undefined);
-    const layer = sources.length
-      ? Math.max(...sources.map(one => boxes[one].layer)) + 1
-      : 0;
-    width[layer] = (width[layer] ?? 0) + 1;
-    const index = boxes.push({
-      id: ids.join(', '),
-      label,
-      note,
-      layer,
-      place: width[layer] - 1,
-      kind
-    });
-    ids.forEach(id => boxOf.set(id, index - 1));
-    sources.forEach(one => arrows.push([one, index - 1]));
-  };
-  let section = '';
-  for (const line of listing.split('\n')) {
-    if (/^(takes|does|gives)$/.test(line)) {
-      section = line;
-      continue;
-    }
-    const cut = line.indexOf(' = ');
-    if (!line.startsWith('    ') || cut < 0) {
-      continue;
-    }
-    const [head, tail] = [line.slice(4, cut), line.slice(cut + 3)];
-    const ids = head.match(/%\d+/g) ?? [];
-    const uses = tail.match(/%\d+/g) ?? [];
-    const type = /: (.*)$/.exec(head)?.[1] ?? '';
-    if (section === 'takes') {
-      add(ids, tail, type, [], 'input');
-    } else if (section === 'does') {
-      add(ids, tail.split('(')[0], type, uses, 'operation');
-    } else if (section === 'gives') {
-      add([], head, '', uses, 'output');
-    }
-  }
-  return { boxes, arrows, left };
 }
 
 /** What is new in a listing, and what is gone, line by line: by their longest common part. */

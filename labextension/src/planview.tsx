@@ -5,7 +5,7 @@ import React from 'react';
 import { IRequest } from './api';
 import { GridModel } from './model';
 import { Badge, Failure, explain } from './parts';
-import { changesOf, graphOf, IBox, wordsOf } from './plan';
+import { changesOf, wordsOf } from './plan';
 
 type View = 'code' | 'graph' | 'difference';
 
@@ -38,7 +38,9 @@ export function PlanView(props: {
         ))}
       </div>
       {view === 'code' && <Code text={plan} />}
-      {view === 'graph' && <Graph text={plan} trans={trans} />}
+      {view === 'graph' && (
+        <Graph picture={request.shown.graph} trans={trans} />
+      )}
       {view === 'difference' && (
         <Difference request={request} model={model} trans={trans} />
       )}
@@ -63,73 +65,23 @@ function Code(props: { text: string }): JSX.Element {
   );
 }
 
-const BOX = { width: 150, height: 34, right: 16, below: 22 };
-
+/** The picture that the Node draws: an image, so that nothing in it can run. */
 function Graph(props: {
-  text: string;
+  picture: unknown;
   trans: TranslationBundle;
 }): JSX.Element {
-  const { text, trans } = props;
-  const graph = React.useMemo(() => graphOf(text), [text]);
-  const { boxes, arrows } = graph;
-  const columns = Math.max(1, ...boxes.map(box => box.place + 1));
-  const layers = Math.max(1, ...boxes.map(box => box.layer + 1));
-  const left = (box: IBox) => 2 + box.place * (BOX.width + BOX.right);
-  const top = (box: IBox) => 2 + box.layer * (BOX.height + BOX.below);
-  const width = 4 + columns * (BOX.width + BOX.right) - BOX.right;
-  const height = 4 + layers * (BOX.height + BOX.below) - BOX.below;
-  return (
-    <>
-      <div className="jp-Grid-graph" tabIndex={0}>
-        <svg
-          width={width}
-          height={height}
-          role="img"
-          aria-label={trans.__('What is computed from what')}
-        >
-          {arrows.map(([from, to], index) => {
-            const x = left(boxes[from]) + BOX.width / 2;
-            const y = top(boxes[from]) + BOX.height;
-            const u = left(boxes[to]) + BOX.width / 2;
-            const v = top(boxes[to]);
-            const bend = Math.min(BOX.below, (v - y) / 2);
-            return (
-              <path
-                key={index}
-                d={`M${x},${y} C${x},${y + bend} ${u},${v - bend} ${u},${v}`}
-              />
-            );
-          })}
-          {boxes.map((box, index) => (
-            <g
-              key={index}
-              className={`jp-mod-${box.kind}`}
-              transform={`translate(${left(box)},${top(box)})`}
-            >
-              <title>{`${box.id} ${box.label} ${box.note}`}</title>
-              <rect width={BOX.width} height={BOX.height} rx={3} />
-              <text x={8} y={box.note ? 14 : 21}>
-                {cut(box.label, 20)}
-              </text>
-              {box.note && (
-                <text x={8} y={28} className="jp-mod-note">
-                  {cut(box.note, 24)}
-                </text>
-              )}
-            </g>
-          ))}
-        </svg>
-      </div>
-      {graph.left > 0 && (
-        <p className="jp-Grid-note">
-          {trans._n(
-            'and %1 more that is not drawn: the code has it',
-            'and %1 more that are not drawn: the code has them',
-            graph.left
-          )}
-        </p>
-      )}
-    </>
+  const { picture, trans } = props;
+  return typeof picture === 'string' && picture ? (
+    <div className="jp-Grid-graph" tabIndex={0}>
+      <img
+        alt={trans.__('The graph of the plan')}
+        src={`data:image/svg+xml,${encodeURIComponent(picture)}`}
+      />
+    </div>
+  ) : (
+    <p className="jp-Grid-text">
+      {trans.__('This plan is too large to be drawn: read its code.')}
+    </p>
   );
 }
 
@@ -219,8 +171,4 @@ function last(request: IRequest, others: IRequest[]): IRequest | null {
       data(one) === data(request)
   );
   return alike.sort((a, b) => b.id - a.id)[0] ?? null;
-}
-
-function cut(text: string, most: number): string {
-  return text.length > most ? `${text.slice(0, most - 1)}…` : text;
 }

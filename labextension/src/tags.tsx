@@ -28,6 +28,7 @@ export function TagField(props: {
   const take = (tag: string) => {
     set(`${value.slice(0, value.length - begun.length)}${tag} `);
     setChosen(-1);
+    setOpen(false);
   };
   const onKey = (event: React.KeyboardEvent) => {
     if (event.key === 'ArrowDown' || event.key === 'ArrowUp') {
@@ -40,7 +41,7 @@ export function TagField(props: {
     } else if (event.key === 'Enter' && found[chosen]) {
       event.preventDefault();
       take(found[chosen]);
-    } else if (event.key === 'Escape') {
+    } else if (event.key === 'Escape' || event.key === 'Enter') {
       setOpen(false);
       setChosen(-1);
     }

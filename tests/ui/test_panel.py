@@ -40,7 +40,7 @@ def test_the_panel_shows_name_address_and_status_of_this_node(grid_page, lab, ar
     expect(grid_page.get_by_test_id("grid-node-status")).to_have_text("Running")
     panel = grid_page.get_by_role("region", name="Grid")
     expect(panel).to_contain_text("My Node")
-    for text in ("Not joined", "3", "1.2 MB", "2 sessions"):
+    for text in ("Not joined", "3", "1.2 MB used", "2 sessions"):
         expect(panel).to_contain_text(text)
     grid_page.screenshot(path=artefacts / "panel-light.png")
 
@@ -64,6 +64,33 @@ def test_the_palettes_command_opens_the_panel(grid_page):
     grid_page.keyboard.type("Grid Panel")
     grid_page.locator(".lm-CommandPalette-item", has_text="Show the Grid Panel").click()
     expect(grid_page.get_by_test_id("grid-node-name")).to_be_visible(timeout=PATIENCE_MS)
+
+
+def test_launcher_and_status_bar_lead_to_the_panel(grid_page, artefacts):
+    item = grid_page.locator(".jp-GridStatus")
+    expect(item).to_contain_text("Bob", timeout=PATIENCE_MS)
+    expect(grid_page.locator(".jp-LauncherCard", has_text="Publish Data")).to_be_visible()
+    grid_page.locator(".jp-Launcher-sectionTitle", has_text="Grid").scroll_into_view_if_needed()
+    grid_page.screenshot(path=artefacts / "launcher.png")
+    grid_page.locator(".jp-LauncherCard", has_text="Show the Grid Panel").click()
+    expect(grid_page.get_by_test_id("grid-node-name")).to_be_visible()
+    grid_page.evaluate("window.jupyterapp.commands.execute('application:toggle-left-area')")
+    item.get_by_role("button").focus()
+    grid_page.keyboard.press("Enter")
+    expect(grid_page.get_by_test_id("grid-node-name")).to_be_visible()
+
+
+def test_a_setting_hides_the_node_in_the_status_bar(grid_page, artefacts):
+    item = grid_page.locator(".jp-GridStatus")
+    expect(item).to_be_visible(timeout=PATIENCE_MS)
+    grid_page.evaluate("window.jupyterapp.commands.execute('settingeditor:open', {query: 'Grid'})")
+    grid_page.locator("[data-id='grid-jupyter:plugin']").click(timeout=PATIENCE_MS)
+    tick = grid_page.locator("input[id$='_statusBar']")
+    tick.uncheck(timeout=PATIENCE_MS)
+    expect(item).to_be_hidden(timeout=PATIENCE_MS)
+    grid_page.screenshot(path=artefacts / "settings.png")
+    tick.check()
+    expect(item).to_be_visible(timeout=PATIENCE_MS)
 
 
 def test_the_panel_follows_the_dark_theme(grid_page, artefacts):

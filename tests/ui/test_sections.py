@@ -151,25 +151,44 @@ def test_a_job_is_read_denied_and_listed_with_the_reason(panel, page, place, art
     place.owner.publish(torch.randn(40, 6), name="features", tags=["#features"])
     place.owner.publish(torch.randint(0, 3, (40,)), name="labels", tags=["#labels"])
     data = {"x": place.ana.search("#features")[0], "y": place.ana.search("#labels")[0]}
-    model = torch.nn.Linear(6, 3)
-    job = place.ana.submit(model, loss=torch.nn.CrossEntropyLoss(), data=data, epochs=2, reason="a first model")
-    card = panel.get_by_test_id("grid-request")
+    model, deeper = torch.nn.Linear(6, 3), torch.nn.Sequential(torch.nn.Linear(6, 3), torch.nn.Tanh())
+    before = place.ana.submit(model, loss=torch.nn.CrossEntropyLoss(), data=data, reason="before")
+    place.owner.requests(wait_s=5.0)[0].approve()
+    assert before.wait(60.0).state == "done"
+    job = place.ana.submit(deeper, loss=torch.nn.CrossEntropyLoss(), data=data, epochs=2, reason="a first model")
+    card = panel.get_by_test_id("grid-request").filter(has_text="a first model")
     expect(card).to_contain_text("wants to run a job", timeout=SOON_MS)
     card.get_by_text("The plan:").click()
     expect(card).to_contain_text("addmm")
+    card.scroll_into_view_if_needed()
+    page.screenshot(path=artefacts / "panel-job-request.png")
+    expect(page.locator(".jp-GridStatus")).to_contain_text("Bob, 1 request")
+    card.get_by_role("tab", name="Graph").click()
     picture = card.get_by_alt_text("The graph of the plan")
     expect(picture).to_be_visible()
     assert picture.evaluate("image => image.naturalHeight") > 100
-    card.scroll_into_view_if_needed()
-    page.screenshot(path=artefacts / "panel-job-request.png")
+    picture.scroll_into_view_if_needed()
+    page.screenshot(path=artefacts / "panel-job-graph.png")
+    card.get_by_role("tab", name="Difference").click()
+    expect(card.locator(".jp-mod-new", has_text="tanh")).to_have_count(1, timeout=PATIENCE_MS)
+    expect(card).to_contain_text("which was approved")
+    page.screenshot(path=artefacts / "panel-job-difference.png")
     card.get_by_role("button", name="Deny…").click()
     card.get_by_role("textbox").fill("not before the board met")
     card.get_by_role("button", name="Deny", exact=True).click()
     expect(card).to_have_count(0, timeout=PATIENCE_MS)
-    listed = panel.get_by_test_id("grid-job")
+    listed = panel.get_by_test_id("grid-job").filter(has_text="a first model")
     expect(listed).to_contain_text("Denied", timeout=PATIENCE_MS)
     expect(listed).to_contain_text("not before the board met")
     assert job.state == "denied"
+
+
+DRAWN = """() => [...document.querySelectorAll('.jp-Grid-chart canvas')].reduce((sum, canvas) => {
+    const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+    for (let at = 0; at < data.length; at += 4) sum += data[at + 3] > 128 && data[at + 2] - data[at] > 60 ? 1 : 0;
+    return sum;
+}, 0)"""
+"""How many pixels of the charts have the colour of the first line."""
 
 
 def round_of(chart: Locator) -> int:
@@ -194,6 +213,7 @@ def test_the_curve_of_a_federated_training_grows_while_it_runs(panel, page, plac
             chart = page.get_by_test_id("grid-chart").first
             seen = eventually(lambda: round_of(chart), "the first point")
             eventually(lambda: round_of(chart) > seen, "another point")
+            eventually(lambda: page.evaluate(DRAWN) > 100, "the line")
             page.screenshot(path=artefacts / "curves.png")
             with page.expect_download() as saved:
                 page.get_by_role("button", name="CSV").click()

@@ -165,7 +165,7 @@ def offers(count: int) -> list[dict[str, Any]]:
             "id": number,
             "kind": "table",
             "name": f"{number} {INJECTION}{HOSTILE}",
-            "tags": ["#X", INJECTION, HOSTILE, "x" * 10_000],
+            "tags": ["#X", INJECTION, HOSTILE, *(["x" * 10_000] if number == 1 else [])],
             "description": HOSTILE * 3,
             "owner": HOSTILE,
             "count": 2,
@@ -218,19 +218,20 @@ def test_ten_thousand_hostile_results_are_text_and_scroll_smoothly(scientist, wo
     assert found.count() < 30
     expect(section.locator("img, script, b")).to_have_count(0)
     page.screenshot(path=artefacts / "network-hostile.png")
-    frames = """async () => {
+    frames = """async step => {
         const list = document.querySelector('.jp-Grid-window');
         const times = [];
-        for (let step = 0; step < 60; step += 1) {
-            list.scrollTop += 400;
+        for (let at = 0; at < 60; at += 1) {
+            list.scrollTop += step;
             const before = performance.now();
             await new Promise(done => requestAnimationFrame(() => setTimeout(done)));
             times.push(performance.now() - before);
         }
-        list.scrollTop = list.scrollHeight;
         return times.sort((a, b) => a - b)[30];
     }"""
-    assert page.evaluate(frames) < 100.0, "the median frame in milliseconds, on a busy machine"
+    still, scrolled = page.evaluate(frames, 0), page.evaluate(frames, 400)
+    assert scrolled < 4 * still + 50.0, "median frames in milliseconds: ten thousand rows are not drawn"
+    page.locator(".jp-Grid-window").evaluate("list => { list.scrollTop = list.scrollHeight; }")
     expect(found.last).to_contain_text("10000 ")
 
     (root(world.scientist) / "hostile.ipynb").write_text(notebook([""]))

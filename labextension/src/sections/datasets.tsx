@@ -12,6 +12,7 @@ import {
   Empty,
   Fact,
   Failure,
+  moment,
   Tags,
   useAction
 } from '../parts';
@@ -142,6 +143,11 @@ function Dataset(props: {
               value={bytes(dataset.nbytes)}
               note={trans.__('Version %1', info.version)}
             />
+            <Fact
+              label={trans.__('Used')}
+              value={use(dataset, trans)}
+              note={jobsOn(model, info.id, trans)}
+            />
           </dl>
           <div className="jp-Grid-buttons">
             <Button
@@ -214,6 +220,33 @@ function EditForm(props: {
       </div>
     </form>
   );
+}
+
+function use(dataset: IDataset, trans: TranslationBundle): string {
+  if (!dataset.opened || dataset.opened_last === null) {
+    return trans.__('Not yet');
+  }
+  return trans.__(
+    '%1, last %2',
+    trans._n(
+      'opened %1 time by %2',
+      'opened %1 times by %2',
+      dataset.opened,
+      trans._n('%1 user', '%1 users', dataset.opened_by)
+    ),
+    moment(dataset.opened_last)
+  );
+}
+
+function jobsOn(
+  model: GridModel,
+  dataset: number,
+  trans: TranslationBundle
+): string {
+  const count = (model.jobs ?? []).filter(job =>
+    Object.values(job.data).some(part => part.dataset === dataset)
+  ).length;
+  return count ? trans._n('%1 job', '%1 jobs', count) : '';
 }
 
 function names(

@@ -70,6 +70,7 @@ function Job(props: {
   const action = useAction(trans);
   const ended = ENDED.includes(job.state);
   const progress = job.progress ?? rounds(job);
+  const measured = Boolean(job.history?.length);
   return (
     <li className="jp-Grid-card" data-testid="grid-job">
       <div className="jp-Grid-head">
@@ -111,12 +112,12 @@ function Job(props: {
           ))}
         </ol>
       </details>
-      {job.history && job.history.length > 0 && (
+      {job.history && measured && (
         <p className="jp-Grid-note">{newest(job.history)}</p>
       )}
-      {(!ended || job.history) && (
+      {(!ended || measured) && (
         <div className="jp-Grid-buttons">
-          {job.history && (
+          {measured && (
             <Button
               label={trans.__('Curves')}
               onClick={() =>

@@ -151,7 +151,12 @@ export function NetworkView(props: {
       {found && (
         <div className="jp-Grid-found">
           <p className="jp-Grid-quiet" role="status">
-            {trans._n('%1 data set', '%1 data sets', offers)}
+            {trans._n(
+              '%2 data set',
+              '%2 data sets',
+              offers,
+              offers.toLocaleString()
+            )}
           </p>
           {rows.length === 0 ? (
             <Empty

@@ -81,6 +81,9 @@ export function Training(props: {
           value={String(training.checkpoint)}
         />
       </dl>
+      {training.problem && (
+        <p className="jp-Grid-warning">{training.problem}</p>
+      )}
       <div className="jp-Grid-buttons">
         <Button
           label={trans.__('Curves')}
