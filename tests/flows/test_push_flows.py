@@ -259,6 +259,16 @@ def test_an_owner_pushes_from_python_and_from_the_command_line(
     assert (wrong.returncode, "--model" in wrong.stderr) == (1, True)
 
 
+def test_20_a_plan_that_is_not_there_for_tfjs_is_hosted_all_the_same(node: GridProcess, pat: ModelCentricFLClient):
+    host(pat, "no tfjs")
+    worker = authenticate(node, "no tfjs")
+    _, told = node.call("POST", "/model-centric/cycle-request", {"worker_id": worker, "model": "no tfjs"})
+    place = f"worker_id={worker}&request_key={told['request_key']}&plan_id={told['plans']['forward']}"
+    status, answer = node.call("GET", f"/model-centric/get-plan?{place}&receive_operations_as=tfjs")
+    assert (status, answer["code"]) == (501, "translation-unavailable")
+    assert node.call("GET", f"/model-centric/get-plan?{place}&receive_operations_as=list")[0] == 200
+
+
 def test_a_node_does_not_start_with_a_key_that_others_can_read(google: FcmServer, tmp_path: Path):
     key = google.key(tmp_path / "firebase.json")
     key.chmod(0o644)
