@@ -72,6 +72,7 @@ class Dispatcher:
         self._going: dict[int, asyncio.Task[None]] = {}
         self._settled: list[Settled] = []
         self._running: asyncio.Task[None] | None = None
+        self._stopping = False
 
     def start(self) -> None:
         """Begin, with what an earlier process left."""
@@ -85,7 +86,7 @@ class Dispatcher:
         """Let go; what has not gone is in the outbox."""
         if self._running is None:
             return
-        self._running.cancel()
+        self._stopping = True  # wait_for of Python 3.11 may swallow a cancellation
         tasks = [self._running, *self._going.values()]
         for task in tasks:
             task.cancel()
@@ -98,7 +99,7 @@ class Dispatcher:
 
     async def _run(self) -> None:
         failed = 0
-        while True:
+        while not self._stopping:
             try:
                 await self._round()
                 failed = 0
