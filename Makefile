@@ -7,11 +7,11 @@ STAMP := $(VENV)/.installed
 TORCH ?= torch==2.13.0
 PANEL := $(wildcard labextension/*.json labextension/*.py labextension/schema/* labextension/src/* labextension/src/sections/* labextension/style/*)
 
-.PHONY: help install lab test test-gpu lint tutorials bench fuzz fuzz-plans dist clean
+.PHONY: help install lab test test-gpu arm64 lint tutorials bench fuzz fuzz-plans dist clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## make the environment .venv and install the project into it
 
@@ -44,6 +44,9 @@ test: lint ## check the code, run all tests and all tutorials
 
 test-gpu: install ## run the tests that need a GPU, on a machine that has one
 	$(BIN)/python -m pytest -m gpu tests/flows/test_on_gpu.py
+
+arm64: install ## make and use the whole image on arm64 by emulation, for half an hour, as root
+	PYTHONPATH=tests/containers $(BIN)/python tests/containers/arm64.py
 
 tutorials: install ## run the tutorials and store what they show
 	$(BIN)/python tests/refresh_tutorials.py

@@ -1,0 +1,106 @@
+"""The grid of docker/compose.yaml on six hosts, one address each: they join, they train, a cable is pulled."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from compose_world import REPOSITORY, ComposeWorld, Host
+
+CA = "/run/grid/ca.pem"
+BACK_S = 60.0
+"""Time in which a Node whose cable is plugged in again must take part."""
+
+
+@pytest.fixture(scope="module")
+def grid() -> Iterator[ComposeWorld]:
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        if os.environ.get("CI") == "true" and os.geteuid() == 0:
+            pytest.fail("no iproute2; on Debian: apt-get install iproute2")
+        pytest.skip("network namespaces need root and iproute2")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ComposeWorld(Path(folder), REPOSITORY / "docker/compose.yaml") as grid,
+    ):
+        grid.up()
+        yield grid
+
+
+def asked(host: Host, code: str) -> str:
+    """What a script of the notebook's user prints."""
+    done = host.inside("python", "-c", code, SSL_CERT_FILE=CA)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_notebook_of_the_first_start_knows_its_grid_and_its_people(grid: ComposeWorld):
+    said = asked(
+        grid["notebook"],
+        "import grid_jupyter as sy, json\n"
+        "grid = sy.local()\n"
+        "nodes = sy.PublicGridNetwork(None, grid.network, user='Ana').nodes()\n"
+        "own = {name: sy.NodeClient(None, at, user=name).caller.role for name, at in grid.nodes.items()}\n"
+        "print(json.dumps([grid.network, grid.nodes, sorted(nodes), own]))",
+    )
+    network, nodes, joined, owners = json.loads(said)
+    names = ["Alice", "Bill", "Bob", "James"]
+    assert network == "https://network:5000"
+    assert nodes == {name: f"https://{name.lower()}:3000" for name in names}
+    assert joined == names
+    assert owners == dict.fromkeys(names, "Owner")
+
+
+def test_who_does_not_trust_the_grid_s_own_authority_is_told_so(grid: ComposeWorld):
+    done = grid["notebook"].inside("python", "-c", "import grid_jupyter as sy; sy.NodeClient(None, 'https://bob:3000')")
+    assert done.returncode != 0
+    assert "certificate" in done.stderr
+
+
+def test_hosts_train_on_without_one_whose_cable_is_pulled_and_with_it_when_it_is_back(grid: ComposeWorld):
+    host = grid["notebook"]
+    script = str(REPOSITORY / "tests" / "containers" / "train_on.py")
+    with host.open("python", script, "200", SSL_CERT_FILE=CA) as training:
+        assert training.stdin is not None
+        assert training.stdout is not None
+
+        def next_round() -> dict[str, Any]:
+            training.stdin.write("\n")
+            training.stdin.flush()
+            told: dict[str, Any] = json.loads(training.stdout.readline())
+            return told
+
+        rounds = [json.loads(training.stdout.readline()), next_round()]
+        assert all(told["participants"] == ["Alice", "Bill", "Bob", "James"] for told in rounds)
+
+        grid["bob"].cable("down")
+        without = [next_round(), next_round()]
+        assert all(told["participants"] == ["Alice", "Bill", "James"] for told in without)
+        assert "did not answer" in without[0]["left_out"]["Bob"]
+
+        grid["bob"].cable("up")
+        deadline = time.monotonic() + BACK_S
+        while "Bob" not in (told := next_round())["participants"]:
+            assert time.monotonic() < deadline, told
+            time.sleep(0.5)
+        assert told["accuracy"] > 0.8
+        training.kill()
+
+
+def test_a_stopped_service_ends_at_once_and_comes_back_with_its_state(grid: ComposeWorld):
+    bob = grid["bob"]
+    assert bob.stop() in (0, 143)
+    bob.start()
+    bob.wait_healthy()
+    said = asked(
+        grid["notebook"],
+        "import grid_jupyter as sy\n"
+        "print(sy.NodeClient(None, sy.local().nodes['Bob'], user='Ana').search('#digits', '#X')[0].description)",
+    )
+    assert said.startswith("Handwritten digits of Bob")
