@@ -353,6 +353,10 @@ class JobKeeper:
     async def _act(self, live: LiveJob, action: machine.Action) -> None:
         if isinstance(action, machine.EndRun):
             await self._end_worker(live)
+        elif isinstance(action, machine.Rest):
+            if live.rests is not None:
+                live.rests.cancel()
+            live.rests = asyncio.get_running_loop().call_later(action.seconds, self._rested, live)
         elif isinstance(action, machine.CloseRequest):
             await self._close_requests(live, action)
         elif isinstance(action, machine.AskRelease):
@@ -397,7 +401,7 @@ class JobKeeper:
             queued = [
                 Waiting(live.id, live.by, live.row.created)
                 for live in self._live.values()
-                if live.machine.state == "queued" and live.running is None and live.document.device not in held_up
+                if _is_ready(live) and live.document.device not in held_up
             ]
             turn = next_job(queued, [live.by for live in running], self._served, self._per_user)
             if turn is None:
@@ -409,6 +413,10 @@ class JobKeeper:
             self._turns += 1
             self._served[live.by] = self._turns
             live.running = self._spawn(self._run(live))
+
+    def _rested(self, live: LiveJob) -> None:
+        live.rests = None
+        self._schedule()
 
     def _is_held_up(self, live: LiveJob) -> bool:
         """Whether a job has to wait for its share of a device, or can never have it."""
@@ -430,7 +438,7 @@ class JobKeeper:
     def _make_room(self, device: str | None = None, *, needed: bool = False) -> None:
         """The Worker that has waited longest for its next round gives way to a job that could run, on this device or
         any."""
-        if needed or any(live.machine.state == "queued" and live.running is None for live in self._live.values()):
+        if needed or any(_is_ready(live) for live in self._live.values()):
             resting = [
                 (live.worker.last_used, live)
                 for live in self._busy()
@@ -572,6 +580,11 @@ class JobKeeper:
         except BaseException:
             live.releasing = 0
             raise
+
+
+def _is_ready(live: LiveJob) -> bool:
+    """Whether a job waits for its turn alone."""
+    return live.machine.state == "queued" and live.running is None and live.rests is None
 
 
 def check_runs(job: machine.Job) -> None:

@@ -20,6 +20,8 @@ ENDS: Final = frozenset({"done", "denied", "cancelled", "failed", "expired"})
 """States that nothing but an expiry leads out of."""
 MAX_TRIES: Final = 3
 """Runs without a further checkpoint, after which a job whose Worker keeps ending fails."""
+PAUSES_S: Final = (0.5, 5.0)
+"""How long a job rests after each of them but the last: what its Worker ended of may pass, such as want of memory."""
 DAY_S: Final = 86_400.0
 
 
@@ -175,6 +177,13 @@ class EndRun:
 
 
 @dataclass(frozen=True)
+class Rest:
+    """Do not start it again for so many seconds. It keeps its turn, but holds up nobody."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
 class AskRelease:
     """Find out whether what it came to may leave."""
 
@@ -198,7 +207,7 @@ class CloseRequest:
     why: str = ""
 
 
-Action = Union[EndRun, AskRelease, DropWork, DropResult, CloseRequest]
+Action = Union[EndRun, Rest, AskRelease, DropWork, DropResult, CloseRequest]
 Step = tuple[Job, tuple[Action, ...]]
 
 # ------------------------------------------------------------------ the machine
@@ -259,7 +268,7 @@ def _running(job: Job, event: Event, now: float, terms: Terms) -> Step:
                 f"smaller batch or model"
             )
             return _running(job, Broke(text), now, terms)
-        return replace(job, state="queued", said=event.text), (EndRun(),)
+        return replace(job, state="queued", said=event.text), (Rest(PAUSES_S[max(job.tries, 1) - 1]), EndRun())
     return job, ()
 
 

@@ -39,6 +39,7 @@ class LiveJob:
         self.answered: tuple[int, bytes, Rounded, bytes] | None = None  # the last round: it may be asked for again
         self.worker: JobWorker | None = None
         self.running: asyncio.Task[None] | None = None  # of its epochs
+        self.rests: asyncio.TimerHandle | None = None  # its next run begins when that is over
         self.rules: list[Rules] = []  # what the owners of its data said when it was last decided about
         self.epoch_metrics = False
         self.saved = 0.0  # monotonic

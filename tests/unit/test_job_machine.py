@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from grid_jupyter.node.job_machine import (
     ENDS,
     MAX_TRIES,
+    PAUSES_S,
     TERMS,
     Asked,
     AskRelease,
@@ -30,6 +31,7 @@ from grid_jupyter.node.job_machine import (
     Lapsed,
     Refused,
     Released,
+    Rest,
     Restarted,
     RoundDone,
     Stopped,
@@ -118,6 +120,17 @@ def test_a_worker_that_keeps_ending_fails_the_job_and_one_that_gets_further_does
     for epoch in range(1, 20):
         job = after(job, Begun(), Checkpointed(epoch), Stopped("killed"))
     assert job.state == "queued"
+
+
+def test_a_job_rests_longer_each_time_its_worker_ends_and_as_at_first_when_it_got_further():
+    job, rests = after(replace(JOB, epochs=99), Granted()), []
+    for event in (Stopped("killed"), Stopped("killed"), Checkpointed(1), Stopped("killed")):
+        job = after(job, Begun()) if job.state == "queued" else job
+        job, actions = on(job, event, 0.0)
+        rests += [action.seconds for action in actions if isinstance(action, Rest)]
+    assert rests == [PAUSES_S[0], PAUSES_S[1], PAUSES_S[0]]
+    assert tuple(sorted(PAUSES_S)) == PAUSES_S
+    assert len(PAUSES_S) == MAX_TRIES - 1
 
 
 def test_a_job_of_rounds_is_done_with_the_last_one_and_expires_between_two():
