@@ -46,7 +46,7 @@ def test_the_notebook_of_the_first_start_knows_its_grid_and_its_people(grid: Com
         "import grid_jupyter as sy, json\n"
         "grid = sy.local()\n"
         "nodes = sy.PublicGridNetwork(None, grid.network, user='Ana').nodes()\n"
-        "own = {name: sy.NodeClient(None, at, user=name).caller.role for name, at in grid.nodes.items()}\n"
+        "own = {name: sy.NodeClient(None, at, user=name).caller.roles for name, at in grid.nodes.items()}\n"
         "print(json.dumps([grid.network, grid.nodes, sorted(nodes), own]))",
     )
     network, nodes, joined, owners = json.loads(said)
@@ -54,13 +54,25 @@ def test_the_notebook_of_the_first_start_knows_its_grid_and_its_people(grid: Com
     assert network == "https://network:5000"
     assert nodes == {name: f"https://{name.lower()}:3000" for name in names}
     assert joined == names
-    assert owners == dict.fromkeys(names, "Owner")
+    assert owners == dict.fromkeys(names, ["Owner"])
 
 
 def test_who_does_not_trust_the_grid_s_own_authority_is_told_so(grid: ComposeWorld):
     done = grid["notebook"].inside("python", "-c", "import grid_jupyter as sy; sy.NodeClient(None, 'https://bob:3000')")
     assert done.returncode != 0
     assert "certificate" in done.stderr
+
+
+def test_the_demo_comes_to_its_accuracy_over_the_hosts(grid: ComposeWorld):
+    home = grid["notebook"].environment()["GRID_JUPYTER_HOME"]
+    command = ["python", "-m", "grid_jupyter.client.demo", "--home", home, "--output", "demo.png", "--json"]
+    done = grid["notebook"].inside(*command, SSL_CERT_FILE=CA)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["ok"]
+    assert sorted(told["nodes"]) == ["Alice", "Bill", "Bob", "James"]
+    assert told["refusals"] == 4 * 2 * 8
+    assert told["accuracy"] > 0.9
 
 
 def test_hosts_train_on_without_one_whose_cable_is_pulled_and_with_it_when_it_is_back(grid: ComposeWorld):
