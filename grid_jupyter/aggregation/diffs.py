@@ -8,6 +8,7 @@ from the model that the diff is of. docs/protocol-model-centric.md has the rules
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Collection
 from typing import Any
 
@@ -123,10 +124,10 @@ class _Sparse(Packed):
     def fill(self, out: Tensor, start: int) -> None:
         """Values from `start` on."""
         out.fill(0)
-        ends = numpy.array([start, min(start + out.size - 1, numpy.iinfo(self._index.dtype).max)], self._index.dtype)
-        first = int(numpy.searchsorted(self._index, ends[0], "left"))
-        last = int(numpy.searchsorted(self._index, ends[1], "right"))
-        places = self._index[first:last] - ends[0]
+        # NumPy's searchsorted copies all of an array that is not aligned, and where a file has it, its sender chooses
+        first = bisect_left(self._index, start)
+        last = bisect_left(self._index, start + out.size, first)
+        places = self._index[first:last] - self._index.dtype.type(start)
         out[places] = numpy.multiply(self._values[first:last], self._scale, dtype=_wide(self.dtype))
 
 

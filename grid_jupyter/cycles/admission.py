@@ -44,7 +44,9 @@ def check_token(known: Authentication | None, token: str | None) -> str | None:
             claims = None if key is None else _claims(token, key, algorithm)
             if claims is not None:
                 subject = claims.get("sub")
-                return _digest(f"sub {subject}" if isinstance(subject, str) and subject else f"token {token}")
+                # what is signed alone: other spellings of the signature are the same token
+                signed = token.strip().rpartition(".")[0]
+                return _digest(f"sub {subject}" if isinstance(subject, str) and subject else f"token {signed}")
     raise NotAuthenticatedError(f"{INVALID} It may be expired, or signed with another key: get a new one")
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 UNFINISHED_S = 300.0
 """How long a report is kept whose connection was lost."""
+MAX_UNFINISHED = 256
+"""How many of these are kept: each is an open file, and room for all of it."""
 
 
 @dataclass(eq=False)
@@ -91,8 +93,8 @@ class GaveWay(Conflict):
 class Arrivals:
     """All reports that are on their way, by the key of their place."""
 
-    def __init__(self, at: Callable[[str], None], gone: Callable[[int], None]) -> None:
-        """`gone` is told how many bytes a report might have had, of which no more come."""
+    def __init__(self, at: Callable[[str], None], gone: Callable[[int, int], None]) -> None:
+        """`gone` is told how many bytes a report might have had, of which no more come, and how many stay."""
         self.unfinished_s = UNFINISHED_S
         self._at, self._gone = at, gone
         self._arriving: dict[str, Arriving] = {}
@@ -133,22 +135,34 @@ class Arrivals:
 
     def leave(self, arriving: Arriving, turn: int) -> None:
         """The connection of this turn is gone: what it brought is kept for a while."""
-        if turn == arriving.turn and self._arriving.get(arriving.request_key) is arriving and arriving.upload:
+        if turn == arriving.turn and self._arriving.get(arriving.request_key) is arriving:
             arriving.give_way = lambda: None
+            if arriving.upload is None:  # its file could not be made: nothing is here, and no room is kept for it
+                self.give_up(arriving)
+                return
+            self.make_room(MAX_UNFINISHED - 1)
             loop = asyncio.get_running_loop()
             arriving.forgetting = loop.call_later(self.unfinished_s, self.give_up, arriving)
             self._at("report-cut")
 
-    def end(self, arriving: Arriving) -> None:
-        """No more bytes of it come."""
-        self._let_go(arriving)
+    def make_room(self, most: int = 0) -> bool:
+        """Of those that were cut only so many stay: nobody fills the Node with what never goes on. Says if so."""
+        cut = [one for one in self._arriving.values() if one.forgetting is not None]
+        gone = cut[: max(0, len(cut) - most)]
+        for older in gone:
+            self.give_up(older)
+        return bool(gone)
+
+    def end(self, arriving: Arriving, kept: int = 0) -> None:
+        """No more bytes of it come; so many stay."""
+        self._let_go(arriving, kept)
         if self._arriving.get(arriving.request_key) is arriving:
             del self._arriving[arriving.request_key]
 
-    def _let_go(self, arriving: Arriving) -> None:
+    def _let_go(self, arriving: Arriving, kept: int = 0) -> None:
         if arriving.comes:
             arriving.comes = False
-            self._gone(arriving.limit)
+            self._gone(arriving.limit, kept)
 
     def give_up(self, arriving: Arriving) -> None:
         """Forget it: it was refused, or nobody sent the rest."""
@@ -159,6 +173,10 @@ class Arrivals:
         """The Node ends, and what did not arrive with it."""
         for arriving in list(self._arriving.values()):
             self.give_up(arriving)
+
+
+_PIECE = 1 << 20
+"""Bytes that are unpacked at a time."""
 
 
 def unzip_of(encoding: str) -> Any:
@@ -176,11 +194,19 @@ def append(upload: Upload, data: bytearray, unzip: Any, limit: int) -> None:
     if unzip is not None:
         behind = unzip.eof and data
         try:
-            data = unzip.decompress(data, limit - upload.size + 1)
+            while data and not unzip.eof:  # a piece at a time: a MiB may come to a GiB
+                piece = unzip.decompress(data, min(_PIECE, limit - upload.size + 1))
+                _write(upload, piece, limit)
+                data = unzip.unconsumed_tail
         except zlib.error:
             raise InvalidDataError("the report is said to be gzip'ed, and is not") from None
         if behind or unzip.unused_data:  # zlib would keep all of it in memory
             raise InvalidDataError("there is more behind the end of the gzip'ed report")
+        return
+    _write(upload, data, limit)
+
+
+def _write(upload: Upload, data: bytes | bytearray, limit: int) -> None:
     if upload.size + len(data) > limit:
         raise LimitExceededError(f"a report of this model has at most {limit} bytes")
     upload.write(data)

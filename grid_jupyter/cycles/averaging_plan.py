@@ -11,8 +11,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from itertools import cycle
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -34,15 +35,17 @@ PATIENCE_S = 600
 MEMORY_BYTES = 2 << 30
 """What a run may take beside the diffs that it is given."""
 _CHUNK = 1 << 20
+_RUNNING: set[subprocess.Popen[bytes]] = set()
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
     """What the process is to do: `grid_jupyter.cycles.averaging_run` reads it as JSON."""
 
-    plan: str
-    model: str
+    plan: int
+    """A descriptor, as those of the others: it opens no file."""
+    model: int
     """Any checkpoint: its form is what counts."""
-    reports: list[str]
+    reports: list[int]
     iterative: bool
     memory_bytes: int
     seconds: int
@@ -60,7 +63,11 @@ def check_averaging(plan: Document, iterative: bool, form: Form, terms: Terms) -
     size, given = len(form.parts), [one.spec for one in plan.inputs_of("arg")]
     wanted = [Spec(dtype.name, shape) for _, dtype, shape in form.parts]
     batch = next(
-        (fits.shape[0] for one, fits in zip(given, wanted * len(given), strict=False) if one.shape[:1] == (BATCH,)),
+        (
+            fits.shape[0]
+            for one, fits in zip(given, cycle(wanted), strict=False)
+            if one.shape[:1] == (BATCH,) and fits.shape
+        ),
         plan.batch[0],
     )
     if not isinstance(batch, int) or not plan.batch[0] <= batch <= plan.batch[1]:
@@ -88,29 +95,56 @@ def check_averaging(plan: Document, iterative: bool, form: Form, terms: Terms) -
 
 
 def average(
-    plan: Path, model: Path, reports: Sequence[Path], blobs: BlobStore, name: str, *, iterative: bool, nbytes: int
+    plan: Path,
+    model: Path,
+    reports: Sequence[Path],
+    blobs: BlobStore,
+    name: str,
+    *,
+    iterative: bool,
+    nbytes: int,
+    behind: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> Blob:
-    """The average diff of these reports, as a blob, whose values are not checked. Blocks.
+    """The average diff of these reports, as a blob, whose values are not checked. Blocks. The process is started
+    `behind` a sandbox's command, in `environment`.
 
     Raises PlanInvalidError where the plan fails or takes too long, and InvalidDataError.
     """
     held = 4 if iterative else 2 * len(reports)
-    task = Task(
-        plan=str(plan),
-        model=str(model),
-        reports=[str(path) for path in reports],
-        iterative=iterative,
-        memory_bytes=MEMORY_BYTES + held * nbytes,
-        seconds=PATIENCE_S,
-    )
-    command = [sys.executable, "-m", "grid_jupyter.cycles.averaging_run"]
+    command = [*behind, sys.executable, "-m", "grid_jupyter.cycles.averaging_run"]
+    with ExitStack() as opened:
+        files = [opened.enter_context(path.open("rb")).fileno() for path in (plan, model, *reports)]
+        task = Task(
+            plan=files[0],
+            model=files[1],
+            reports=files[2:],
+            iterative=iterative,
+            memory_bytes=MEMORY_BYTES + held * nbytes,
+            seconds=PATIENCE_S,
+        )
+        return _run(command, task, blobs, name, files, environment, nbytes)
+
+
+def _run(
+    command: Sequence[str],
+    task: Task,
+    blobs: BlobStore,
+    name: str,
+    files: Sequence[int],
+    environment: Mapping[str, str] | None,
+    nbytes: int,
+) -> Blob:
     pipe = subprocess.PIPE
     with (
         blobs.begin(name) as upload,
-        subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True) as process,  # noqa: S603 - our own
+        subprocess.Popen(  # noqa: S603 - our own
+            command, stdin=pipe, stdout=pipe, pass_fds=files, env=environment, start_new_session=True
+        ) as process,
     ):
         late = threading.Timer(2 * PATIENCE_S, process.kill)
         late.start()
+        _RUNNING.add(process)
         try:
             stdin, stdout = process.stdin, process.stdout
             if stdin is None or stdout is None:
@@ -125,7 +159,14 @@ def average(
         finally:
             late.cancel()
             process.kill()
+            _RUNNING.discard(process)
         return upload.commit()
+
+
+def end_all() -> None:
+    """The Node ends, and waits for no plan; reports stay, and are averaged after its next start."""
+    for process in list(_RUNNING):
+        process.kill()
 
 
 def _tell(stdin: IO[bytes], data: bytes) -> None:

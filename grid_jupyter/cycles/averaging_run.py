@@ -1,15 +1,14 @@
 """A program: an averaging plan over the diffs of one cycle, by ONNX Runtime; the average goes to standard output.
 
 It is run by averaging_plan.py, as `python -m grid_jupyter.cycles.averaging_run`, with a Task as JSON on standard input.
-What the plan does is bounded by its check, and this process by limits of its own: memory, time, no files but those
-that it opens for reading.
+What the plan does is bounded by its check, and this process by limits of its own, in the sandbox of Workers: memory,
+time, no files but the descriptors that it is handed.
 """
 
 from __future__ import annotations
 
 import resource
 import sys
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -36,30 +35,33 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     memory = _BASE_BYTES + task.memory_bytes
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    with Path(task.model).open("rb") as file:
-        form = form_of(file.fileno())
+    form = form_of(task.model)
     _write(form, _averaged(task, form))
 
 
 def _averaged(task: Task, form: Form) -> list[Any]:
     program = OnnxEngine("cpu", 1).load(
-        read_plan(Path(task.plan).read_bytes()), Limits(memory_bytes=task.memory_bytes), lambda role: role == "result"
+        read_plan(_read(task.plan)), Limits(memory_bytes=task.memory_bytes), lambda role: role == "result"
     )
     if not task.iterative:
-        diffs = [_diff(path, form) for path in task.reports]
+        diffs = [_diff(report, form) for report in task.reports]
         return program.run([tensor for diff in diffs for tensor in diff])
     average = _diff(task.reports[0], form)
     number = program.inputs[-1].spec
     shape = (1,) if number.shape else ()
-    for i, path in enumerate(task.reports[1:], start=1):
-        average = program.run([*average, *_diff(path, form), numpy.full(shape, i, number.dtype)])
+    for i, report in enumerate(task.reports[1:], start=1):
+        average = program.run([*average, *_diff(report, form), numpy.full(shape, i, number.dtype)])
     return average
 
 
-def _diff(path: str, form: Form) -> list[Any]:
-    with Path(path).open("rb") as file:
-        tensors = unpacked(mapped(file.fileno()), form)
-        return [numpy.array(flattened(tensors[name])[:], dtype).reshape(shape) for name, dtype, shape in form.parts]
+def _read(descriptor: int) -> bytes:
+    with open(descriptor, "rb") as file:
+        return file.read()
+
+
+def _diff(report: int, form: Form) -> list[Any]:
+    tensors = unpacked(mapped(report), form)
+    return [numpy.array(flattened(tensors[name])[:], dtype).reshape(shape) for name, dtype, shape in form.parts]
 
 
 def _write(form: Form, average: list[Any]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from grid_jupyter.cycles.fold_worker import FoldWorker
 from grid_jupyter.cycles.live import Live
 from grid_jupyter.errors import Forbidden, NotFound
 from grid_jupyter.identity.accounts import Account
@@ -25,10 +26,12 @@ class Ending:
         blobs: BlobStore,
         live: MutableMapping[int, Live],
         let_go: Callable[[], Awaitable[None]],
+        folds: FoldWorker,
         tell: Callable[[], None] = lambda: None,
     ) -> None:
         """`let_go` waits for reports whose bytes are here; `tell` is called when one is deleted."""
         self._table, self._blobs, self._live, self._let_go, self._tell = table, blobs, live, let_go, tell
+        self._folds = folds
 
     async def end(self, account: Account, name: str, version: str | None) -> dict[str, Any]:
         """Training is over: devices are told so, reports are late, checkpoints stay.
@@ -44,8 +47,10 @@ class Ending:
         is asked for again. Raises as `end` does."""
         live = await self._of(account, name, version)
         await live.finish()
+        live.leaving = True
         await self._let_go()
         await live.stop()
+        await self._folds.drop(live.subject)  # reports that were checked since; another training may get this number
         while await self._table.transact(lambda rows: rows.forget_some(live.stored.id)):
             pass
         names = await self._table.transact(lambda rows: rows.forget(live.stored.id))

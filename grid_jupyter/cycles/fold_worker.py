@@ -80,6 +80,11 @@ class FoldWorker:
         self._resting: asyncio.TimerHandle | None = None
         self._beside: set[asyncio.Task[None]] = set()
 
+    async def sandboxed(self) -> tuple[list[str], dict[str, str]]:
+        """As WorkerPool.sandboxed, on this machine. Raises NodeUnavailableError."""
+        near = self._workers if isinstance(self._workers, WorkerPool) else fold_workers()
+        return await near.sandboxed()
+
     def prepare(self) -> None:
         """Reports may come soon."""
         if not self._is_there() and not self._beside:
@@ -92,6 +97,14 @@ class FoldWorker:
     def forget(self, subject: Subject) -> None:
         """What was folded of a training is not to be used: the next report is the first."""
         self._counts.pop(subject.training, None)
+
+    async def drop(self, subject: Subject) -> None:
+        """A training is over: its sums, and the files that they are of, take no room in the Worker any more."""
+        self.forget(subject)
+        process = self._process
+        if process is not None and self._is_there():
+            with contextlib.suppress(SessionLostError):
+                _unheard(await self._send(process, worker.DropFold(training=subject.training)))
 
     async def check(self, subject: Subject, report: Path, samples: int) -> None:
         """Whether a report could count. Raises BadRequest, InvalidDataError, LimitExceededError where not."""
@@ -176,8 +189,12 @@ class FoldWorker:
                     numbers=dict(subject.numbers),
                     buffers=subject.buffers,
                 )
-                begun = await self._send(process, begin, subject.model)
-                begun.add_done_callback(lambda done: None if done.cancelled() else done.exception())
+                try:
+                    begun = await self._send(process, begin, subject.model)
+                except BaseException:  # it is begun with the next message
+                    self.forget(subject)
+                    raise
+                begun.add_done_callback(lambda done: self.forget(subject) if _failed(done) else None)
             return await (await self._send(process, message, *files))
         finally:
             self._busy -= 1
@@ -225,6 +242,15 @@ class FoldWorker:
         beside = asyncio.create_task(work)
         self._beside.add(beside)
         beside.add_done_callback(self._beside.discard)
+
+
+def _failed(done: asyncio.Future[Answer]) -> bool:
+    return not done.cancelled() and done.exception() is not None
+
+
+def _unheard(answer: asyncio.Future[Answer]) -> None:
+    """Nobody waits for it; that the Worker died instead is as good."""
+    answer.add_done_callback(_failed)
 
 
 def _kept(files: Mapping[tuple[str, int], int], blobs: BlobStore, name: str) -> dict[str, Blob]:

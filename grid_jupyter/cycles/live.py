@@ -13,7 +13,9 @@ import random
 import secrets
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -39,7 +41,7 @@ from grid_jupyter.cycles.machine import (
 )
 from grid_jupyter.cycles.metrics import Measured, keep
 from grid_jupyter.cycles.terms import Terms
-from grid_jupyter.errors import BadRequest, Conflict, GridError, NodeUnavailableError, PlanInvalidError
+from grid_jupyter.errors import BadRequest, Conflict, GridError, NodeUnavailableError, NotFound, PlanInvalidError
 from grid_jupyter.push.bus import Bus
 from grid_jupyter.store.blobs import Blob, BlobStore
 from grid_jupyter.store.metrics import MetricsRows
@@ -56,6 +58,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("grid_jupyter")
 T = TypeVar("T")
 
+_AVERAGING = ThreadPoolExecutor(2, thread_name_prefix="grid-averaging")
+"""Plans of hosts run for minutes: uploads and downloads need the loop's own threads."""
 LOOK_S = 30.0
 """How often the clock is looked at, at least: it may be set while a cycle runs."""
 IDLE_S = 3_600.0
@@ -110,6 +114,7 @@ class Live:
         """Why the cycle that is closing has no checkpoint yet."""
         self._watching: asyncio.Task[None] | None = None
         self._steps: set[asyncio.Task[Any]] = set()
+        self.leaving = False  # it is being deleted: nobody registers, or asks, any more
         self._pushes = False  # some of its devices can be reached
 
     async def start(self) -> None:
@@ -159,6 +164,7 @@ class Live:
                 announcing.refresh(rows, self.stored, self.terms, after, now)
             return after, device.id
 
+        self._check_stays()
         return await self._step(work)
 
     async def heard(self, worker_id: str, note: Callable[[NoticeRows, DeviceRow], None]) -> None:
@@ -173,7 +179,12 @@ class Live:
                 announcing.invite_again(rows, self.stored, self.terms, state, device.number, now)
             return self._gather(rows, state, now), None
 
+        self._check_stays()
         await self._step(work)
+
+    def _check_stays(self) -> None:
+        if self.leaving:
+            raise NotFound("Federated Learning Process not found! It is being deleted")
 
     def _kin(self, rows: TrainingRows, state: Training, device: DeviceRow) -> int:
         if self.terms.max_devices_per_token is None:
@@ -223,6 +234,7 @@ class Live:
                 raise TypeError(f"{answer} is no answer to one who asks")
             return state, answer
 
+        self._check_stays()
         return await self._step(work)
 
     def _key(self, sequence: int, device: int, nonce: str) -> str:
@@ -385,7 +397,7 @@ class Live:
 
         names = await self._step(work)
         await self.folding.closed()
-        self._ground.folds.forget(self.subject)
+        await self._ground.folds.drop(self.subject)
         await asyncio.to_thread(self._delete, names)
 
     async def _aggregate(self) -> None:
@@ -401,7 +413,11 @@ class Live:
             averaged.append(report.blob)
             reports = [report]
             ground.at("averaged")
-        made = await self.folding.checkpoint(reports, model)
+        try:
+            made = await self.folding.checkpoint(reports, model)
+        except BaseException:  # it is made anew when this is tried again
+            await asyncio.to_thread(self._delete, averaged)
+            raise
         ground.at("checkpoint-durable")
 
         def work(rows: TrainingRows, state: Training, now: float) -> tuple[Training, list[str]]:
@@ -433,15 +449,17 @@ class Live:
     async def _averaged(self, plan: str, model: StoredCheckpoint, reports: list[StoredReport]) -> StoredReport:
         """What the host's plan makes of the reports, as if it were the only one."""
         blobs, folds = self._ground.blobs, self._ground.folds
-        blob = await asyncio.to_thread(
+        behind, environment = await folds.sandboxed()
+        blob = await asyncio.get_running_loop().run_in_executor(_AVERAGING, partial(
             average,
             blobs.path(plan), blobs.path(model.blob), [blobs.path(report.blob) for report in reports], blobs,
             f"average of {self.stored.id}", iterative=self.terms.iterative_plan, nbytes=self.form.nbytes,
-        )  # fmt: skip
+            behind=behind, environment=environment,
+        ))  # fmt: skip
         try:
             await folds.check(replace(self.subject, max_norm=None, forms=("float32",)), blobs.path(blob.name), 1)
         except BadRequest as error:
-            blobs.delete(blob.name)
+            await asyncio.to_thread(blobs.delete, blob.name)
             raise PlanInvalidError(f"the averaging plan's result is no diff of this model: {error}") from None
         return StoredReport(number=1, blob=blob.name, samples=1)
 

@@ -24,6 +24,8 @@ PUSHES_AN_HOUR = 60
 """How many pushes of its owner's a Node sends in an hour, to one device or to many each."""
 PURGE_S = 3_600.0
 """How often it is forgotten what became of old notices."""
+PURGE_SOON_S = 0.5
+"""How soon the next some hundred go, where there are more."""
 _GIVEN_UP_SHOWN = 50
 
 
@@ -52,7 +54,8 @@ class StoredOutbox:
     async def next(self, now: float) -> float | None:
         def work(rows: NoticeRows) -> float | None:
             if now >= self._purged + PURGE_S:
-                rows.purge(now)
+                if rows.purge(now):  # the rest of them soon, a transaction at a time
+                    return now + PURGE_SOON_S
                 self._purged = now
             return rows.next(now)
 

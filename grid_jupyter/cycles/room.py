@@ -37,7 +37,7 @@ class Room:
                 )
         self._coming += nbytes
 
-    def give_back(self, nbytes: int) -> None:
-        """They are on the disk, or were refused."""
+    def give_back(self, nbytes: int, kept: int = 0) -> None:
+        """No more of them come; so many are on the disk. What was refused takes no room, or anybody could use it up."""
         self._coming -= nbytes
-        self._used += nbytes  # until the next look
+        self._used += kept  # until the next look

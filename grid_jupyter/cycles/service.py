@@ -14,7 +14,7 @@ import msgspec
 from grid_jupyter.cycles import machine
 from grid_jupyter.cycles.admission import check_token
 from grid_jupyter.cycles.arriving import Arrivals, Arriving
-from grid_jupyter.cycles.averaging_plan import check_averaging
+from grid_jupyter.cycles.averaging_plan import check_averaging, end_all
 from grid_jupyter.cycles.ending import Ending
 from grid_jupyter.cycles.fold_worker import FoldWorker, fold_workers
 from grid_jupyter.cycles.hosting import buffers_of, check_fits, read_hosting
@@ -33,6 +33,7 @@ from grid_jupyter.errors import (
     LimitExceededError,
     NodeUnavailableError,
     NotFound,
+    StorageFullError,
 )
 from grid_jupyter.push.bus import Bus
 from grid_jupyter.push.notifier import LogNotifier, Notifier
@@ -86,7 +87,9 @@ class Cycles:
         self._live: dict[int, Live] = {}
         self._stopped = False
         self.room = Room(blobs, storage_bytes, time.monotonic)
-        self.ending = Ending(self._table, blobs, self._live, self._finish_reports, lambda: self._tell())
+        self.ending = Ending(
+            self._table, blobs, self._live, self._finish_reports, self._ground.folds, lambda: self._tell()
+        )
         self._onnx = OnnxPlans()
         self._third_party = third_party or ThirdParty()
         self.text_bytes = 0
@@ -111,6 +114,7 @@ class Cycles:
         await self.push.stop()
         while self._finishing:
             await asyncio.wait(self._finishing)
+        end_all()
         for live in self._live.values():
             await live.stop()
         await self._ground.folds.stop()
@@ -300,7 +304,12 @@ class Cycles:
         self._check_runs()
 
         live, nbytes, _ = await self._awaited(worker_id, request_key)
-        await self.room.take(nbytes + HEADER_BYTES)
+        try:
+            await self.room.take(nbytes + HEADER_BYTES)
+        except StorageFullError:
+            if not self.arrivals.make_room():
+                raise
+            await self.room.take(nbytes + HEADER_BYTES)
         return self.arrivals.begin(Arriving(live, worker_id, request_key, nbytes + HEADER_BYTES))
 
     async def resume_report(self, worker_id: str, request_key: str, offset: int) -> Arriving:
@@ -348,7 +357,7 @@ class Cycles:
         Raises InvalidDataError, LimitExceededError, Conflict, StorageFullError, NodeUnavailableError; then it does not
         count.
         """
-        self.end_report(arriving)
+        self.arrivals.end(arriving, upload.size)
         try:
             self._check_runs()
         except NodeUnavailableError:
@@ -365,6 +374,8 @@ class Cycles:
 
         try:
             ground.at("report-arrived")
+            if live.leaving:  # its number may be another training's soon
+                raise NotFound("Federated Learning Process not found! It is being deleted")
             if samples > live.terms.max_samples:
                 raise BadRequest(f"'num_samples' is more than the {live.terms.max_samples} of max_samples")
             if upload.size > arriving.limit:

@@ -14,6 +14,8 @@ import re
 import socket
 import ssl
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from urllib.parse import SplitResult, urlsplit
 
 import msgspec
@@ -52,6 +54,8 @@ class ThirdParty:
                     ) from None
                 self._names.add(host.lower())
         self._turns = asyncio.Semaphore(AT_ONCE)
+        self._names_asked = ThreadPoolExecutor(4, thread_name_prefix="grid-names")  # others wait for no name server
+        self._tls: ssl.SSLContext | None = None
 
     def check_url(self, url: str) -> None:
         """Refuse an endpoint that would not be asked. Raises BadRequest."""
@@ -89,7 +93,11 @@ class ThirdParty:
         host, port = url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
         self.check_url(url.geturl())
         address = await self._address(host, port)
-        tls = ssl.create_default_context() if url.scheme == "https" else None
+        tls = None
+        if url.scheme == "https":
+            if self._tls is None:  # some twenty milliseconds in which nothing else is done
+                self._tls = ssl.create_default_context()
+            tls = self._tls
         reader, writer = await asyncio.open_connection(
             str(address), port, ssl=tls, server_hostname=host if tls is not None else None
         )
@@ -113,7 +121,8 @@ class ThirdParty:
     async def _address(self, host: str, port: int) -> IpAddress:
         """Raises BadRequest where a name stands for what is not listed."""
         loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        asked = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        found = await loop.run_in_executor(self._names_asked, asked)
         addresses = [ipaddress.ip_address(str(one[4][0]).partition("%")[0]) for one in found]
         for address in addresses:
             if not _public(address) and not self._lists(str(address)):

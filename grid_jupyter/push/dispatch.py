@@ -126,7 +126,8 @@ class Dispatcher:
         found = await self._outbox.due(now, room, self._going.keys()) if room else []
         for outgoing in found:
             self._going[outgoing.notice.id] = asyncio.create_task(self._deliver(outgoing))
-        if len(found) < room and await self._outbox.spread(now):
+        more = len(found) < room and await self._outbox.spread(now)
+        if found or more:  # one device may have had all that was looked at
             self._wake.set()
         await self._rest(now)
 

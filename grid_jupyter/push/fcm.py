@@ -47,6 +47,8 @@ THREADS = 8
 """Requests at once."""
 BUSY_S = 60.0
 """How long Firebase is left alone after 429 without Retry-After, as it asks for."""
+MAX_REST_S = 3_600.0
+"""The longest that a Retry-After is obeyed: a number may have any length, and be infinite."""
 MAX_FILE_BYTES = 64 << 10
 _GOOD_S = 1_500.0
 """How old an access token may be that a thread begins to use: it is good for an hour, and used for half of one."""
@@ -172,9 +174,9 @@ def _after_s(told: str | None) -> float:
     if not told:
         return 0.0
     if told.strip().isascii() and told.strip().isdigit():
-        return float(told)
+        return min(MAX_REST_S, float(told))
     try:
-        return max(0.0, parsedate_to_datetime(told).timestamp() - time.time())
+        return min(MAX_REST_S, max(0.0, parsedate_to_datetime(told).timestamp() - time.time()))
     except (ValueError, OverflowError):
         return 0.0
 

@@ -12,7 +12,8 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from grid_jupyter import __version__
 from grid_jupyter.cycles.service import Cycles
-from grid_jupyter.errors import BadRequest, GridError, NotAuthenticatedError
+from grid_jupyter.errors import BadRequest, GridError, LimitExceededError, NotAuthenticatedError
+from grid_jupyter.server.door import MAX_JSON_BYTES
 from grid_jupyter.server.metrics_doors import UPLOADED
 from grid_jupyter.server.node_streams import NodeDoor
 from grid_jupyter.server.push_doors import PushSocket
@@ -22,6 +23,8 @@ from grid_jupyter.wire.limits import MAX_FRAME_BYTES
 from grid_jupyter.wire.metrics import MetricsReport, UploadStats
 from grid_jupyter.wire.training import Authenticate, CycleRequest, HostTraining
 
+_LARGE = ("model-centric/report", "model-centric/host-training")
+"""What may be larger than other JSON: it is decoded off the event loop."""
 MAX_WAIT_S = 10.0
 """How long an answer over this WebSocket may wait for something better than a rejection."""
 
@@ -76,6 +79,8 @@ class Front(NodeDoor, WebSocketHandler):
             kind, request_id = told.type, told.request_id
             # 0.2.9 lets a message have its fields beside its type as well
             fields = bytes(told.data) or message.encode()
+            if len(fields) > MAX_JSON_BYTES and kind not in _LARGE:
+                raise LimitExceededError(f"a message {kind[:80]!r} is over the limit of {MAX_JSON_BYTES} bytes")
             answer = await self._handle(kind, fields)
         except GridError as error:
             answer = {"data": {"error": str(error), "code": error.code}}

@@ -17,7 +17,7 @@ from grid_jupyter.server.door import Door
 from grid_jupyter.server.node_streams import CHUNK, OFFSET_HEADER, BulkDoor, byte_number, tell_progress
 from grid_jupyter.server.report_bytes import of_text
 from grid_jupyter.server.training_doors import TrainingDoor, decode
-from grid_jupyter.wire.training import Report, Samples
+from grid_jupyter.wire.training import MAX_METRICS_BYTES, Report, Samples
 
 MAX_JSON_REPORT_BYTES = 64 << 20
 """Length of a report in base64; larger ones come as bytes."""
@@ -171,7 +171,10 @@ async def report_text(cycles: Cycles, body: bytes) -> None:
     """A report as JSON, its diff in base64."""
     report = await asyncio.to_thread(decode, body, Report)
     samples = report.train_num_samples or report.num_samples
-    measured = measured_of(report.metrics, report.metrics_samples or samples)
+    if len(bytes(report.metrics)) > MAX_METRICS_BYTES:
+        raise LimitExceededError(f"the metrics of a report have at most {MAX_METRICS_BYTES} bytes as JSON")
+    told = decode(bytes(report.metrics), dict[str, Any])
+    measured = measured_of(told, report.metrics_samples or samples)
     arriving = await cycles.begin_report(report.worker_id, report.request_key)
     arriving.measured = measured
     try:

@@ -74,7 +74,7 @@ class ModelIn(UploadIn):
         super().on_finish()
         held, self._held = self._held, 0
         if held:
-            self._cycles.room.give_back(held)
+            self._cycles.room.give_back(held, held if self.get_status() == 200 else 0)
 
     @property
     def _cycles(self) -> Cycles:

@@ -181,16 +181,17 @@ class NoticeRows:
 
     def due(self, now: float, most: int, skip: Collection[int]) -> list[StoredNotice]:
         """Those that are due, as they became so, at most one for each device, and none for the devices of `skip`."""
+        going = select(PushNotice.device).where(PushNotice.id.in_(list(skip)), PushNotice.device.is_not(None))
         query = (
             select(PushNotice, DeviceRow.id, TrainingRow.name, TrainingRow.version, PushAddress)
             .join(DeviceRow, DeviceRow.number == PushNotice.device)
             .join(TrainingRow, TrainingRow.id == PushNotice.training_id)
             .outerjoin(PushAddress, PushAddress.device == PushNotice.device)
-            .where(PushNotice.state == "waiting", PushNotice.due <= now)
+            .where(PushNotice.state == "waiting", PushNotice.due <= now, PushNotice.device.not_in(going))
             .order_by(PushNotice.due, PushNotice.id)
             .limit(4 * (most + len(skip)))
         )
-        busy = set(self._session.scalars(select(PushNotice.device).where(PushNotice.id.in_(list(skip)))))
+        busy = set[int | None]()
         found: list[StoredNotice] = []
         for row, worker_id, model, version, address in self._session.execute(query):
             if len(found) < most and row.device not in busy:
@@ -242,14 +243,16 @@ class NoticeRows:
         if token is not None:
             self.forget(token)
 
-    def purge(self, now: float) -> None:
-        """Forget some of what became of notices long ago."""
+    def purge(self, now: float) -> bool:
+        """Forget some of what became of notices long ago; whether there may be more."""
         old = (
             select(PushNotice.id)
             .where(PushNotice.state.in_(("sent", "given-up", "done", "void")), PushNotice.due < now - KEEP_S)
             .limit(_AT_ONCE)
         )
-        self._session.execute(delete(PushNotice).where(PushNotice.id.in_(old)))
+        numbers = self._session.scalars(old).all()
+        self._session.execute(delete(PushNotice).where(PushNotice.id.in_(numbers)))
+        return len(numbers) == _AT_ONCE
 
     # -------------------------------------------------------------- for the owner
 

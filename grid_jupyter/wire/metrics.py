@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import msgspec
 
 from grid_jupyter.errors import BadRequest
-from grid_jupyter.wire.training import Body, Samples
+from grid_jupyter.wire.training import Body, Figure, Samples
 
 _Key = Annotated[str, msgspec.Meta(max_length=128)]
 
@@ -28,7 +28,7 @@ class MetricsReport(Body, frozen=True):
 
     worker_id: _Key
     request_key: _Key
-    metrics: dict[str, Any]
+    metrics: dict[str, Figure]
     num_samples: Samples = 1
 
 

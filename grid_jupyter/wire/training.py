@@ -14,6 +14,10 @@ MAX_SAMPLES = 1 << 40
 MAX_TOKEN_CHARS = 4_096
 """Characters of a push token; Firebase's have some two hundred."""
 PushToken = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_TOKEN_CHARS, pattern=r"^[\x21-\x7e]+$")]
+Figure = float | str | bool | None
+"""A number, or what stands in its place and is refused; never a list or an object, which may be large."""
+MAX_METRICS_BYTES = 64 << 10
+"""Length of metrics that come with a report in JSON."""
 Samples = Annotated[int, msgspec.Meta(ge=1, le=MAX_SAMPLES)]
 
 
@@ -63,9 +67,9 @@ class CycleRequest(Body, frozen=True):
     worker_id: _Key
     model: _Name
     version: _Name | None = None
-    ping: Any = None  # ms
-    download: Any = None  # KiB/s
-    upload: Any = None
+    ping: Figure = None  # ms
+    download: Figure = None  # KiB/s
+    upload: Figure = None
     wait_s: Annotated[float, msgspec.Meta(ge=0, le=60)] = 0
     cycle_start_request_key: _Key = ""  # of the invitation, if there was one
     nonce: _Key = ""  # of the device's choice: asked again with the same one, it gets the same answer
@@ -79,5 +83,5 @@ class Report(Body, frozen=True):
     diff: str
     train_num_samples: Samples | None = None
     num_samples: Samples | None = None
-    metrics: dict[str, Any] = {}
+    metrics: msgspec.Raw = msgspec.Raw(b"{}")  # read when its length is known: a report may have 64 MiB
     metrics_samples: Samples | None = None

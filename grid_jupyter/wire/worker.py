@@ -169,6 +169,12 @@ class EndFold(Message, frozen=True, tag="end-fold"):
     slots: tuple[str, ...]
 
 
+class DropFold(Message, frozen=True, tag="drop-fold"):
+    """A training is over: what was folded of it is not needed. Reply: Done."""
+
+    training: int
+
+
 class Folded(Message, frozen=True, tag="folded"):
     """A checkpoint: safetensors files in the descriptors sent along, each with its name and length. The model's has no
     name, others are what the strategy keeps."""
@@ -253,7 +259,7 @@ class Counted(Message, frozen=True, tag="counted"):
     values: int
 
 
-FoldRequest = BeginFold | CheckReport | FoldReport | EndFold
+FoldRequest = BeginFold | CheckReport | FoldReport | EndFold | DropFold
 Request = Union[Load, Close, Receive, Fetch, Measure, Explain, Count, RunJob, RunEpoch, RunRound, FoldRequest]
 Reply = Union[Done, Fetched, Measured, Broken, Explained, Counted, Trained, Folded, Failed]
 

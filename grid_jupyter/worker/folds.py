@@ -47,6 +47,10 @@ class Folds:
     def answer(self, channel: Channel, number: int, message: worker.FoldRequest, descriptors: list[int]) -> None:
         """Do what is asked, and say how it went."""
         made = _Made()
+        if isinstance(message, worker.DropFold):
+            self._folds.pop(message.training, None)
+            channel.send(worker.reply_frame(number, worker.Done()))
+            return
         try:
             reply: worker.Reply = worker.Done()
             if len(descriptors) != 1 + (len(message.slots) if isinstance(message, worker.EndFold) else 0):

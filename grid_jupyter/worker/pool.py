@@ -130,6 +130,15 @@ class WorkerPool(Generic[F]):
             self.shares.settle(await self._machine())
         return self.isolation
 
+    async def sandboxed(self) -> tuple[list[str], dict[str, str]]:
+        """What a program that is no Worker is started behind, and its environment; no command where there is no
+        sandbox. Raises NodeUnavailableError where there must be one."""
+        if self.isolation == "unknown":
+            await self._find_sandbox()
+        if self._require_isolation and self._bwrap is None:
+            raise NodeUnavailableError(f"nothing is computed here: isolation is {self.isolation}")
+        return self._sandbox() if self._bwrap else [], _environment(False)
+
     async def _machine(self) -> Found:
         process = await asyncio.create_subprocess_exec(
             *(self._sandbox() if self._bwrap else []), sys.executable, *_PROBING, env=_environment(self._on_gpu),

@@ -54,7 +54,7 @@ def test_the_notebook_of_the_first_start_knows_its_grid_and_its_people(grid: Com
     assert network == "https://network:5000"
     assert nodes == {name: f"https://{name.lower()}:3000" for name in names}
     assert joined == names
-    assert owners == dict.fromkeys(names, ["Owner"])
+    assert owners == {name: ["Owner"] for name in names}
 
 
 def test_who_does_not_trust_the_grid_s_own_authority_is_told_so(grid: ComposeWorld):

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -70,9 +71,9 @@ def test_the_examples_of_the_help_can_be_parsed():
     parser = build_parser()
     commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     for below in commands.choices.values():
-        text = str(below.epilog).replace("\\\n", " ").replace("'", "")
-        for line in re.findall(r"^  jupyter grid ([^#\n]*(?:/#gji1_…)?)", text, re.MULTILINE):
-            assert parser.parse_args(line.split()).run
+        text = str(below.epilog).replace("\\\n", " ")
+        for line in re.findall(r"^  jupyter grid ([^\n]*)", text, re.MULTILINE):
+            assert parser.parse_args(shlex.split(line, comments=True)).run
 
 
 @pytest.mark.parametrize(

@@ -668,7 +668,7 @@ def test_a_thousand_of_a_million_devices_are_invited_in_a_second_and_little_memo
     count, now = 1_000_000, time.time()
     devices = (
         {"number": k, "id": f"{k:036}", "training_id": 1, "rank": k, "registered": 0.0, "seen": now, "slow": False,
-         "last": None, "asked": 0}
+         "subject": None, "last": None, "asked": 0}
         for k in range(1, count + 1)
     )  # fmt: skip
     statement = str(insert(DeviceRow.__table__).compile(dialect=sqlite.dialect(paramstyle="named")))
