@@ -45,8 +45,7 @@ class Root:
         shutil.copy("/etc/resolv.conf", self.folder / "etc/resolv.conf")
         bundle = Path("etc/ssl/certs/ca-certificates.crt")
         (self.folder / bundle).parent.mkdir(parents=True, exist_ok=True)
-        if not (self.folder / bundle).exists():
-            shutil.copy("/" / bundle, self.folder / bundle)
+        shutil.copy("/" / bundle, self.folder / bundle)  # with those that this machine trusts besides
         if (self.folder / "etc/apt/apt.conf.d").exists():
             shutil.copy(settings, self.folder / "etc/apt/apt.conf.d/90host")
             (self.folder / "etc/apt/apt.conf.d/91root").write_text('APT::Sandbox::User "root";\n')

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +57,10 @@ def device(root: Root, wheel: Path) -> None:
     assert "grid_jupyter" in root.run("/opt/grid/check.sh", "none")
 
 
-def trained(pat: ModelCentricFLClient, node: GridProcess, name: str, data: str, command: list[str]) -> dict[str, Any]:
-    """The last checkpoint of a training with one device, which is started by `command`."""
+def trained(
+    pat: ModelCentricFLClient, node: GridProcess, name: str, data: str, command: Callable[..., list[str]]
+) -> dict[str, Any]:
+    """The last checkpoint of a training with one device; `command` makes its command line of arguments."""
     torch.manual_seed(7)
     model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
     example = torch.zeros(4, 64), torch.zeros(4, dtype=torch.int64)
@@ -65,7 +69,7 @@ def trained(pat: ModelCentricFLClient, node: GridProcess, name: str, data: str, 
     config = {"name": name, "version": "1.0", "batch_size": 32, "lr": 0.2, "max_updates": 100}
     pat.host(model, {"training_plan": plan}, client_config=config, server_config={"num_cycles": CYCLES, "max_diffs": 1})
     arguments = ["device", node.address, "--model", name, "--data", data, "--json", "--seed", "3"]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert [json.loads(line)["counted"] for line in done.stdout.splitlines()] == [True] * CYCLES
     assert pat.status(name)["phase"] == "over"
@@ -93,8 +97,10 @@ def test_an_arm64_device_without_torch_computes_and_trains_as_this_machine_does(
     try:
         node.user("Pat", "Publisher")
         pat = ModelCentricFLClient("pat", node.address, user="Pat")
-        there = trained(pat, node, "there", "/opt/digits.npz", root.command("jupyter-grid"))
-        here = trained(pat, node, "here", str(data), [sys.executable, "-m", "grid_jupyter.cli.main"])
+        there = trained(pat, node, "there", "/opt/digits.npz", partial(root.command, "jupyter-grid"))
+        here = trained(
+            pat, node, "here", str(data), lambda *told: [sys.executable, "-m", "grid_jupyter.cli.main", *told]
+        )
         start = pat.retrieve("here", checkpoint=1)
     finally:
         node.stop()

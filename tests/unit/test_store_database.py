@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import sqlite3
 import stat
@@ -258,3 +259,34 @@ def test_settings_are_remembered_and_the_first_one_kept(database: Database) -> N
     assert asyncio.run(settings.get("guests", "no")) == "maybe"
     assert asyncio.run(settings.keep("id", "first")) == "first"
     assert asyncio.run(settings.keep("id", "second")) == "first"
+
+
+def test_trainings_of_before_checkpoints_were_bounded_keep_all_of_theirs(file: Path) -> None:
+    from alembic.migration import MigrationContext
+    from alembic.operations import Operations
+    from alembic.script import ScriptDirectory
+    from sqlalchemy import create_engine
+
+    import grid_jupyter.store.migrations as migrations
+
+    file.parent.mkdir()
+    scripts = list(ScriptDirectory(str(Path(str(migrations.__file__)).parent)).walk_revisions())[::-1]
+    columns = (
+        "id, name, version, owner, created, client_config, server_config, seed, secret, buffers, state, registered"
+    )
+    with create_engine(sqlite_url(file)).begin() as connection:
+        with Operations.context(MigrationContext.configure(connection)):
+            for script in scripts[: [one.revision for one in scripts].index("0010")]:
+                script.module.upgrade()
+        connection.exec_driver_sql("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
+        connection.exec_driver_sql("INSERT INTO alembic_version VALUES ('0009')")
+        for number, config in ((1, "{}"), (2, '{"max_diffs": 3}')):
+            values = f"{number}, 'm{number}', '1', 'Bob', 1.0, '{{}}', '{config}', '', '', '[]', '{{}}', 0"
+            connection.exec_driver_sql(f"INSERT INTO training ({columns}, cursor) VALUES ({values}, 0)")  # noqa: S608
+    database = Database(sqlite_url(file))
+    found = database.call(lambda session: list(session.execute(text("SELECT server_config FROM training")).scalars()))
+    database.close()
+    assert [json.loads(config) for config in found] == [
+        {"keep_checkpoints": 1_000_000_000},
+        {"keep_checkpoints": 1_000_000_000, "max_diffs": 3},
+    ]
