@@ -23,6 +23,7 @@ NAMES = (
     "plan_engines",
     "job_epochs",
     "fold",
+    "diff_forms",
     "federated_jobs",
     "fl_rounds",
 )
