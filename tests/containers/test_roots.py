@@ -140,7 +140,7 @@ def test_the_image_of_this_processor_has_jupyterlab_with_the_panel_and_its_node_
                 assert time.monotonic() < deadline
                 time.sleep(0.3)
             told = json.loads(root.run("jupyter-grid", "status", "--json", **seen))["processes"]
-            assert [(one["role"], one["name"], one["status"]) for one in told] == [("node", "Ward", "online")]
+            assert [(one["role"], one["name"], one["status"]) for one in told] == [("node", "Ward", "running")]
         finally:
             os.killpg(node.pid, signal.SIGTERM)
             assert node.wait(20) in (0, 143)
