@@ -180,7 +180,7 @@ def test_owners_are_asked_and_one_who_denies_is_left_out(nodes: dict[str, GridPr
             train(grid, data=found, minimum=3, sign_off_s=1.0)
         with ThreadPoolExecutor(1) as thread:
             denied = thread.submit(until, denies)
-            history = train(grid, data=found, minimum=2, reason="to tell dusk from dawn").history
+            history = train(grid, data=found, minimum=2, reason="to tell dusk from dawn", sign_off_s=60.0).history
             denied.result()
     assert history.participants.tolist() == [2, 2, 2]
     assert all("Cleo" in told and "not this one" in told for told in history.left_out)
