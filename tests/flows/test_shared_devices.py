@@ -82,7 +82,7 @@ def test_a_spare_worker_gives_way_to_a_job_and_comes_back(node: GridProcess):
         weights, *_ = job.round(dict(model().state_dict()))
         assert weights
         job.cancel()
-    until(lambda: shares(node) == [0.5])
+    until(lambda: shares(node) == [0.5], 90.0)
 
 
 def test_what_can_never_be_given_is_refused_at_submission_with_the_remedy(node: GridProcess):
