@@ -45,7 +45,7 @@ test: lint ## check the code, run all tests and all tutorials
 test-gpu: install ## run the tests that need a GPU, on a machine that has one
 	$(BIN)/python -m pytest -m gpu tests/flows/test_on_gpu.py
 
-arm64: install ## make and use the whole image on arm64 by emulation, for half an hour, as root
+arm64: install ## make and use the whole image on arm64 by emulation, as root
 	PYTHONPATH=tests/containers $(BIN)/python tests/containers/arm64.py
 
 tutorials: install ## run the tutorials and store what they show

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +22,7 @@ CHUNK = 1 << 18
 _SHOWN = 80
 
 
-class Packed:
+class Packed(ABC):
     """A tensor whose values are made when they are read, a chunk at a time: `part[a:b]` is good until the next."""
 
     def __init__(self, dtype: numpy.dtype[Any], shape: tuple[int, ...]) -> None:
@@ -37,9 +38,9 @@ class Packed:
             self.fill(out, start)
         return out
 
+    @abstractmethod
     def fill(self, out: Tensor, start: int) -> None:
         """Write the values from `start` on, in C order, as many as there is room for."""
-        raise NotImplementedError
 
 
 Readable = Tensor | Packed
