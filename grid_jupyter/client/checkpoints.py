@@ -7,7 +7,6 @@ beside the old one, synced, and renamed, so that a kill leaves the one or the ot
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors.numpy import save
 
 from grid_jupyter.aggregation.form import Tensors
 from grid_jupyter.aggregation.servers import State
+from grid_jupyter.client.tensor_files import put_whole
 from grid_jupyter.errors import BadRequest, InvalidDataError, StorageFullError
 
 _VERSION = "1"
@@ -63,22 +63,11 @@ def store(path: Path, checkpoint: Checkpoint) -> None:
         "history": json.dumps([asdict(record) for record in checkpoint.history]),
         "jobs": json.dumps(dict(checkpoint.jobs)),
     }
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with beside.open("wb") as file:
-            file.write(save(tensors, told))
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        put_whole(path, save(tensors, told))
     except FileNotFoundError:
         raise BadRequest(f"there is no folder {path.parent} for the checkpoint") from None
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise StorageFullError(f"the checkpoint {path} could not be written: {error.strerror}") from None
 
 

@@ -19,7 +19,7 @@ import numpy
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from grid_jupyter.client.tensor_files import Array
+from grid_jupyter.client.tensor_files import Array, put_whole
 from grid_jupyter.errors import BadRequest, InvalidDataError, StorageFullError
 
 try:
@@ -148,19 +148,8 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Array]]:
 
 
 def _write(path: Path, tensors: Mapping[str, Array], told: dict[str, str]) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     whole: dict[str, Any] = {name: numpy.ascontiguousarray(array) for name, array in tensors.items()}
     try:
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
-            file.write(save(whole, told))
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        put_whole(path, save(whole, told), 0o600)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise StorageFullError(f"{path} could not be written: {error.strerror}") from None
