@@ -9,8 +9,9 @@ import http.client
 import socket
 import ssl
 from collections.abc import Iterable
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 import msgspec
@@ -22,6 +23,33 @@ TIMEOUT_S = 60.0
 _CHUNK = 1 << 20
 
 T = TypeVar("T")
+
+
+class WholeHead(http.client.HTTPResponse):
+    """An answer whose head arrived whole. Where the connection breaks inside of it http.client takes what is there for
+    all of it: a length is then absent, or has lost its last digits."""
+
+    def begin(self) -> None:
+        """Read the head. Raises RemoteDisconnected where it ends early."""
+        arriving = self.fp
+        self.fp = cast(BufferedReader, _WholeLines(arriving))
+        try:
+            super().begin()
+        finally:
+            self.fp = arriving
+
+
+class _WholeLines:
+    """Reads lines that have an end."""
+
+    def __init__(self, file: BufferedReader) -> None:
+        self._file = file
+
+    def readline(self, limit: int) -> bytes:
+        line = self._file.readline(limit)
+        if len(line) < limit and not line.endswith(b"\n"):
+            raise http.client.RemoteDisconnected("the connection broke inside the head of an answer")
+        return line
 
 
 class Address:
@@ -47,9 +75,13 @@ class Address:
 
     def connect(self) -> http.client.HTTPConnection:
         """A connection of its own for one call."""
+        made: http.client.HTTPConnection
         if self.tls is not None:
-            return http.client.HTTPSConnection(self.host, self.port, timeout=self.timeout_s, context=self.tls)
-        return http.client.HTTPConnection(self.host, self.port, timeout=self.timeout_s)
+            made = http.client.HTTPSConnection(self.host, self.port, timeout=self.timeout_s, context=self.tls)
+        else:
+            made = http.client.HTTPConnection(self.host, self.port, timeout=self.timeout_s)
+        made.response_class = WholeHead
+        return made
 
 
 class SocketAddress(Address):
@@ -65,6 +97,8 @@ class SocketAddress(Address):
 
 class UnixConnection(http.client.HTTPConnection):
     """HTTP over a Unix socket."""
+
+    response_class = WholeHead
 
     def __init__(self, path: str, timeout_s: float) -> None:
         super().__init__("localhost", timeout=timeout_s)
