@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from grid_jupyter import __version__
 from grid_jupyter.cli.owner_options import (
+    add_backup,
     add_invite,
     add_push,
     add_reset,
@@ -68,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_sign_off(commands)
     add_push(commands)
     add_status(commands)
+    add_backup(commands)
     add_trainings(commands)
     add_reset(commands)
     return parser

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from grid_jupyter.cli import values
 from grid_jupyter.cli.options import Commands, add_json, add_node_target, add_target, command
@@ -66,6 +67,59 @@ def _push(options: argparse.Namespace) -> int:
     from grid_jupyter.cli.push import push
 
     return push(options)
+
+
+def _backup(options: argparse.Namespace) -> int:
+    from grid_jupyter.cli.backup import backup
+
+    return backup(options)
+
+
+def _restore(options: argparse.Namespace) -> int:
+    from grid_jupyter.cli.backup import restore
+
+    return restore(options)
+
+
+def add_backup(commands: Commands[argparse.ArgumentParser]) -> None:
+    """`jupyter grid backup` and `restore`."""
+    parser = command(
+        commands,
+        "backup",
+        _backup,
+        summary="write all that a Node or Network keeps into one file, also while it runs",
+        text=(
+            "Everything that was acknowledged before is in it, as of one moment. The file holds published data and "
+            "keys: only you can read it, and copies of it are as secret as the Node."
+        ),
+        examples=(
+            "  jupyter grid backup ward7.tar --node ward7\n"
+            "  jupyter grid backup network.tar --network\n"
+            "  tar tf ward7.tar; tar xOf ward7.tar SHA256SUMS        # what is in it"
+        ),
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="the file to make; it must not be there yet")
+    add_target(parser)
+    add_json(parser, "print what was written as JSON")
+    parser = command(
+        commands,
+        "restore",
+        _restore,
+        summary="make the state of a Node or Network of a file of 'jupyter grid backup'",
+        text=(
+            "Checks every byte before it changes anything. Restore only your own backups: who made the file decides "
+            "who has accounts on the Node."
+        ),
+        examples=("  jupyter grid restore ward7.tar\n  jupyter grid restore ward7.tar --state /srv/ward7 --replace"),
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="what 'jupyter grid backup' made")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--name", metavar="NAME", type=values.node_name, help="directory of the Node, below nodes/ (its name)"
+    )
+    where.add_argument("--state", type=Path, metavar="DIR", help="the directory that it becomes")
+    parser.add_argument("--replace", action="store_true", help="throw away what is in that directory")
+    add_json(parser, "print what was restored as JSON")
 
 
 def add_push(commands: Commands[argparse.ArgumentParser]) -> None:

@@ -32,7 +32,7 @@ def places(home: Path | None = None) -> list[Place]:
     found = [_place(NETWORK, home / "network")] if (home / "network").is_dir() else []
     nodes = home / "nodes"
     if nodes.is_dir():
-        found += [_place(NODE, path) for path in sorted(nodes.iterdir()) if path.is_dir()]
+        found += [_place(NODE, path) for path in sorted(nodes.glob("[!.]*")) if path.is_dir()]
     return found
 
 

@@ -15,6 +15,15 @@ HEAD = "0010"
 """The newest revision; tests hold it equal to what is in versions/."""
 
 
+def check_known(revision: str) -> None:
+    """Raises GridError for a revision that this software does not know."""
+    if revision not in {script.name[1:5] for script in (Path(__file__).parent / "versions").glob("r[0-9]*_*.py")}:
+        raise GridError(
+            f"the database is at schema {revision}, which this version of grid_jupyter does not know: "
+            "a newer version wrote it; upgrade grid_jupyter, or give it another state directory"
+        )
+
+
 def upgrade(connection: Connection, revision: str | None) -> None:
     """Bring the database behind `connection`, now at `revision`, to HEAD within its transaction.
 
@@ -22,15 +31,10 @@ def upgrade(connection: Connection, revision: str | None) -> None:
     """
     from alembic import command
     from alembic.config import Config
-    from alembic.script import ScriptDirectory
 
+    if revision is not None:
+        check_known(revision)
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     config.attributes["connection"] = connection
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    if revision is not None and revision not in known:
-        raise GridError(
-            f"the database is at schema {revision}, which this version of grid_jupyter does not know: "
-            "a newer version wrote it; upgrade grid_jupyter, or give it another state directory"
-        )
     command.upgrade(config, "head")
