@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 
 from grid_jupyter.cycles.fold_worker import FoldWorker
 from grid_jupyter.cycles.live import Live
@@ -12,6 +11,7 @@ from grid_jupyter.errors import Forbidden, NotFound
 from grid_jupyter.identity.accounts import Account
 from grid_jupyter.store.blobs import BlobStore
 from grid_jupyter.store.trainings import StoredTraining, TrainingTable
+from grid_jupyter.wire.answers import Done, Ended, Owned
 
 ENDERS = "can_manage_infrastructure"
 """The right to end and delete what others host."""
@@ -33,7 +33,7 @@ class Ending:
         self._table, self._blobs, self._live, self._let_go, self._tell = table, blobs, live, let_go, tell
         self._folds = folds
 
-    async def end(self, account: Account, name: str, version: str | None) -> dict[str, Any]:
+    async def end(self, account: Account, name: str, version: str | None) -> Ended:
         """Training is over: devices are told so, reports are late, checkpoints stay.
 
         Raises NotFound, Forbidden for who neither hosts it nor manages the Node.
@@ -42,7 +42,7 @@ class Ending:
         await live.finish()
         return {"status": "success", **live.told()}
 
-    async def delete(self, account: Account, name: str, version: str | None) -> dict[str, Any]:
+    async def delete(self, account: Account, name: str, version: str | None) -> Done:
         """End a training, then forget it: its devices, reports, checkpoints and plans. What was begun goes on when it
         is asked for again. Raises as `end` does."""
         live = await self._of(account, name, version)
@@ -60,7 +60,7 @@ class Ending:
             await asyncio.to_thread(self._blobs.delete, blob)
         return {"status": "success"}
 
-    def hosted(self) -> list[dict[str, Any]]:
+    def hosted(self) -> list[Owned]:
         """All trainings, oldest first, with who hosts each."""
         return [{**live.told(), "owner": live.stored.owner} for _, live in sorted(self._live.items())]
 

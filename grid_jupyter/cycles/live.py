@@ -49,6 +49,7 @@ from grid_jupyter.store.notices import NoticeRows
 from grid_jupyter.store.places import StoredReport, stored_report
 from grid_jupyter.store.records import DeviceRow
 from grid_jupyter.store.trainings import StoredCheckpoint, StoredTraining, TrainingRows, TrainingTable
+from grid_jupyter.wire.answers import Standing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -475,7 +476,7 @@ class Live:
         """Whether a cycle_start_request_key is of the invitations to the cycle that there is."""
         return hmac.compare_digest(key.encode(), announcing.start_key(self.stored, self.state).encode())
 
-    def told(self) -> dict[str, Any]:
+    def told(self) -> Standing:
         """How the training stands, for people who follow it."""
         state = self.state
         return {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
 
 from grid_jupyter.cycles.announcing import KEPT_S
 from grid_jupyter.cycles.live import Ground, Live
@@ -16,6 +15,7 @@ from grid_jupyter.store.database import Database
 from grid_jupyter.store.notices import NoticeRows, NoticeTable, StoredNotice
 from grid_jupyter.store.records import DeviceRow
 from grid_jupyter.store.trainings import TrainingRows, TrainingTable
+from grid_jupyter.wire.answers import Notices
 from grid_jupyter.wire.push import MAX_PUSH_DATA_BYTES, Notice, SavePushToken, SendPush, WorkerStatus
 
 SLOW_GB = 2.0
@@ -183,21 +183,21 @@ class Pushing:
         self._dispatcher.wake()
         return count
 
-    async def told(self) -> dict[str, Any]:
+    async def told(self) -> Notices:
         """How notices stand: how many, and the newest that were given up. Nothing that names a device."""
 
-        def work(rows: NoticeRows) -> dict[str, Any]:
+        def work(rows: NoticeRows) -> Notices:
             counts = rows.counts()
-            names = ("id", "type", "model", "version", "by", "at", "attempts", "reason")
             return {
+                "push": self._notifier.name,
+                "listening": len(self._listeners),
                 "waiting": counts.get("waiting", 0),
                 "sent": counts.get("sent", 0),
                 "given_up": counts.get("given-up", 0),
-                "newest_given_up": [dict(zip(names, row, strict=True)) for row in rows.given_up(_GIVEN_UP_SHOWN)],
+                "newest_given_up": rows.given_up(_GIVEN_UP_SHOWN),
             }
 
-        stands = await self._notices.transact(work)
-        return {"push": self._notifier.name, "listening": len(self._listeners), **stands}
+        return await self._notices.transact(work)
 
 
 def _outgoing(one: StoredNotice) -> Outgoing:

@@ -46,6 +46,7 @@ from grid_jupyter.store.trainings import (
     TrainingRows,
     TrainingTable,
 )
+from grid_jupyter.wire import answers
 from grid_jupyter.wire.training import Authenticate, CycleRequest, HostTraining
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class Cycles:
 
     # -------------------------------------------------------------- hosting
 
-    async def host(self, owner: str, body: HostTraining, model: Blob) -> dict[str, Any]:
+    async def host(self, owner: str, body: HostTraining, model: Blob) -> answers.Hosted:
         """Host a model, whose blob is on the disk. Raises BadRequest, InvalidDataError, PlanInvalidError, Conflict;
         the blob is the caller's then."""
         hosted = await asyncio.to_thread(read_hosting, body)
@@ -184,7 +185,7 @@ class Cycles:
 
     # -------------------------------------------------------------- devices
 
-    async def authenticate(self, body: Authenticate) -> dict[str, Any]:
+    async def authenticate(self, body: Authenticate) -> answers.Authenticated:
         """A worker_id for a device. Raises NotFound, NotAuthenticatedError."""
         live = await self._find(body.model_name, body.model_version)
         known = live.terms.authentication
@@ -196,7 +197,7 @@ class Cycles:
         self.push.connected(live, "authenticate")
         return {"status": "success", "worker_id": worker_id, "requires_speed_test": live.terms.measures_speed}
 
-    async def foresee(self, name: str, version: str | None) -> dict[str, Any]:
+    async def foresee(self, name: str, version: str | None) -> answers.Welcome | answers.Rejected:
         """Whether it is worth coming: what a new device would be told if it asked for a place. Raises NotFound."""
         answer = (await self._find(name, version)).foresee()
         return {"status": "accepted"} if answer is None else _rejected(answer)
@@ -209,7 +210,7 @@ class Cycles:
         """Raises NotFound for a device that never registered."""
         await self._table.transact(lambda rows: rows.device(worker_id) and None)
 
-    async def request(self, body: CycleRequest) -> dict[str, Any]:
+    async def request(self, body: CycleRequest) -> answers.Accepted | answers.Rejected:
         """A place in the cycle, or when to ask again; without a timeout training is over.
 
         Raises NotFound, BadRequest, Conflict.
@@ -234,7 +235,7 @@ class Cycles:
             if self._stopped:
                 return _rejected(answer)
 
-    async def _accepted(self, live: Live, answer: Accepted) -> dict[str, Any]:
+    async def _accepted(self, live: Live, answer: Accepted) -> answers.Accepted:
         plans = await self._table.transact(lambda rows: rows.plans(live.stored.id))
         return {
             "status": "accepted",
@@ -418,7 +419,7 @@ class Cycles:
         found = await self._table.transact(lambda rows: rows.checkpoint(rows.find(name, version).id, number))
         return self.blobs.open(found.blob), found
 
-    async def cycle(self, name: str, version: str | None, *, after: int, wait_s: float) -> dict[str, Any]:
+    async def cycle(self, name: str, version: str | None, *, after: int, wait_s: float) -> answers.Standing:
         """How a training stands; at once, or when more than `after` cycles are complete. Raises NotFound."""
         live = await self._find(name, version)
         until = asyncio.get_running_loop().time() + wait_s
@@ -455,6 +456,8 @@ def _check_model(path: Path, form: Form) -> None:
         Folding(form, Averaging()).check(file.fileno(), accepted=("float32",))
 
 
-def _rejected(answer: Reject) -> dict[str, Any]:
-    told: dict[str, Any] = {"status": "rejected", "reason": answer.reason}
-    return told if answer.timeout_s is None else {**told, "timeout": answer.timeout_s}
+def _rejected(answer: Reject) -> answers.Rejected:
+    told: answers.Rejected = {"status": "rejected", "reason": answer.reason}
+    if answer.timeout_s is not None:
+        told["timeout"] = answer.timeout_s
+    return told

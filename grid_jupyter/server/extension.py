@@ -21,9 +21,8 @@ from traitlets import Bool, Float, Int, List, TraitError, Unicode, default, vali
 from grid_jupyter.errors import BadRequest, GridError
 from grid_jupyter.server.file_reader import FileReader
 from grid_jupyter.server.owner_client import OwnerClient
-from grid_jupyter.server.panel_doors import PANEL_RULES, supervised
-from grid_jupyter.server.publish_doors import PUBLISH_RULES
-from grid_jupyter.server.search_doors import SEARCH_RULES
+from grid_jupyter.server.panel_api import GRID_API_RULES
+from grid_jupyter.server.panel_doors import supervised
 from grid_jupyter.server.supervisor import GRACE_S, ChildProcess
 from grid_jupyter.wire.home import data_home
 
@@ -112,7 +111,7 @@ class GridExtension(ExtensionApp):
         self._turning = asyncio.Lock()  # held while the Node starts or stops: one after the other
 
     def initialize_handlers(self) -> None:
-        self.handlers.extend([*PANEL_RULES, *PUBLISH_RULES, *SEARCH_RULES])
+        self.handlers.extend(GRID_API_RULES)
 
     async def _start_jupyter_server_extension(self, serverapp: Any) -> None:
         """Called by Jupyter inside its running event loop; must not keep it waiting."""

@@ -15,9 +15,10 @@ from grid_jupyter.server.door import Door
 from grid_jupyter.server.node_streams import byte_number
 from grid_jupyter.server.training_doors import TrainingDoor
 from grid_jupyter.store.metrics import StoredMetrics
+from grid_jupyter.wire import answers
 from grid_jupyter.wire.metrics import MetricsReport, UploadStats
 
-UPLOADED = {"status": "success", "message": "Stats have been uploaded."}
+UPLOADED: answers.Told = {"status": "success", "message": "Stats have been uploaded."}
 COLUMNS = ("cycle", "worker", "metric", "value", "samples", "time")
 """Of the CSV, and of the table in Python."""
 
@@ -39,7 +40,7 @@ class MeasuredDoor(TrainingDoor):
         account, version = await self.require(), self.get_query_argument("version", None)
         return await self.cycles.metrics.read(account, self.one("name"), version, after)
 
-    def _told(self, page: Page) -> dict[str, Any]:
+    def _told(self, page: Page) -> object:
         raise NotImplementedError
 
     async def _csv(self, page: Page) -> None:
@@ -74,20 +75,21 @@ class MetricsDoor(MeasuredDoor):
         await self.cycles.metrics.take(self.body(MetricsReport))
         self.reply({"status": "success"})
 
-    def _told(self, page: Page) -> dict[str, Any]:
+    def _told(self, page: Page) -> object:
         return measured(page)
 
 
 class TrainingMetrics(MeasuredDoor):
     """GET: the same by the names of 0.2.9's fork."""
 
-    def _told(self, page: Page) -> dict[str, Any]:
-        stats = [
+    def _told(self, page: Page) -> object:
+        stats: list[dict[str, float]] = [
             # names of metrics come from devices, and stand for no field of ours
             {**one.values, "cycle_id": one.cycle, "worker_id": one.worker, "num_samples": one.samples, "time": one.time}
             for one in page.rows
         ]
-        return {"status": "success", "stats": stats, **_next(page)}
+        told: answers.Stats = {"status": "success", "stats": stats, "next": page.next, "more": page.more}
+        return told
 
 
 class UploadStatsDoor(TrainingDoor):
@@ -100,17 +102,19 @@ class UploadStatsDoor(TrainingDoor):
         self.reply(UPLOADED)
 
 
-def measured(page: Page) -> dict[str, Any]:
+def measured(page: Page) -> answers.MetricsPage:
     """Metrics of a training, as JSON has them."""
-    return {"name": page.name, "version": page.version, "metrics": list(map(_entry, page.rows)), **_next(page)}
+    return {
+        "name": page.name,
+        "version": page.version,
+        "metrics": list(map(_entry, page.rows)),
+        "next": page.next,
+        "more": page.more,
+    }
 
 
-def _entry(row: StoredMetrics) -> dict[str, Any]:
+def _entry(row: StoredMetrics) -> answers.Entry:
     return {"cycle": row.cycle, "worker": row.worker, "samples": row.samples, "time": row.time, "values": row.values}
-
-
-def _next(page: Page) -> dict[str, Any]:
-    return {"next": page.next, "more": page.more}
 
 
 def _lines(row: StoredMetrics) -> list[tuple[Any, ...]]:

@@ -17,12 +17,9 @@ from grid_jupyter.server.bulk_doors import BULK_RULES
 from grid_jupyter.server.door import Door, application
 from grid_jupyter.server.front_door import Front
 from grid_jupyter.server.job_doors import JOB_RULES
-from grid_jupyter.server.metrics_doors import METRICS_RULES
 from grid_jupyter.server.node_streams import STREAM_RULES, NodeDoor
-from grid_jupyter.server.push_doors import PUSH_RULES
-from grid_jupyter.server.report_doors import REPORT_RULES
 from grid_jupyter.server.request_doors import REQUEST_RULES
-from grid_jupyter.server.training_doors import TRAINING_RULES
+from grid_jupyter.server.training_api import MODEL_CENTRIC_RULES
 from grid_jupyter.wire.limits import MAX_NAME_CHARS, MAX_TAG_CHARS, MAX_TAGS
 from grid_jupyter.wire.messages import Edit, Publish
 
@@ -206,10 +203,7 @@ NODE_RULES: list[tuple[str, type[Door]]] = [
     (r"/data-centric/datasets/?", Datasets),
     (r"/data-centric/datasets/([0-9]{1,18})", DatasetDoor),
     *JOB_RULES,
-    *TRAINING_RULES,
-    *REPORT_RULES,
-    *METRICS_RULES,
-    *PUSH_RULES,
+    *MODEL_CENTRIC_RULES,
     (r"/data-centric/datasets/([0-9]{1,18})/([0-9]{1,18})/mock", MockRows),
     *STREAM_RULES,
     *BULK_RULES,

@@ -38,6 +38,7 @@ from grid_jupyter.server.running import (
     warn_if_exposed,
 )
 from grid_jupyter.store.blobs import BlobStore
+from grid_jupyter.wire.panel import Joined, NodeStatus
 from grid_jupyter.wire.worker import WorkerLimits
 from grid_jupyter.worker.backend import Workers
 from grid_jupyter.worker.devices import Wish
@@ -55,10 +56,10 @@ class NodeOwner:
     async def status(self) -> dict[str, Any]:
         node = self._node
         membership = node.membership
-        joined = {"address": None, "state": "none", "detail": ""}
+        joined: Joined = {"address": None, "state": "none", "detail": ""}
         if membership is not None:
             joined = {"address": membership.network_url, "state": membership.state, "detail": membership.detail}
-        return {
+        told: NodeStatus = {
             "role": "node",
             "name": node.name,
             "id": node.node_id,
@@ -77,6 +78,7 @@ class NodeOwner:
             "guests": node.guests,
             "uptime_s": time.monotonic() - self._began,
         }
+        return dict(told)
 
     async def ensure_account(self, username: str, role: str) -> None:
         await self._node.accounts.ensure(username, role)

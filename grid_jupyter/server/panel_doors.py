@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 from urllib.parse import urlencode
 
 import msgspec
@@ -23,6 +23,7 @@ from grid_jupyter.errors import BadRequest, Conflict, GridError, LimitExceededEr
 from grid_jupyter.server.owner_client import OwnerClient
 from grid_jupyter.server.supervisor import ChildProcess
 from grid_jupyter.wire.messages import Message
+from grid_jupyter.wire.panel import NodeStatus, ProcessStatus
 
 MAX_BODY_BYTES = 1 << 20
 """Length of a body, in bytes."""
@@ -271,14 +272,15 @@ class PanelEvents(ExtensionHandlerMixin, WebSocketMixin, WebSocketHandler, Jupyt
 
 def supervised(node: ChildProcess, own: dict[str, Any] | None) -> dict[str, Any]:
     """How a Node is: its supervisor's view, and its own while it answers."""
-    return {
+    told: ProcessStatus = {
         "state": node.state,
         "detail": node.detail,
         "pid": node.running.pid if node.running else None,
         "restarts": node.restarts,
         "attached": node.attached,
-        "node": own,
+        "node": cast("NodeStatus | None", own),  # what another process said
     }
+    return dict(told)
 
 
 PANEL_RULES: list[tuple[str, type[JupyterHandler]]] = [

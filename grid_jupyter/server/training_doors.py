@@ -22,6 +22,7 @@ from grid_jupyter.identity.accounts import Account
 from grid_jupyter.node.uploads import Uploads, check_may_publish
 from grid_jupyter.server.door import Door
 from grid_jupyter.server.node_streams import PART, BulkDoor, NodeDoor, UploadIn, byte_number
+from grid_jupyter.wire.answers import Hosted
 from grid_jupyter.wire.training import Authenticate, CycleRequest, HostTraining, Which
 
 MAX_HOSTING_BYTES = 32 << 20
@@ -106,7 +107,7 @@ class HostDoor(TrainingDoor, BulkDoor):
         self.reply(await host(self, await self.require(), body))
 
 
-async def host(door: NodeDoor, account: Any, body: HostTraining) -> dict[str, Any]:
+async def host(door: NodeDoor, account: Any, body: HostTraining) -> Hosted:
     """Host what an account uploaded before. Raises what `Cycles.host` does, and BadRequest for an unknown upload."""
     cycles: Cycles = door.settings["cycles"]
     uploads: Uploads = door.settings["model_uploads"]

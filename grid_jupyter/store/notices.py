@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session, aliased
 
 from grid_jupyter.store.database import Database
 from grid_jupyter.store.records import DeviceRow, Participation, PushAddress, PushNotice, TrainingRow
+from grid_jupyter.wire.answers import GivenUp
 
 T = TypeVar("T")
 
@@ -268,8 +269,8 @@ class NoticeRows:
         query = select(PushNotice.state, func.count()).where(PushNotice.device.is_not(None)).group_by(PushNotice.state)
         return {row[0]: row[1] for row in self._session.execute(query)}
 
-    def given_up(self, most: int) -> list[tuple[object, ...]]:
-        """The newest that were given up: id, type, model, version, by, when, attempts, why."""
+    def given_up(self, most: int) -> list[GivenUp]:
+        """The newest that were given up."""
         query = (
             select(
                 PushNotice.id, PushNotice.type, TrainingRow.name, TrainingRow.version, PushNotice.by, PushNotice.due,
@@ -280,7 +281,11 @@ class NoticeRows:
             .order_by(PushNotice.id.desc())
             .limit(most)
         )  # fmt: skip
-        return [tuple(row) for row in self._session.execute(query)]
+        return [
+            {"id": id_, "type": kind, "model": model, "version": version, "by": by, "at": at, "attempts": attempts,
+             "reason": reason}
+            for id_, kind, model, version, by, at, attempts, reason in self._session.execute(query)
+        ]  # fmt: skip
 
 
 def token_digest(token: str) -> str:

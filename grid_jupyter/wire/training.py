@@ -14,11 +14,19 @@ MAX_SAMPLES = 1 << 40
 MAX_TOKEN_CHARS = 4_096
 """Characters of a push token; Firebase's have some two hundred."""
 PushToken = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_TOKEN_CHARS, pattern=r"^[\x21-\x7e]+$")]
-Figure = float | str | bool | None
+Figure = Annotated[float | str | bool | None, msgspec.Meta(description="A finite number; all else is refused.")]
 """A number, or what stands in its place and is refused; never a list or an object, which may be large."""
 MAX_METRICS_BYTES = 64 << 10
 """Length of metrics that come with a report in JSON."""
 Samples = Annotated[int, msgspec.Meta(ge=1, le=MAX_SAMPLES)]
+
+
+def _null() -> msgspec.Raw:
+    return msgspec.Raw(b"null")
+
+
+def _none() -> msgspec.Raw:
+    return msgspec.Raw(b"{}")
 
 
 class Body(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,7 +41,7 @@ class HostTraining(Body, frozen=True, forbid_unknown_fields=True):
     client_config: dict[str, Any]
     server_config: dict[str, Any]
     protocols: dict[str, Any] = {}
-    averaging_plan: msgspec.Raw = msgspec.Raw(b"null")  # a plan document, as a JSON object
+    averaging_plan: msgspec.Raw = msgspec.field(default_factory=_null)  # a plan document, as a JSON object
 
 
 class Which(Body, frozen=True, forbid_unknown_fields=True):
@@ -83,5 +91,5 @@ class Report(Body, frozen=True):
     diff: str
     train_num_samples: Samples | None = None
     num_samples: Samples | None = None
-    metrics: msgspec.Raw = msgspec.Raw(b"{}")  # read when its length is known: a report may have 64 MiB
+    metrics: msgspec.Raw = msgspec.field(default_factory=_none)  # read when its length is known: it may have 64 MiB
     metrics_samples: Samples | None = None

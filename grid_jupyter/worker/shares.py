@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
+from grid_jupyter.wire.panel import Device
 from grid_jupyter.worker.devices import NODES, Asked, Found, Granted, Wait, Wish, admit, chosen, fraction
 
 
@@ -68,7 +68,7 @@ class Shares:
         """Call that whenever a share is given back."""
         self._told.append(told)
 
-    def describe(self) -> list[dict[str, Any]]:
+    def describe(self) -> list[Device]:
         """The devices, and the share of each Worker on them, as the Node's status tells it."""
         return [
             {

@@ -19,6 +19,7 @@ from grid_jupyter.server.extension import GridExtension
 from grid_jupyter.server.owner_client import OwnerClient
 
 ROUTES = [
+    ("GET", "openapi.json"),
     ("GET", "status"),
     ("POST", "node/stop"),
     ("POST", "node/start"),

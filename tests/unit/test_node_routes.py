@@ -138,6 +138,7 @@ OPEN = {
     ("PATCH", "/model-centric/report/?"),
     ("GET", "/model-centric/get-protocol/?"),
     ("GET", "/model-centric/req-join/?"),
+    ("GET", "/model-centric/openapi.json"),
     ("POST", "/model-centric/metrics/?"),
     ("POST", "/model-centric/upload_stats/?"),
     ("POST", "/model-centric/save-fcm-token/?"),
