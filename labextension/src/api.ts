@@ -5,11 +5,7 @@ import { ServerConnection } from '@jupyterlab/services';
 
 /** The Node process as its supervisor sees it. */
 export type State =
-  | 'starting'
-  | 'running'
-  | 'restarting'
-  | 'stopped'
-  | 'failed';
+  'starting' | 'running' | 'restarting' | 'stopped' | 'failed';
 
 /** How the Node stands with its Network. */
 export type NetworkState = 'joined' | 'connecting' | 'refused' | 'none';
@@ -290,9 +286,8 @@ export class GridApi {
   }
 
   async trainings(): Promise<ITraining[]> {
-    return (
-      await this.call<{ trainings: ITraining[] }>('GET', 'trainings')
-    ).trainings;
+    return (await this.call<{ trainings: ITraining[] }>('GET', 'trainings'))
+      .trainings;
   }
 
   /** Training is over; its checkpoints stay. */

@@ -16,7 +16,11 @@ export function variableOf(offer: IOffer): string {
     .replace(/^_+|_+$/g, '')
     .toLowerCase()
     .slice(0, 30);
-  return isName(plain) ? plain : plain && isName(`_${plain}`) ? `data_${plain}` : 'data';
+  return isName(plain)
+    ? plain
+    : plain && isName(`_${plain}`)
+      ? `data_${plain}`
+      : 'data';
 }
 
 /** Lines that open the pointer to a data set. */
@@ -86,7 +90,10 @@ export function submitting(
     'job'
   ]
     .join('\n')
-    .replace('import grid_jupyter as sy\n', 'import torch\n\nimport grid_jupyter as sy\n');
+    .replace(
+      'import grid_jupyter as sy\n',
+      'import torch\n\nimport grid_jupyter as sy\n'
+    );
 }
 
 /** What is asked of a training at all Nodes. */
@@ -115,9 +122,11 @@ export function training(
     '',
     'import grid_jupyter as sy',
     '',
-    `grid = ${call('sy.PublicGridNetwork', [quoted(network)], [
-      ['user', user ? quoted(user) : null]
-    ])}`,
+    `grid = ${call(
+      'sy.PublicGridNetwork',
+      [quoted(network)],
+      [['user', user ? quoted(user) : null]]
+    )}`,
     `fit = ${call(
       'grid.train',
       [form.model, `torch.nn.${form.loss}()`],

@@ -37,8 +37,17 @@ export interface IPlaces {
 }
 
 export function addCommands(places: IPlaces): void {
-  const { app, model, panel, trans, palette, browsers, browser, notebooks, launcher } =
-    places;
+  const {
+    app,
+    model,
+    panel,
+    trans,
+    palette,
+    browsers,
+    browser,
+    notebooks,
+    launcher
+  } = places;
   const { commands } = app;
 
   const openTab = (source: Source) => {
@@ -48,8 +57,7 @@ export function addCommands(places: IPlaces): void {
     app.shell.activateById(tab.id);
   };
   let numbered = 0;
-  const local = (path: string) =>
-    app.serviceManager.contents.localPath(path);
+  const local = (path: string) => app.serviceManager.contents.localPath(path);
   const selected = () => {
     const found = browsers?.tracker.currentWidget ?? browser;
     const items = found ? [...found.selectedItems()] : [];
@@ -119,7 +127,8 @@ export function addCommands(places: IPlaces): void {
     execute: async () => {
       const notebook = notebooks?.currentWidget;
       if (!notebook) {
-        return commands.execute(PUBLISH_FILE);
+        await commands.execute(PUBLISH_FILE);
+        return;
       }
       const answer = await showDialog({
         title: trans.__('What do you publish?'),
@@ -141,7 +150,6 @@ export function addCommands(places: IPlaces): void {
         const variable = answer.button.actions.includes('variable');
         await commands.execute(variable ? PUBLISH_VARIABLE : PUBLISH_FILE);
       }
-      return undefined;
     }
   });
 
@@ -149,7 +157,7 @@ export function addCommands(places: IPlaces): void {
     label: trans.__('Insert Code into the Notebook'),
     isVisible: () => false,
     execute: async args => {
-      const code = String(args.code);
+      const code = args.code as string;
       const notebook = notebooks?.currentWidget;
       if (!notebook) {
         const shown = document.createElement('pre');
@@ -163,7 +171,8 @@ export function addCommands(places: IPlaces): void {
         return;
       }
       const cell = notebook.content.activeCell;
-      const empty = cell?.model.type === 'code' && !cell.model.sharedModel.source.trim();
+      const empty =
+        cell?.model.type === 'code' && !cell.model.sharedModel.source.trim();
       if (!empty) {
         NotebookActions.insertBelow(notebook.content);
       }

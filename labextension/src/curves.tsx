@@ -4,25 +4,19 @@ import { TranslationBundle } from '@jupyterlab/translation';
 import { ReactWidget } from '@jupyterlab/ui-components';
 import React from 'react';
 import uPlot from 'uplot';
+import {
+  csv,
+  HEIGHT,
+  ICurves,
+  ILine,
+  isLoss,
+  options,
+  stem,
+  title
+} from './chart';
 import { gridIcon } from './icon';
 import { GridModel } from './model';
 import { Button, Empty } from './parts';
-
-/** One line: its values stand beside the rounds; null where there is none. */
-export interface ILine {
-  metric: string;
-  /** Who measured it; empty for all together. */
-  by: string;
-  values: (number | null)[];
-}
-
-/** What is drawn. */
-export interface ICurves {
-  /** What is counted: round, epoch or cycle. */
-  unit: string;
-  rounds: number[];
-  lines: ILine[];
-}
 
 /** Finds what is drawn; null where there is nothing, or nothing any more. */
 export type Look = (model: GridModel) => ICurves | null;
@@ -74,7 +68,9 @@ function Curves(props: {
         <h1>{name}</h1>
         <Empty
           text={trans.__('Nothing was measured yet.')}
-          hint={trans.__('The curves begin by themselves with the first round.')}
+          hint={trans.__(
+            'The curves begin by themselves with the first round.'
+          )}
         />
       </div>
     );
@@ -99,7 +95,9 @@ function Curves(props: {
           )}
           <Button
             label={trans.__('PNG')}
-            onClick={() => download(`${stem(name)}.png`, picture(charts.current))}
+            onClick={() =>
+              download(`${stem(name)}.png`, picture(charts.current))
+            }
           />
           <Button
             label={trans.__('CSV')}
@@ -113,7 +111,9 @@ function Curves(props: {
         </div>
       </div>
       <p className="jp-Grid-quiet">
-        {trans.__('Drag over a part to enlarge it; a double click shows all again.')}
+        {trans.__(
+          'Drag over a part to enlarge it; a double click shows all again.'
+        )}
       </p>
       {[others, losses].map(
         (some, index) =>
@@ -130,8 +130,6 @@ function Curves(props: {
     </div>
   );
 }
-
-const HEIGHT = 260;
 
 function Chart(props: {
   unit: string;
@@ -188,66 +186,13 @@ function Chart(props: {
       <div ref={place} />
       <figcaption className="jp-Grid-hidden">
         {`${unit} ${rounds[rounds.length - 1]}: ${lines
-          .map(line => `${title(line)} ${line.values[rounds.length - 1] ?? '–'}`)
+          .map(
+            line => `${title(line)} ${line.values[rounds.length - 1] ?? '–'}`
+          )
           .join(', ')}`}
       </figcaption>
     </figure>
   );
-}
-
-function options(
-  node: HTMLElement,
-  unit: string,
-  lines: ILine[],
-  zoom: (on: boolean) => void
-): uPlot.Options {
-  const style = getComputedStyle(node);
-  const colour = (name: string) => style.getPropertyValue(name).trim();
-  const palette = ['brand', 'warn', 'success', 'error', 'info'].map(one =>
-    colour(`--jp-${one}-color1`)
-  );
-  const axis: uPlot.Axis = {
-    stroke: colour('--jp-ui-font-color1'),
-    font: `12px ${colour('--jp-ui-font-family')}`,
-    grid: { stroke: colour('--jp-border-color2'), width: 1 },
-    ticks: { stroke: colour('--jp-border-color2'), width: 1 }
-  };
-  const metrics = [...new Set(lines.map(line => line.metric))];
-  return {
-    width: Math.max(200, node.clientWidth),
-    height: HEIGHT,
-    scales: { x: { time: false } },
-    axes: [
-      {
-        ...axis,
-        label: unit,
-        labelFont: axis.font,
-        incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000, 10000, 100000]
-      },
-      { ...axis, size: 56 }
-    ],
-    cursor: { drag: { x: true, y: false } },
-    hooks: { setSelect: [drawn => drawn.select.width > 0 && zoom(true)] },
-    series: [
-      { label: unit },
-      ...lines.map(line => ({
-        label: title(line),
-        stroke: palette[metrics.indexOf(line.metric) % palette.length],
-        alpha: line.by ? 0.35 : 1,
-        width: line.by ? 1 : 2,
-        spanGaps: true,
-        points: { show: line.values.length < 40 && !line.by }
-      }))
-    ]
-  };
-}
-
-function title(line: ILine): string {
-  return line.by ? `${line.metric} · ${line.by}` : line.metric;
-}
-
-function isLoss(metric: string): boolean {
-  return /loss|error|mse|mae/i.test(metric);
 }
 
 /** The charts one below the other, on the colour of the page. */
@@ -274,17 +219,6 @@ function picture(charts: (uPlot | null)[]): string {
   return whole.toDataURL('image/png');
 }
 
-function csv(curves: ICurves, lines: ILine[]): string {
-  const cell = (text: string) =>
-    // a text that a spreadsheet would take for a formula gets an apostrophe
-    `"${(/^[=+\-@\t\r]/.test(text) ? `'${text}` : text).replace(/"/g, '""')}"`;
-  const head = [curves.unit, ...lines.map(title)].map(cell).join(',');
-  const rows = curves.rounds.map((round, index) =>
-    [round, ...lines.map(line => line.values[index] ?? '')].join(',')
-  );
-  return [head, ...rows, ''].join('\n');
-}
-
 function download(name: string, url: string): void {
   const link = document.createElement('a');
   link.href = url;
@@ -292,8 +226,4 @@ function download(name: string, url: string): void {
   document.body.appendChild(link);
   link.click();
   link.remove();
-}
-
-function stem(name: string): string {
-  return name.replace(/[^\p{L}\p{N}._-]+/gu, '-').slice(0, 60) || 'curves';
 }

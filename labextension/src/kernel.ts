@@ -81,6 +81,10 @@ async function evaluate<T>(
   return found as T;
 }
 
-function why(told: { status?: string; ename?: string; evalue?: string }): string {
+function why(told: {
+  status?: string;
+  ename?: string;
+  evalue?: string;
+}): string {
   return told.evalue || told.ename || told.status || '';
 }

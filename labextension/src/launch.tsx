@@ -113,9 +113,13 @@ class LaunchForm extends ReactWidget implements Dialog.IBodyWidget<string> {
             <select
               className="jp-mod-styled"
               value={asked.everywhere ? 'all' : 'one'}
-              onChange={event => set({ everywhere: event.target.value === 'all' })}
+              onChange={event =>
+                set({ everywhere: event.target.value === 'all' })
+              }
             >
-              <option value="one">{trans.__('At %1: one job', this.job.node.name)}</option>
+              <option value="one">
+                {trans.__('At %1: one job', this.job.node.name)}
+              </option>
               <option value="all">
                 {trans.__('At all Nodes with these tags: one model, in rounds')}
               </option>
@@ -129,7 +133,9 @@ class LaunchForm extends ReactWidget implements Dialog.IBodyWidget<string> {
         />
         {!isName(asked.model) && (
           <p className="jp-Grid-failure" role="alert">
-            {trans.__('This is no name of Python\'s; "model" is written instead.')}
+            {trans.__(
+              'This is no name of Python\'s; "model" is written instead.'
+            )}
           </p>
         )}
         <label className="jp-Grid-field">
@@ -159,7 +165,9 @@ class LaunchForm extends ReactWidget implements Dialog.IBodyWidget<string> {
               value={asked.targets}
               onChange={event => set({ targets: event.target.value })}
             >
-              <option value="">{trans.__('none: the model needs only rows')}</option>
+              <option value="">
+                {trans.__('none: the model needs only rows')}
+              </option>
               {this.choices.map(one => (
                 <option key={one.id} value={one.id}>
                   {one.name || one.tags.join(' ') || String(one.id)}

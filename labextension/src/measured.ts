@@ -2,7 +2,8 @@
 
 import { TranslationBundle } from '@jupyterlab/translation';
 import { IMeasured, ITraining } from './api';
-import { ICurves, ILine, Look } from './curves';
+import { ICurves, ILine } from './chart';
+import { Look } from './curves';
 import { GridModel } from './model';
 
 /** Devices that get a line of their own. */
@@ -14,7 +15,10 @@ export function keyOf(training: ITraining): string {
 }
 
 /** What finds the curves of a training: asks for what is new whenever the training moves. */
-export function measuredOf(training: ITraining, trans: TranslationBundle): Look {
+export function measuredOf(
+  training: ITraining,
+  trans: TranslationBundle
+): Look {
   const rows: IMeasured[] = [];
   let after = 0;
   let seen = '';

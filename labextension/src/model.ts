@@ -2,14 +2,7 @@
 
 import { URLExt } from '@jupyterlab/coreutils';
 import { ISignal, Signal } from '@lumino/signaling';
-import {
-  GridApi,
-  IDataset,
-  IJob,
-  IRequest,
-  IStatus,
-  ITraining
-} from './api';
+import { GridApi, IDataset, IJob, IRequest, IStatus, ITraining } from './api';
 
 /** Waits before the WebSocket is opened again, in milliseconds: they double. */
 const RETRY_MS = 500;
@@ -78,10 +71,7 @@ export class GridModel {
             this._arrived.emit(fresh);
           }
         }),
-        this.take(
-          this.api.requests('approved'),
-          got => (this.approved = got)
-        )
+        this.take(this.api.requests('approved'), got => (this.approved = got))
       );
     }
     if (topics.includes('jobs')) {

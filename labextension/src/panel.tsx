@@ -23,11 +23,16 @@ export const PUBLISH = 'grid-jupyter:publish';
 export const INSERT = 'grid-jupyter:insert';
 export const LAUNCH = 'grid-jupyter:launch';
 
+/** What runs a command. */
+export interface ICommands {
+  execute(id: string, args?: object): unknown;
+}
+
 export class GridPanel extends ReactWidget {
   constructor(
     private readonly model: GridModel,
     private readonly openCurves: ShowCurves,
-    private readonly commands: { execute: (id: string, args?: any) => unknown },
+    private readonly commands: ICommands,
     translator: ITranslator
   ) {
     super();

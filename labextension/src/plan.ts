@@ -49,7 +49,10 @@ export function changesOf(before: string, after: string): IChange[] {
   const old = before.split('\n').slice(0, LINES);
   const now = after.split('\n').slice(0, LINES);
   let begin = 0;
-  while (begin < Math.min(old.length, now.length) && old[begin] === now[begin]) {
+  while (
+    begin < Math.min(old.length, now.length) &&
+    old[begin] === now[begin]
+  ) {
     begin += 1;
   }
   let end = 0;

@@ -8,7 +8,15 @@ import { Field, IRules, RuleFields, told } from './fields';
 import { gridIcon } from './icon';
 import * as kernels from './kernel';
 import { GridModel } from './model';
-import { Badge, Button, bytes, Empty, explain, Failure, useAction } from './parts';
+import {
+  Badge,
+  Button,
+  bytes,
+  Empty,
+  explain,
+  Failure,
+  useAction
+} from './parts';
 import { call, literal, quoted } from './python';
 
 /** Where data comes from: a file by its path in the file browser, or the notebook in front. */
@@ -41,7 +49,10 @@ export class PublishTab extends ReactWidget {
     this.addClass('jp-GridTab');
     this.title.icon = gridIcon;
     this.title.closable = true;
-    this.title.label = 'path' in source ? trans.__('Publish %1', leaf(source.path)) : trans.__('Publish a Variable');
+    this.title.label =
+      'path' in source
+        ? trans.__('Publish %1', leaf(source.path))
+        : trans.__('Publish a Variable');
     this.title.caption = 'path' in source ? source.path : '';
     model.changed.connect(this.update, this);
   }
@@ -107,9 +118,7 @@ function Publish(props: {
           setName(found[0].name);
         }
       })
-      .catch((error: unknown) =>
-        setLooked({ failed: inKernel(error, trans) })
-      );
+      .catch((error: unknown) => setLooked({ failed: inKernel(error, trans) }));
   }, [source]);
 
   React.useEffect(() => {
@@ -125,7 +134,8 @@ function Publish(props: {
     answer
       .then(preview => wanted && setLooked({ preview }))
       .catch(
-        (error: unknown) => wanted && setLooked({ failed: explain(error, trans) })
+        (error: unknown) =>
+          wanted && setLooked({ failed: explain(error, trans) })
       );
     return () => {
       wanted = false;
@@ -174,7 +184,9 @@ function Publish(props: {
       <div className="jp-GridTab-body">
         <h1>{trans.__('Publish a Variable')}</h1>
         <Empty
-          text={trans.__('This notebook has no variable that can be published.')}
+          text={trans.__(
+            'This notebook has no variable that can be published.'
+          )}
           hint={trans.__(
             'A pandas DataFrame or a torch tensor can: run the cell that makes it, and try again.'
           )}
@@ -236,7 +248,9 @@ function Publish(props: {
             <Field label={trans.__('Name')} value={name} set={setName} />
             <RuleFields rules={rules} set={setRules} trans={trans} />
             <Field
-              label={trans.__('Random mock rows, for others to try their code on')}
+              label={trans.__(
+                'Random mock rows, for others to try their code on'
+              )}
               value={mock}
               set={setMock}
               hint={trans.__('none')}
@@ -244,14 +258,20 @@ function Publish(props: {
             />
             <details className="jp-Grid-more" open={!path}>
               <summary>{trans.__('The same in Python')}</summary>
-              <pre className="jp-Grid-code" tabIndex={0} data-testid="grid-python">
+              <pre
+                className="jp-Grid-code"
+                tabIndex={0}
+                data-testid="grid-python"
+              >
                 {code}
               </pre>
             </details>
             <Failure text={action.failed} />
             <div className="jp-Grid-buttons">
               <Button
-                label={action.busy ? trans.__('Publishing…') : trans.__('Publish')}
+                label={
+                  action.busy ? trans.__('Publishing…') : trans.__('Publish')
+                }
                 kind="accept"
                 disabled={action.busy || !ready}
                 onClick={publish}
@@ -305,7 +325,10 @@ function Preview(props: {
             {(table ? preview.first : preview.parts).map((row, index) => (
               <tr key={index}>
                 {row.map((cell, column) => (
-                  <td key={column} className={cell === null ? 'jp-mod-missing' : ''}>
+                  <td
+                    key={column}
+                    className={cell === null ? 'jp-mod-missing' : ''}
+                  >
                     {cell ?? trans.__('missing')}
                   </td>
                 ))}
@@ -330,33 +353,46 @@ function form(preview: IPreview, trans: TranslationBundle): string {
   }
   const columns = trans._n('%1 column', '%1 columns', preview.count);
   return preview.rows === null
-    ? trans.__('%1; the first rows, and types as these have them', columns) + size
+    ? trans.__('%1; the first rows, and types as these have them', columns) +
+        size
     : `${trans._n('%1 row', '%1 rows', preview.rows)}, ${columns}${size}`;
 }
 
 /** `node.publish(…)` that does what the button does. */
 export function python(data: string, said: IPublication, node: string): string {
   const policy = said.jobs;
-  const jobs = !policy.jobs && policy.values
-    ? '"denied"'
-    : policy.automatic.length || !policy.values
-      ? call('sy.JobPolicy', [], [
-          ['automatic', policy.automatic.length ? literal(policy.automatic) : null],
-          ['jobs', policy.jobs ? null : 'False'],
-          ['values', policy.values ? null : 'False']
-        ])
-      : null;
+  const jobs =
+    !policy.jobs && policy.values
+      ? '"denied"'
+      : policy.automatic.length || !policy.values
+        ? call(
+            'sy.JobPolicy',
+            [],
+            [
+              [
+                'automatic',
+                policy.automatic.length ? literal(policy.automatic) : null
+              ],
+              ['jobs', policy.jobs ? null : 'False'],
+              ['values', policy.values ? null : 'False']
+            ]
+          )
+        : null;
   const list = (names: string[]) => (names.length ? literal(names) : null);
-  const published = call('node.publish', [data], [
-    ['name', said.name ? quoted(said.name) : null],
-    ['tags', list(said.tags)],
-    ['description', said.description ? quoted(said.description) : null],
-    ['allowed_users', list(said.allowed_users)],
-    ['compute_users', said.compute_users && literal(said.compute_users)],
-    ['public_tags', literal(said.public_tags)],
-    ['jobs', jobs],
-    ['mock', said.mock ? String(said.mock) : null]
-  ]);
+  const published = call(
+    'node.publish',
+    [data],
+    [
+      ['name', said.name ? quoted(said.name) : null],
+      ['tags', list(said.tags)],
+      ['description', said.description ? quoted(said.description) : null],
+      ['allowed_users', list(said.allowed_users)],
+      ['compute_users', said.compute_users && literal(said.compute_users)],
+      ['public_tags', literal(said.public_tags)],
+      ['jobs', jobs],
+      ['mock', said.mock ? String(said.mock) : null]
+    ]
+  );
   return [
     'import grid_jupyter as sy',
     '',

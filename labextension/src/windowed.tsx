@@ -14,10 +14,7 @@ export interface IRow {
   draw: () => React.ReactNode;
 }
 
-export function Windowed(props: {
-  rows: IRow[];
-  label: string;
-}): JSX.Element {
+export function Windowed(props: { rows: IRow[]; label: string }): JSX.Element {
   const { rows, label } = props;
   const box = React.useRef<HTMLDivElement>(null);
   const [top, setTop] = React.useState(0);
@@ -25,7 +22,9 @@ export function Windowed(props: {
   const begins = React.useMemo(() => {
     const found = new Array<number>(rows.length + 1);
     found[0] = 0;
-    rows.forEach((row, index) => (found[index + 1] = found[index] + row.height));
+    rows.forEach(
+      (row, index) => (found[index + 1] = found[index] + row.height)
+    );
     return found;
   }, [rows]);
   React.useLayoutEffect(() => {

@@ -207,7 +207,10 @@ function Head(props: {
       <p className="jp-Grid-text">
         {request.kind === 'job'
           ? trans.__('wants to run a job on data of %1', data(request))
-          : trans.__('asks for a value computed from data of %1', data(request))}
+          : trans.__(
+              'asks for a value computed from data of %1',
+              data(request)
+            )}
       </p>
       {request.reason && (
         <blockquote className="jp-Grid-quote">{request.reason}</blockquote>
@@ -241,9 +244,8 @@ function Details(props: {
           <Fact
             label={trans.__('Value')}
             value={
-              value.error
-                ? String(value.error)
-                : `${value.dtype} ${list(value.shape).join(' × ')}`
+              written(value.error) ||
+              `${written(value.dtype)} ${list(value.shape).join(' × ')}`
             }
           />
         )}
@@ -253,9 +255,9 @@ function Details(props: {
             label={trans.__('Rests on')}
             value={trans.__(
               'at most %1 of %2 rows of %3',
-              String(one?.at_most),
-              String(one?.of),
-              String(one?.dataset)
+              written(one?.at_most),
+              written(one?.of),
+              written(one?.dataset)
             )}
           />
         ))}
@@ -305,7 +307,9 @@ function Details(props: {
               : trans.__('The plan')}
           </summary>
           <PlanView request={request} model={model} trans={trans} />
-          <p className="jp-Grid-note">SHA-256 {String(shown.plan_sha256)}</p>
+          <p className="jp-Grid-note">
+            {trans.__('SHA-256 %1', written(shown.plan_sha256))}
+          </p>
           <pre className="jp-Grid-code" tabIndex={0}>
             {JSON.stringify(shown.arguments, null, 1)}
           </pre>
@@ -315,13 +319,13 @@ function Details(props: {
         <details className="jp-Grid-more">
           <summary>{trans.__('How it was computed')}</summary>
           <pre className="jp-Grid-code" tabIndex={0}>
-            {[...computed, `→ ${String(shown.result ?? '')}`].join('\n')}
+            {[...computed, `→ ${written(shown.result)}`].join('\n')}
           </pre>
           {Boolean(shown.left_out) && (
             <p className="jp-Grid-note">
               {trans.__(
                 'and %1 steps before that are not shown',
-                String(shown.left_out)
+                written(shown.left_out)
               )}
             </p>
           )}
@@ -384,6 +388,13 @@ function state(request: IRequest, trans: TranslationBundle): string {
 
 function data(request: IRequest): string {
   return [...new Set(request.data.map(part => part.owner))].join(', ');
+}
+
+/** What a Node wrote, where it is a text or a number. */
+function written(found: unknown): string {
+  return typeof found === 'string' || typeof found === 'number'
+    ? String(found)
+    : '';
 }
 
 function list(found: unknown): unknown[] {

@@ -3,7 +3,8 @@
 import { TranslationBundle } from '@jupyterlab/translation';
 import React from 'react';
 import { IJob } from '../api';
-import { ICurves, Look } from '../curves';
+import { ICurves } from '../chart';
+import { Look } from '../curves';
 import { GridModel } from '../model';
 import {
   Badge,
@@ -85,11 +86,7 @@ function Job(props: {
         {trans._n('%1 row', '%1 rows', job.rows)}
         {' · '}
         {job.arguments.rounds > 1
-          ? trans.__(
-              'round %1 of %2',
-              job.rounds_done,
-              job.arguments.rounds
-            )
+          ? trans.__('round %1 of %2', job.rounds_done, job.arguments.rounds)
           : trans._n('%1 epoch', '%1 epochs', job.arguments.epochs)}
         {' · '}
         {moment(job.created)}
@@ -121,21 +118,25 @@ function Job(props: {
             <Button
               label={trans.__('Curves')}
               onClick={() =>
-                show(job.id, job.reason || job.by, one => curvesOf(one, job.id))
+                show(job.id, job.reason || job.by, one =>
+                  curvesOf(one, job.id, trans)
+                )
               }
             />
           )}
-          {!ended && <Button
-            label={trans.__('Cancel')}
-            kind="warn"
-            disabled={action.busy}
-            onClick={() =>
-              action.run(async () => {
-                await model.api.cancel(job.id);
-                await model.refresh(['jobs', 'requests']);
-              })
-            }
-          />}
+          {!ended && (
+            <Button
+              label={trans.__('Cancel')}
+              kind="warn"
+              disabled={action.busy}
+              onClick={() =>
+                action.run(async () => {
+                  await model.api.cancel(job.id);
+                  await model.refresh(['jobs', 'requests']);
+                })
+              }
+            />
+          )}
         </div>
       )}
       <Failure text={action.failed} />
@@ -150,16 +151,22 @@ function newest(history: { [metric: string]: number }[]): string {
     .join(', ');
 }
 
-function curvesOf(model: GridModel, id: string): ICurves | null {
+function curvesOf(
+  model: GridModel,
+  id: string,
+  trans: TranslationBundle
+): ICurves | null {
   const job = model.jobs?.find(one => one.id === id);
   if (!job?.history) {
     return null;
   }
   const history = job.history;
   const metrics = new Set<string>();
-  history.forEach(one => Object.keys(one).forEach(metric => metrics.add(metric)));
+  history.forEach(one =>
+    Object.keys(one).forEach(metric => metrics.add(metric))
+  );
   return {
-    unit: job.arguments.rounds > 1 ? 'round' : 'epoch',
+    unit: job.arguments.rounds > 1 ? trans.__('round') : trans.__('epoch'),
     rounds: history.map((_, index) => index + 1),
     lines: [...metrics].map(metric => ({
       metric,

@@ -5,7 +5,15 @@ import React from 'react';
 import { INetwork, INodeOffers, IOffer } from '../api';
 import { opening, variableOf } from '../cells';
 import { GridModel } from '../model';
-import { Button, Empty, explain, Failure, Tags, useAction, words } from '../parts';
+import {
+  Button,
+  Empty,
+  explain,
+  Failure,
+  Tags,
+  useAction,
+  words
+} from '../parts';
 import { TagField } from '../tags';
 import { IRow, Windowed } from '../windowed';
 
@@ -57,9 +65,7 @@ export function NetworkView(props: {
   React.useEffect(look, [model, joined?.address, joined?.state]);
 
   const search = () =>
-    action.run(async () =>
-      setFound(await model.api.search(user, words(text)))
-    );
+    action.run(async () => setFound(await model.api.search(user, words(text))));
   const rows = React.useMemo(
     () =>
       found
@@ -107,7 +113,12 @@ export function NetworkView(props: {
   return (
     <>
       <p className="jp-Grid-quiet">
-        {trans._n('%1 Node at %2', '%1 Nodes at %2', network.nodes.length, network.address)}
+        {trans._n(
+          '%1 Node at %2',
+          '%1 Nodes at %2',
+          network.nodes.length,
+          network.address
+        )}
       </p>
       <form
         className="jp-Grid-form"
@@ -219,9 +230,7 @@ function NodeRow(props: {
         title={node.error}
       >
         {node.error ||
-          (node.user
-            ? trans.__('as %1', node.user)
-            : trans.__('as a guest'))}
+          (node.user ? trans.__('as %1', node.user) : trans.__('as a guest'))}
       </span>
     </div>
   );

@@ -48,7 +48,9 @@ export function NodeView(props: {
           text={status.detail || text}
           next={
             status.state === 'failed'
-              ? trans.__('Mend it, then start it again. Jupyter\'s log says more.')
+              ? trans.__(
+                  "Mend it, then start it again. Jupyter's log says more."
+                )
               : ''
           }
         />
@@ -112,7 +114,10 @@ function NodeDetails(props: {
           label={trans.__('Data sets')}
           value={node.datasets.toLocaleString()}
         />
-        <Fact label={trans.__('Storage')} value={trans.__('%1 used', storage)} />
+        <Fact
+          label={trans.__('Storage')}
+          value={trans.__('%1 used', storage)}
+        />
         <Fact
           label={trans.__('Open work')}
           value={
@@ -206,11 +211,7 @@ function Notice(props: {
 }): JSX.Element {
   return (
     <>
-      <Badge
-        tone={props.tone}
-        label={props.title}
-        testid="grid-node-status"
-      />
+      <Badge tone={props.tone} label={props.title} testid="grid-node-status" />
       <p className="jp-Grid-text" data-testid="grid-node-detail">
         {props.text}
       </p>

@@ -60,7 +60,11 @@ export function Training(props: {
           value={
             training.num_cycles === 0
               ? String(training.cycle)
-              : trans.__('%1 of %2', Math.min(training.cycle, training.num_cycles), training.num_cycles)
+              : trans.__(
+                  '%1 of %2',
+                  Math.min(training.cycle, training.num_cycles),
+                  training.num_cycles
+                )
           }
           note={
             training.timeout !== null && training.phase === 'open'
@@ -70,7 +74,11 @@ export function Training(props: {
         />
         <Fact
           label={trans.__('Devices')}
-          value={trans._n('%1 has a place', '%1 have a place', training.workers)}
+          value={trans._n(
+            '%1 has a place',
+            '%1 have a place',
+            training.workers
+          )}
         />
         <Fact
           label={trans.__('Reports')}
@@ -88,11 +96,7 @@ export function Training(props: {
         <Button
           label={trans.__('Curves')}
           onClick={() =>
-            show(
-              keyOf(training),
-              training.name,
-              measuredOf(training, trans)
-            )
+            show(keyOf(training), training.name, measuredOf(training, trans))
           }
         />
         {training.phase !== 'over' && (
