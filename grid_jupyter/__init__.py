@@ -113,6 +113,8 @@ _PUBLIC: dict[str, str] = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "widgets":
+        return importlib.import_module("grid_jupyter.widgets")
     module = _PUBLIC.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -131,7 +133,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_PUBLIC])
+    return sorted([*globals(), *_PUBLIC, "widgets"])
 
 
 def _jupyter_labextension_paths() -> list[dict[str, str]]:

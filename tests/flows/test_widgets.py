@@ -1,0 +1,241 @@
+"""Views in a notebook over a real Node: what they show, what they do, and what a hostile page cannot do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from conftest import World
+from node_world import GridProcess, until
+
+from grid_jupyter import NodeClient, widgets
+from grid_jupyter.errors import BadRequest, GetNotPermittedError
+from grid_jupyter.widgets.view import GRACE_S, MAX_PAGES, View
+
+HOSTILE = "<img src=x onerror='window.stolen=1'></script><b data-commandlinker-command='x'>\u202eevil" + "x" * 10_000
+
+
+@pytest.fixture(scope="module")
+def node(world: World) -> Iterator[GridProcess]:
+    """Flo's Node, on which Gus may compute."""
+    made = world.start("node", "Flo")
+    made.user("Flo", "Owner")
+    made.user("Gus")
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def flo(node: GridProcess) -> Iterator[NodeClient]:
+    with node.client("Flo") as made:
+        yield made
+
+
+@pytest.fixture
+def gus(node: GridProcess) -> Iterator[NodeClient]:
+    with node.client("Gus") as made:
+        yield made
+
+
+@pytest.fixture
+def views() -> Iterator[list[View]]:
+    """Views that are closed afterwards."""
+    made: list[View] = []
+    yield made
+    for view in made:
+        view.close()
+        thread = view._thread
+        if thread is not None:
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+def shown(view: View) -> Any:
+    """The view as a page has it, once that has been asked."""
+    view._repr_mimebundle_()
+    return until(lambda: view.state["ready"] and view.state)
+
+
+def asked(view: View, action: str, **what: Any) -> Any:
+    """What a page is told when it asked for something."""
+    call = f"{action} {json.dumps(what)}"
+    view._handle_custom_msg({"action": action, "call": call, **what}, [])
+    return until(lambda: view.state["done"].get("call") == call and view.state["done"])
+
+
+def one_request(flo: NodeClient, gus: NodeClient, reason: str) -> int:
+    flo.publish(torch.arange(8.0), name=HOSTILE[:100], tags=["#flo"])
+    return int(gus.search("#flo")[0].mean().request(reason).id)
+
+
+def test_the_inbox_shows_a_request_as_text_and_approves_it(flo: NodeClient, gus: NodeClient, views: list[View]) -> None:
+    number = one_request(flo, gus, HOSTILE[:1_000])
+    box = widgets.inbox(flo)
+    views.append(box)
+    (card,) = shown(box)["requests"]
+    assert card["id"] == number
+    assert card["reason"].startswith("<img src=x onerror")  # a text, which the page shows as one
+    assert "\u202e" not in json.dumps(card, ensure_ascii=False)
+    assert ["Rests on", card["facts"][2][1]] == list(card["facts"][2])
+    assert "mean" in card["computed"]
+    said = asked(box, "ask", request=number, text="what for?")
+    assert said == {**said, "failed": "", "python": f"node.request({number}).ask('what for?')"}
+    assert gus.request(number).state == "question"
+    gus.request(number).answer("for a figure")
+    until(lambda: [one["text"] for one in box.state["requests"][0]["dialogue"]] == ["what for?", "for a figure"])
+    asked(box, "approve", request=number)
+    assert gus.request(number).state == "approved"
+    assert (box.state["requests"], [one["id"] for one in box.state["approved"]]) == ([], [number])
+    asked(box, "revoke", request=number)
+    assert gus.request(number).state == "revoked"
+
+
+def test_the_inbox_denies_with_a_reason_and_says_what_the_node_refused(
+    flo: NodeClient, gus: NodeClient, views: list[View]
+) -> None:
+    number = one_request(flo, gus, "a mean")
+    box = widgets.inbox(flo)
+    views.append(box)
+    shown(box)
+    assert asked(box, "deny", request=number, text="not before the board met")["failed"] == ""
+    assert gus.request(number).state == "denied"
+    assert "denied" in asked(box, "approve", request=number)["failed"]
+    assert asked(box, "approve", request=10_000)["failed"]
+    with pytest.raises(GetNotPermittedError):
+        gus.request(number).get()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"action": "close"},
+        {"action": "_approve", "request": 1},
+        {"action": "approve", "request": "1"},
+        {"action": "approve", "request": 1, "user": "Flo"},
+        {"action": "approve", "request": 1, "review": 1},
+        {"action": "deny", "request": 1, "text": "x" * 10_001},
+        {"action": "shown", "page": "x" * 65},
+        {"action": ["approve"]},
+        {"request": 1},
+        "approve",
+        None,
+        [1],
+    ],
+)
+def test_a_page_can_name_known_actions_alone(
+    flo: NodeClient, gus: NodeClient, views: list[View], message: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    box = widgets.inbox(flo)
+    views.append(box)
+    box._handle_custom_msg(message, [])
+    assert "does not do" in caplog.text
+    assert (box._asked.qsize(), box._pages, box._thread) == (0, set(), None)
+
+
+def test_a_page_sets_nothing(flo: NodeClient, views: list[View]) -> None:
+    box = widgets.inbox(flo)
+    views.append(box)
+    before = box._esm
+    state = {"state": {"requests": []}, "_esm": "export default {render() { alert() }}", "_css": "*{}"}
+    box._handle_msg({"content": {"data": {"method": "update", "state": state}}, "buffers": []})
+    assert (box._esm, box.state["ready"]) == (before, False)
+
+
+def test_pages_that_are_never_closed_are_counted_to_a_bound(flo: NodeClient, views: list[View]) -> None:
+    box = widgets.inbox(flo)
+    views.append(box)
+    for number in range(2 * MAX_PAGES):
+        box._handle_custom_msg({"action": "shown", "page": str(number)}, [])
+    assert len(box._pages) == MAX_PAGES
+
+
+def test_nobody_looks_when_no_page_is_left_and_somebody_does_when_one_comes_back(
+    flo: NodeClient, views: list[View]
+) -> None:
+    box = widgets.inbox(flo)
+    views.append(box)
+    assert box._thread is None
+    box._handle_custom_msg({"action": "shown", "page": "one"}, [])
+    shown(box)
+    thread = box._thread
+    box._handle_custom_msg({"action": "gone", "page": "one"}, [])
+    assert thread is not None
+    thread.join(2 * GRACE_S + 10)
+    assert not thread.is_alive()
+    assert box._thread is None
+    box._handle_custom_msg({"action": "shown", "page": "two"}, [])
+    until(lambda: box._thread is not None and box._thread.is_alive())
+
+
+def test_a_view_of_a_node_that_stopped_says_what_to_do_and_goes_on_when_it_is_back(
+    small_world: World, views: list[View]
+) -> None:
+    node = small_world.start("node", "Hal")
+    node.user("Hal", "Owner")
+    with node.client("Hal") as hal:
+        hal.publish(torch.zeros(3), tags=["#hal"])
+        box = widgets.inbox(hal)
+        views.append(box)
+        assert shown(box)["trouble"] == ""
+        node.kill()
+        until(lambda: "does not answer" in box.state["trouble"])
+        assert "goes on by itself" in box.state["remedy"]
+        assert "does not answer" in asked(box, "approve", request=1)["failed"]
+        node.start()
+        until(lambda: not box.state["trouble"])
+
+
+def test_jobs_are_shown_with_their_figures_and_cancelled(flo: NodeClient, gus: NodeClient, views: list[View]) -> None:
+    flo.publish(torch.randn(40, 6), name="features", tags=["#features"])
+    flo.publish(torch.randint(0, 3, (40,)), name="labels", tags=["#labels"])
+    data = {"x": gus.search("#features")[0], "y": gus.search("#labels")[0]}
+    job = gus.submit(torch.nn.Linear(6, 3), loss=torch.nn.CrossEntropyLoss(), data=data, epochs=2, reason=HOSTILE[:900])
+    view, mine = widgets.jobs(flo), widgets.jobs(job)
+    views += [view, mine]
+    (card,) = shown(view)["jobs"]
+    assert (card["id"], card["state"], card["over"], card["rows"]) == (job.id, "waiting", False, 40)
+    assert card["reason"].startswith("<img src=x onerror")
+    assert shown(mine)["jobs"][0]["python"] == "job"
+    box = widgets.inbox(flo)
+    views.append(box)
+    (asks,) = [one for one in shown(box)["requests"] if one["kind"] == "job"]
+    assert "addmm" in asks["plan"]
+    assert asks["graph"].startswith("<svg")
+    asked(box, "compare", request=asks["id"])
+    assert "all of it is new" in box.state["requests"][0]["compared"]["text"]
+    asked(box, "approve", request=asks["id"])
+    until(lambda: mine.state["jobs"][0]["state"] == "done")
+    assert {metric for metric, _ in mine.state["jobs"][0]["newest"]} == {"loss", "accuracy"}
+    second = gus.submit(torch.nn.Linear(6, 3), loss=torch.nn.CrossEntropyLoss(), data=data, reason="2nd")
+    until(lambda: len(view.state["jobs"]) == 2)
+    assert asked(view, "cancel", job="0" * 16)["failed"]
+    assert asked(view, "cancel", job=second.id)["python"] == f"node.job('{second.id}').cancel()"
+    assert second.state == "cancelled"
+
+
+def test_jobs_of_something_else_are_refused() -> None:
+    with pytest.raises(BadRequest, match="a Job, or the GridJobs"):
+        widgets.jobs("Flo")
+
+
+def test_importing_the_package_and_its_widgets_loads_neither_anywidget_nor_torch() -> None:
+    code = "import sys, grid_jupyter as sy; sy.widgets.inbox; print({'anywidget', 'torch'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+def test_without_anywidget_the_error_says_what_to_install() -> None:
+    code = """
+import sys; sys.modules["anywidget"] = None
+import grid_jupyter as sy
+for view in sy.widgets.__all__:
+    try: getattr(sy.widgets, view)()
+    except sy.DependencyError as error: print(error)
+"""
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.splitlines()
+    assert len(printed) == len(widgets.__all__)
+    assert all("pip install 'grid-jupyter[lab]'" in one for one in printed)

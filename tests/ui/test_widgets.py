@@ -1,0 +1,146 @@
+"""The widgets in notebooks, in JupyterLab and in Notebook 7: cells are run, buttons pressed, a real Node asked."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from jupyter_process import REAL_NODE, Jupyter, eventually
+from playwright.sync_api import Locator, Page, expect
+from test_panel import PATIENCE_MS
+
+import grid_jupyter
+from grid_jupyter.client.node import NodeClient
+
+HOSTILE = "<img src=x onerror='window.stolen=1'></script><b data-commandlinker-command='x'>\u202eevil"
+IDLE = """() => {
+    const shown = [...window.jupyterapp.shell.widgets('main')].find(one => one.sessionContext);
+    return shown?.sessionContext.session?.kernel?.status === 'idle';
+}"""
+NOTEBOOK = "[...window.jupyterapp.shell.widgets('main')].find(one => one.sessionContext)"
+
+
+@dataclass
+class Place:
+    """A Jupyter server with its Node, the owner of the Node, and somebody else who may compute there."""
+
+    jupyter: Jupyter
+    owner: NodeClient
+    ana: NodeClient
+
+    def write(self, name: str, *cells: str) -> None:
+        """A notebook of these cells."""
+        made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+        made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+        nbformat.write(made, Path(self.jupyter.home) / "root" / f"{name}.ipynb")
+
+
+@pytest.fixture(scope="module")
+def place(browser: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    home = tmp_path_factory.mktemp("widgets")
+    jupyter = Jupyter(home, REAL_NODE, "jupyterlab")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRID_JUPYTER_HOME", str(home / "grid"))
+        try:
+            node = eventually(lambda: jupyter.status().get("node"), "the start of the Node")
+            command = [
+                sys.executable,
+                "-m",
+                "grid_jupyter.cli.main",
+                "token",
+                "issue",
+                "Ana",
+                "--role",
+                "User",
+                "--store",
+            ]
+            subprocess.run(command, check=True, capture_output=True)
+            owner = grid_jupyter.owner()
+            ana = NodeClient(None, node["address"], user="Ana")
+            yield Place(jupyter, owner, ana)
+            ana.close()
+            owner.close()
+        finally:
+            jupyter.close()
+
+
+@pytest.fixture
+def faults(page: Page) -> Iterator[list[str]]:
+    """Nothing of what others wrote may have run, nothing may be wrong in the console."""
+    found: list[str] = []
+    page.on("pageerror", lambda error: found.append(str(error)))
+    yield found
+    assert page.evaluate("window.stolen") is None
+    # what JupyterLab says by itself when a kernel is restarted
+    assert [fault for fault in found if "Canceled future" not in fault] == []
+
+
+def run(page: Page, place: Place, where: str) -> None:
+    """Open a notebook and run its cells, once its kernel is there."""
+    page.goto(f"{place.jupyter.url}{where}.ipynb?token={place.jupyter.token}&reset")
+    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=PATIENCE_MS)
+    page.wait_for_function("window.jupyterapp", timeout=PATIENCE_MS)
+    page.wait_for_function(IDLE, timeout=PATIENCE_MS)
+    page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+
+
+def end(page: Page) -> None:
+    """Shut the notebook's kernel down."""
+    page.evaluate(f"{NOTEBOOK}.sessionContext.shutdown()")
+
+
+def view(page: Page, name: str) -> Locator:
+    """The view of this name, once it is live."""
+    found = page.get_by_role("region", name=name, exact=True)
+    expect(found).to_contain_text("Live", timeout=PATIENCE_MS)
+    return found
+
+
+def test_requests_and_jobs_are_decided_in_a_notebook(page, place, faults, artefacts):
+    place.owner.publish(torch.arange(8.0), name="ages of ward 7", tags=["#ages"])
+    place.owner.publish(torch.randn(40, 6), name="features", tags=["#features"])
+    place.owner.publish(torch.randint(0, 3, (40,)), name="labels", tags=["#labels"])
+    data = {"x": place.ana.search("#features")[0], "y": place.ana.search("#labels")[0]}
+    place.write("inbox", "from grid_jupyter import widgets\nwidgets.inbox()", "widgets.jobs()")
+    run(page, place, "lab/tree/inbox")
+    box, jobs = view(page, "Inbox"), view(page, "Jobs")
+    expect(box).to_contain_text("Nothing to decide.")
+    expect(jobs).to_contain_text("No job yet.")
+    page.screenshot(path=artefacts / "widgets-empty.png")
+    value = place.ana.search("#ages")[0].mean()
+    asked = value.request(HOSTILE)
+    job = place.ana.submit(torch.nn.Linear(6, 3), loss=torch.nn.CrossEntropyLoss(), data=data, reason="a first model")
+    card = box.locator("[data-request]").filter(has_text="asks for a value")
+    expect(card).to_contain_text(HOSTILE.replace("\u202e", "\\u202e"), timeout=PATIENCE_MS)
+    expect(box.locator("img, b, script")).to_have_count(0)
+    card.get_by_role("button", name="Ask…").focus()
+    page.keyboard.press("Enter")
+    page.keyboard.type("What is ")
+    expect(box.locator("[data-request]").filter(has_text="a first model")).to_be_visible(timeout=PATIENCE_MS)
+    page.keyboard.type("it for?")
+    card.get_by_role("button", name="Ask", exact=True).click()
+    expect(card).to_contain_text("Waits for an answer", timeout=PATIENCE_MS)
+    expect(box.get_by_role("status")).to_contain_text(f"node.request({asked.id}).ask('What is it for?')")
+    asked.answer("for figure 3")
+    expect(card).to_contain_text("for figure 3", timeout=PATIENCE_MS)
+    plan = box.locator("[data-request]").filter(has_text="a first model")
+    plan.get_by_text("The plan:").click()
+    plan.get_by_role("button", name="What is new in it").click()
+    expect(plan).to_contain_text("all of it is new", timeout=PATIENCE_MS)
+    page.screenshot(path=artefacts / "widgets-inbox.png")
+    plan.get_by_role("button", name="Approve").click()
+    expect(jobs.locator("[data-job]")).to_contain_text("Done", timeout=PATIENCE_MS)
+    assert job.state == "done"
+    card.get_by_role("button", name="Approve").click()
+    expect(card).to_be_hidden(timeout=PATIENCE_MS)
+    assert str(value.get()).endswith("tensor(3.5000)")
+    page.evaluate(f"{NOTEBOOK}.sessionContext.restartKernel()")
+    expect(box.get_by_role("alert")).to_contain_text("run the cell again", timeout=PATIENCE_MS)
+    page.screenshot(path=artefacts / "widgets-restarted.png")
+    end(page)
