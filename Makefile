@@ -73,8 +73,7 @@ fuzz-plans: install ## try bytes on the reader of plans, guided by coverage, for
 	PYTHONPATH=tests $(BIN)/python -m tests.fuzz.plans -max_total_time=600
 
 dist: install ## build the source distribution and the wheel into dist/
-	$(BIN)/python -m pip install --quiet build
-	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m build --no-isolation --outdir dist
 
 clean: ## remove what was built, and the environment
 	rm -rf $(VENV) build dist artefacts grid_jupyter/labextension labextension/lib labextension/node_modules

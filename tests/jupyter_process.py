@@ -40,9 +40,19 @@ def _listens(port: int) -> bool:
 
 
 class Jupyter:
-    """A Jupyter server as a process, under a base_url and with directories of its own."""
+    """A Jupyter server as a process, under a base_url and with directories of its own.
 
-    def __init__(self, home: Path, node_command: list[str], module: str = "jupyter_server", **settings: object) -> None:
+    `python`: that of another environment, where the extension is on because it is installed.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        node_command: list[str],
+        module: str = "jupyter_server",
+        python: Path | None = None,
+        **settings: object,
+    ) -> None:
         self.home = home
         self.token = secrets.token_hex(16)
         self.log = home / "jupyter.log"
@@ -54,7 +64,7 @@ class Jupyter:
                 "allow_unauthenticated_access": False,
                 "base_url": "/user/x/",
                 "ip": "127.0.0.1",
-                "jpserver_extensions": {"grid_jupyter": True},
+                "jpserver_extensions": {} if python else {"grid_jupyter": True},
                 "open_browser": False,
                 "port": 0,
                 "root_dir": str(home / "root"),
@@ -77,7 +87,8 @@ class Jupyter:
         }
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", module],
+                [python or sys.executable, "-m", module],
+                cwd=home if python else None,  # or else the checkout is what is imported
                 env={**os.environ, **{name: str(home / folder) for name, folder in env.items()}},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
