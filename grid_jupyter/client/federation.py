@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import queue
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,8 @@ from grid_jupyter.plans.optimisers import SGD, Optimiser
 from grid_jupyter.tensors.text import plain
 
 _LOOK_S = 0.2
+_CANCEL_S = 2.0
+"""How long it is tried to cancel a job at a Node that does not answer, at the end of a training."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,9 @@ def fit(
             if after_round is not None and after_round(training.fit):
                 break
     except BaseException:
-        training.end(cancel=checkpoint is None)  # what a checkpoint goes on from are these jobs
+        training.end(training.kept)  # what a checkpoint goes on from are these jobs
         raise
-    training.end(cancel=True)
+    training.end()
     return training.fit
 
 
@@ -125,6 +127,8 @@ class _Training:
         self._dtypes = {name: value.dtype for name, value in self._model.state_dict().items()}
         self._weights = {name: one.copy() for name, one in _arrays(self._model.state_dict()).items()}
         self._state: State = {}
+        self.kept: frozenset[str] = frozenset()
+        """Ids of the jobs from which the checkpoint goes on."""
         trained = {name for name, one in self._model.named_parameters() if one.requires_grad}
         self._setting = Setting(
             participants=len(nodes),
@@ -141,6 +145,7 @@ class _Training:
         if self._path is not None and (kept := load(self._path, self._described)) is not None:
             self._form.check(kept.weights)
             self._weights, self._state, records, jobs = dict(kept.weights), kept.state, kept.history, kept.jobs
+            self.kept = frozenset(jobs.values())
         self._load(self._weights)
         self.fit = Fit(self._model, records)
         self._watch = Watch("round", steps.rounds, live=live, done=len(records), bar=live)
@@ -160,10 +165,15 @@ class _Training:
         """Rounds that are behind it."""
         return self.fit.records[-1].round if self.fit.records else 0
 
-    def end(self, *, cancel: bool) -> None:
-        """Let all threads go."""
-        for one in self.participants.values():
-            one.end(cancel=cancel)
+    def end(self, keep: Collection[str] = ()) -> None:
+        """Let all threads go, and cancel their jobs, but for those of these ids."""
+        latest = time.monotonic() + _CANCEL_S
+        left = [one for one in self.participants.values() if not one.end(keep)]
+        while left := [one for one in left if one.trusted]:  # else its Node is gone, and the job ends when it expires
+            if time.monotonic() > latest:
+                break
+            time.sleep(_LOOK_S)
+            left = [one for one in left if not one.end(keep)]
         self._watch.close()
 
     # -------------------------------------------------------------- sign-off
@@ -388,6 +398,7 @@ class _Training:
             jobs = {one.name: one.job.id for one in self.participants.values() if one.job is not None}
             history = tuple(self.fit.records)
             store(self._path, Checkpoint(self._described, self._weights, self._state, history, jobs))
+            self.kept = frozenset(jobs.values())
         self._watch.at(self.fit.points)
 
     def _load(self, weights: Tensors) -> None:

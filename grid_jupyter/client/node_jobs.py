@@ -52,8 +52,10 @@ class NodeJob:
                 pass
             else:
                 info = found.info
-                if info.state in WAITING and info.arguments.rounds - info.rounds_done >= asked:
-                    return cls(found, model)
+                if info.state in WAITING:
+                    if info.arguments.rounds - info.rounds_done >= asked:
+                        return cls(found, model)
+                    found.cancel()
         return cls(
             node.submit(
                 plan,

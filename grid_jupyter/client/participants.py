@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -87,6 +87,7 @@ class Participant:
         self._events = events
         self._asked: queue.Queue[_Ask | None] = queue.Queue()
         self._ended = threading.Event()
+        self._keep: Collection[str] = ()
         threading.Thread(target=self._work, name=f"training at {name}", daemon=True).start()
 
     @property
@@ -112,21 +113,31 @@ class Participant:
         else:
             self.out = str(event.error)
 
-    def end(self, *, cancel: bool) -> None:
-        """Let the thread end when it has done what it does; `cancel` ends its job at the Node as well."""
+    def end(self, keep: Collection[str] = ()) -> bool:
+        """Let the thread end when it has done what it does, and its job at the Node at once, also one that is being
+        submitted just now; but for a job of these ids. Where that returns False the Node is away: try again."""
+        self._keep = keep
         self._ended.set()
         self._asked.put(None)
-        if cancel and self.job is not None and not self.out:
-            try:
-                self.job.cancel()
-            except GridError:
-                pass  # the Node is away; its job ends when it expires
+        job = self.job
+        if job is None or job.id in keep:
+            return True
+        try:
+            job.cancel()
+        except (NodeUnavailableError, SessionLostError):
+            return False
+        except GridError:
+            pass  # it is not known there any more
+        return True
 
     # -------------------------------------------------------------- its own thread
 
     def _work(self) -> None:
         try:
             job = self.job = self._open()
+            if self._ended.is_set() and job.id not in self._keep:
+                job.cancel()
+                return
             while not job.ready(_ASK_AGAIN_S):
                 if self._ended.is_set():
                     return

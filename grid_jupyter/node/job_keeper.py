@@ -7,7 +7,6 @@ are written behind, since a client that asks for one again gets the same.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine
@@ -141,7 +140,8 @@ class JobKeeper:
         if self._tasks:
             await asyncio.wait(self._tasks)
         for live in self._live.values():
-            await self._save(live)
+            async with live.lock:
+                await self._save(live)
 
     def get(self, job: str) -> LiveJob | None:
         """A job that has not ended, or whose result is here."""
@@ -166,16 +166,24 @@ class JobKeeper:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_S)
-            with contextlib.suppress(StorageFullError):  # it is tried again
+            try:
                 for live in list(self._live.values()):
-                    if time.monotonic() - live.saved > BEHIND_S:
-                        await self._save(live)
+                    await self.write_behind(live)
                     await self.apply(live, machine.Tick())
-                    resting = live.worker is not None and live.running is None and not live.worker.busy
-                    if resting and live.worker and time.monotonic() - live.worker.last_used > self._rest_s:
-                        await self._end_worker(live)
+                    if live.worker is not None and time.monotonic() - live.worker.last_used > self._rest_s:
+                        await self._let_go(live, live.worker)
                 for gone in await self._table.forget(self._clock() - FORGET_S):
                     await self._drop(gone.work, gone.checkpoint, gone.result)
+            except StorageFullError:
+                pass  # it is tried again
+            except GridError as error:
+                log.warning("jobs: %s", error)
+
+    async def write_behind(self, live: LiveJob) -> None:
+        """Write down the rounds of a job that were done a while ago."""
+        if time.monotonic() - live.saved > BEHIND_S:
+            async with live.lock:  # what changes it meanwhile is written behind this, not over it
+                await self._save(live)
 
     # -------------------------------------------------------------- sign-off
 
@@ -328,6 +336,8 @@ class JobKeeper:
             if after == live.machine and not actions and (live.machine.ended or not changes):
                 return
             live.take(after, self._clock(), **changes)
+            if machine.EndRun() in actions:  # before it is written: on a full disk it ends as well
+                await self._end_worker(live)
             await self._save(live)
         for action in actions:
             await self._act(live, action)
@@ -336,6 +346,7 @@ class JobKeeper:
         self._schedule()
 
     async def _save(self, live: LiveJob) -> None:
+        """Write down how a job stands; its lock is held."""
         if live.unsaved:
             live.unsaved = False
             storing = asyncio.ensure_future(self._store(live))
@@ -352,8 +363,8 @@ class JobKeeper:
 
     async def _act(self, live: LiveJob, action: machine.Action) -> None:
         if isinstance(action, machine.EndRun):
-            await self._end_worker(live)
-        elif isinstance(action, machine.Rest):
+            return  # it is done
+        if isinstance(action, machine.Rest):
             if live.rests is not None:
                 live.rests.cancel()
             live.rests = asyncio.get_running_loop().call_later(action.seconds, self._rested, live)
@@ -440,7 +451,7 @@ class JobKeeper:
         any."""
         if needed or any(_is_ready(live) for live in self._live.values()):
             resting = [
-                (live.worker.last_used, live)
+                (live.worker.last_used, live, live.worker)
                 for live in self._busy()
                 if live.running is None
                 and live.worker is not None
@@ -448,17 +459,21 @@ class JobKeeper:
                 and device in (None, "", live.document.device)
             ]
             if resting:
-                self._spawn(self._end_worker(min(resting, key=lambda one: one[0])[1], again=True))
+                self._spawn(self._let_go(*min(resting, key=lambda one: one[0])[1:]))
 
-    async def _end_worker(self, live: LiveJob, *, again: bool = False) -> None:
+    async def _let_go(self, live: LiveJob, worker: JobWorker) -> None:
+        """End a Worker that waits for its next round, if it still does."""
+        if live.worker is worker and live.running is None and not worker.busy:
+            await self._end_worker(live)
+            self._schedule()
+
+    async def _end_worker(self, live: LiveJob) -> None:
         running, live.running = live.running, None
         ending, live.worker = live.worker, None
         if running is not None and running is not asyncio.current_task():
             running.cancel()
         if ending is not None:
             await ending.kill()
-        if again:
-            self._schedule()
 
     async def _run(self, live: LiveJob) -> None:
         event: machine.Event | None = None
@@ -479,6 +494,8 @@ class JobKeeper:
             )
         except (SessionLostError, NodeUnavailableError) as error:
             event = machine.Stopped(str(error))
+        except OSError as error:
+            event = machine.Stopped(f"this Node's machine: {error.strerror}")
         except StorageFullError as error:
             event = machine.Refused(str(error))
         except ObjectNotFoundError:
@@ -537,10 +554,21 @@ class JobKeeper:
             if len(self._busy()) >= self._at_once:
                 self._make_room(needed=True)
                 raise LimitExceededError("as many jobs run on this Node as may: ask for the round again in a moment")
-            live.worker = await self._start(live)
+            starting = live.running = self._spawn(self._start_again(live))  # whoever ends the job ends this, too
+            await asyncio.wait({starting})
+            if not starting.cancelled():
+                starting.result()
         if live.worker is None:
-            raise Conflict(f"this job is {live.machine.state}: {live.machine.said}")
+            check_runs(live.machine)
+            raise Conflict("the job's Worker gave way to another job: ask for the round again")
         return live.worker
+
+    async def _start_again(self, live: LiveJob) -> None:
+        try:
+            live.worker = await self._start(live)
+        finally:
+            if live.running is asyncio.current_task():
+                live.running = None
 
     async def lost(self, live: LiveJob, worker: JobWorker) -> None:
         """The Worker of a round is gone: the next round gets another."""

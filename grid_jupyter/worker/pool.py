@@ -96,6 +96,7 @@ class WorkerPool(Generic[F]):
     ) -> None:
         self._unshared = limits
         self.shares = Shares(wish)
+        self.shares.on_freed(self._replace_soon)  # a spare that gave way comes back when there is room again
         self._on_gpu = wish.of_gpu or limits.device != "cpu"
         self._require_isolation = require_isolation
         self._program = program
@@ -293,7 +294,7 @@ class WorkerPool(Generic[F]):
             log.warning("no spare Worker: %s", error)  # whoever needs one tries again, and is told
 
     def _replace_soon(self) -> None:
-        if self._replacing is None:
+        if self._replacing is None and self._control is not None:
             self._replacing = asyncio.get_running_loop().call_later(_REPLACE_S, self._replace)
 
     def _replace(self) -> None:

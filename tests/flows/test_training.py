@@ -382,6 +382,55 @@ def test_owners_who_never_decide_are_waited_for_as_long_as_was_said(grid: Privat
         run(grid, {"alice": Undecided}, minimum=3, sign_off_s=0.1)
 
 
+def test_a_job_that_is_submitted_when_the_training_is_over_already_is_cancelled(grid: PrivateGridNetwork):
+    over, cancelled = threading.Event(), threading.Event()
+
+    class Late(LocalJob):
+        def __init__(self, *arguments: Any) -> None:
+            assert over.wait(PATIENCE_S)
+            super().__init__(*arguments)
+
+        def cancel(self) -> None:
+            cancelled.set()
+
+    run(grid, {"alice": Late}, minimum=2, sign_off_s=0.1)
+    over.set()
+    assert cancelled.wait(PATIENCE_S)
+
+
+def test_a_job_is_cancelled_though_its_node_does_not_answer_at_once(grid: PrivateGridNetwork):
+    class Hesitant(LocalJob):
+        tries = 0
+
+        def cancel(self) -> None:
+            Hesitant.tries += 1
+            if Hesitant.tries < 3:
+                raise NodeUnavailableError("the Node does not answer")
+
+    run(grid, {"alice": Hesitant})
+    assert Hesitant.tries == 3
+
+
+@pytest.mark.parametrize("rounds", [0, 1])
+def test_a_training_that_is_cut_cancels_the_jobs_from_which_no_checkpoint_goes_on(
+    grid: PrivateGridNetwork, tmp_path: Path, rounds: int
+):
+    cancelled = []
+
+    class Kept(LocalJob):
+        def round(self, weights: Weights, number: int, correction: Weights | None) -> Answer:
+            if number > rounds:
+                raise GridError("it failed")
+            return super().round(weights, number, correction)
+
+        def cancel(self) -> None:
+            cancelled.append(self.id)
+
+    with pytest.raises(GridError, match="it failed"):
+        run(grid, dict.fromkeys(NAMES, Kept), checkpoint=tmp_path / "fit")
+    assert len(cancelled) == (0 if rounds else 3)
+
+
 def test_a_report_that_is_no_number_is_left_out(grid: PrivateGridNetwork):
     class Broken(LocalJob):
         def round(self, weights: Weights, number: int, correction: Weights | None) -> Answer:
@@ -449,7 +498,7 @@ def test_who_is_away_rests_twice_as_long_each_time_and_never_longer_than_half_a_
     assert one.rests_until == 0.0
     one.take(Event(one, 3, error=away), 200.0)
     assert one.rests_until == 200.5
-    one.end(cancel=False)
+    one.end()
 
 
 # ------------------------------------------------------------------ resumed
