@@ -23,12 +23,22 @@ export class GridModel {
   status: IStatus | null = null;
   /** Whether the Jupyter server tells nothing at the moment. */
   offline = false;
-  /** Each is null before its first answer. */
+  /** Each is null before its first answer, and while the Node is off. */
   datasets: IDataset[] | null = null;
   requests: IRequest[] | null = null;
   approved: IRequest[] | null = null;
   jobs: IJob[] | null = null;
   trainings: ITraining[] | null = null;
+
+  /** Whether the Node does not run, and nobody starts it. */
+  get off(): boolean {
+    const { status } = this;
+    return (
+      status !== null &&
+      !status.node &&
+      (status.state === 'stopped' || status.state === 'failed')
+    );
+  }
 
   /** Something above is another. */
   get changed(): ISignal<this, void> {
@@ -90,7 +100,11 @@ export class GridModel {
     keep: (got: T) => void
   ): Promise<void> {
     try {
-      keep(await answer);
+      const got = await answer;
+      if (this.off) {
+        return; // it ended in between
+      }
+      keep(got);
     } catch (error) {
       // The Node ends or the server is gone: the next event says so.
       console.debug('grid-jupyter: no answer', error);
@@ -128,6 +142,10 @@ export class GridModel {
   private hear(told: IChanged): void {
     this.offline = false;
     this.status = told.status;
+    if (this.off) {
+      this.datasets = this.requests = this.approved = null;
+      this.jobs = this.trainings = null;
+    }
     this._changed.emit();
     void this.refresh(told.changed);
   }

@@ -234,6 +234,65 @@ test('what a section shows is kept while the server is away', async () => {
   expect(section('Datasets').textContent).toContain('ages');
 });
 
+test('while the Node is off, every section says so and can start it', async () => {
+  const topics = ['datasets', 'requests', 'jobs', 'trainings'];
+  for (const topic of topics) {
+    server.answer('GET', topic, () => ({ [topic]: [] }));
+  }
+  server.answer('POST', 'node/start', () => ({}));
+  server.answer('GET', 'requests', () => ({ requests: [request('Ana')] }));
+  server.tell({ status: status('Bob'), changed: topics });
+  const sections = ['Inbox', 'Datasets', 'Jobs & cycles'];
+  await eventually(() => expect(section('Inbox').textContent).toContain('Ana'));
+  server.tell({
+    status: { state: 'stopped', detail: '', node: null },
+    changed: []
+  });
+  for (const name of sections) {
+    await eventually(() =>
+      expect(section(name).textContent).toContain('does not run')
+    );
+    press('Start', section(name));
+  }
+  await eventually(() =>
+    expect(server.asked.filter(one => one === 'POST node/start').length).toBe(3)
+  );
+  expect(panel.title.dataset['grid-waiting']).toBeUndefined();
+  server.tell({
+    status: { state: 'starting', detail: '', node: null },
+    changed: []
+  });
+  for (const name of sections) {
+    await eventually(() =>
+      expect(section(name).textContent).toContain('starting')
+    );
+  }
+  server.tell({ status: status('Bob'), changed: topics });
+  await eventually(() =>
+    expect(section('Datasets').textContent).toContain('No data yet')
+  );
+});
+
+test('a Node that comes back is reconnected to, and what was known stays in sight', async () => {
+  server.answer('GET', 'datasets', () => ({ datasets: [dataset('ages')] }));
+  server.tell({ status: status('Bob'), changed: ['datasets'] });
+  await eventually(() =>
+    expect(section('Datasets').textContent).toContain('ages')
+  );
+  server.tell({
+    status: { state: 'restarting', detail: '', node: null },
+    changed: []
+  });
+  await eventually(() =>
+    expect(section('My Node').textContent).toContain('Reconnecting')
+  );
+  expect(section('Datasets').textContent).toContain('ages');
+  server.tell({ status: status('Bob'), changed: [] });
+  await eventually(() =>
+    expect(section('My Node').textContent).toContain('Running')
+  );
+});
+
 test('a refusal says what to do', async () => {
   const refused = await model.api.datasets().catch((error: unknown) => error);
   expect(explain(refused, trans)).toBe('no such thing');

@@ -12,6 +12,16 @@ from playwright.sync_api import Page, expect
 PATIENCE_MS = 60_000
 TAB = ".lm-TabBar-tab[data-id='grid-jupyter-panel']"
 OPEN = "window.jupyterapp.commands.execute('grid-jupyter:open')"
+OPENING = """async () => {
+    const frame = () => new Promise(done => requestAnimationFrame(() => setTimeout(done)));
+    const shown = () => document.querySelector('[data-testid=grid-node-name]')?.checkVisibility();
+    const before = performance.now();
+    void window.jupyterapp.commands.execute('grid-jupyter:open');
+    while (!shown() || document.querySelectorAll('.jp-GridSection').length < 5) await frame();
+    await frame();
+    return performance.now() - before;
+}"""
+"""Opens the panel, and says after how many milliseconds all of its sections were drawn."""
 
 
 def settled(page: Page) -> None:
@@ -43,6 +53,14 @@ def test_the_panel_shows_name_address_and_status_of_this_node(grid_page, lab, ar
     for text in ("Not joined", "3", "1.2 MB used", "2 sessions"):
         expect(panel).to_contain_text(text)
     grid_page.screenshot(path=artefacts / "panel-light.png")
+
+
+def test_the_panel_is_open_within_300_ms(grid_page):
+    times = []
+    for _ in range(3):
+        times.append(grid_page.evaluate(OPENING))
+        grid_page.evaluate("window.jupyterapp.commands.execute('filebrowser:activate')")
+    assert min(times) < 300.0, "milliseconds, on a machine that may have other things to do"
 
 
 def test_what_the_node_says_is_text_and_never_html(grid_page):

@@ -23,6 +23,12 @@ NOTEBOOK = {
 }
 
 
+KERNEL = "[...window.jupyterapp.shell.widgets('main')].find(one => one.sessionContext).sessionContext.session.kernel"
+RESTART = f"async () => {{ await {KERNEL}.restart(); }}"
+RUN = f"async code => {{ await {KERNEL}.requestExecute({{code}}).done; }}"
+"""In the kernel of the notebook that is open."""
+
+
 def notebook(cells: list[str]) -> str:
     """A notebook of these cells of code, as its file has it."""
     made = [
@@ -98,7 +104,7 @@ def test_a_file_that_is_none_says_so_before_anything_is_published(panel, page, p
     page.screenshot(path=artefacts / "publish-torn.png")
 
 
-def test_an_owner_publishes_a_variable_of_the_running_kernel(panel, page, place, artefacts):
+def test_an_owner_publishes_a_variable_of_the_kernel_and_the_tab_outlives_its_restart(panel, page, place, artefacts):
     cell = "import pandas\nages = pandas.DataFrame({'age': [1.0, 2.0, 3.0]})\nnote = 'no data'"
     (root(place.jupyter) / "ages.ipynb").write_text(notebook([cell]))
     open_notebook(page, "ages.ipynb")
@@ -114,6 +120,10 @@ def test_an_owner_publishes_a_variable_of_the_running_kernel(panel, page, place,
     tab.get_by_label("Tags", exact=True).fill("#ages")
     expect(tab.get_by_test_id("grid-python")).to_contain_text('name="\\"); import os; os.system(\\"x\\")#\\u202e"')
     page.screenshot(path=artefacts / "publish-variable.png")
+    page.evaluate(RESTART)
+    tab.get_by_role("button", name="Publish").click()
+    expect(tab.get_by_role("alert")).to_contain_text("name 'ages' is not defined", timeout=PATIENCE_MS)
+    page.evaluate(RUN, cell)
     tab.get_by_role("button", name="Publish").click()
     expect(tab).to_contain_text("is on your Node now", timeout=PATIENCE_MS)
     (info,) = place.owner.datasets()

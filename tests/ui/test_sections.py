@@ -254,11 +254,20 @@ def test_a_training_of_devices_shows_its_cycles_and_what_they_measured(panel, pa
     page.screenshot(path=artefacts / "curves-cycles.png")
 
 
-def test_the_node_is_stopped_and_started_from_the_panel(panel, page, place):
+def test_the_node_is_stopped_and_started_from_the_panel(panel, page, place, artefacts):
+    place.owner.publish(torch.zeros(3), name="kept", tags=["#kept"])
+    expect(panel.get_by_test_id("grid-dataset").filter(has_text="kept")).to_be_visible(timeout=PATIENCE_MS)
     panel.get_by_role("button", name="Stop…").click()
     page.locator(".jp-Dialog").get_by_role("button", name="Stop").click()
     expect(page.get_by_test_id("grid-node-status")).to_have_text("Stopped", timeout=PATIENCE_MS)
     assert place.jupyter.status()["node"] is None
-    panel.get_by_role("button", name="Start").click()
+    for name in ("Inbox", "Datasets", "Jobs & cycles"):
+        expect(panel.get_by_role("region", name=name)).to_contain_text("The Node does not run.")
+    page.screenshot(path=artefacts / "panel-stopped.png")
+    page.reload()
+    settled(page)
+    section = panel.get_by_role("region", name="Datasets")
+    expect(section).to_contain_text("The Node does not run.", timeout=PATIENCE_MS)
+    section.get_by_role("button", name="Start").click()
     expect(page.get_by_test_id("grid-node-status")).to_have_text("Running", timeout=PATIENCE_MS)
-    expect(panel.get_by_test_id("grid-dataset").first).to_be_visible(timeout=PATIENCE_MS)
+    expect(panel.get_by_test_id("grid-dataset").filter(has_text="kept")).to_be_visible(timeout=PATIENCE_MS)

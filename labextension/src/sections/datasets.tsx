@@ -16,6 +16,7 @@ import {
   Tags,
   useAction
 } from '../parts';
+import { Absent } from './absent';
 
 export function DatasetsView(props: {
   model: GridModel;
@@ -24,7 +25,13 @@ export function DatasetsView(props: {
 }): JSX.Element {
   const { model, publish, trans } = props;
   if (!model.datasets) {
-    return <Empty text={trans.__('Asking the Node for its data sets…')} />;
+    return (
+      <Absent
+        model={model}
+        asking={trans.__('Asking the Node for its data sets…')}
+        trans={trans}
+      />
+    );
   }
   if (model.datasets.length === 0) {
     return (

@@ -15,6 +15,7 @@ import {
   useAction
 } from '../parts';
 import { PlanView } from '../planview';
+import { Absent } from './absent';
 
 export function InboxView(props: {
   model: GridModel;
@@ -22,7 +23,13 @@ export function InboxView(props: {
 }): JSX.Element {
   const { model, trans } = props;
   if (!model.requests) {
-    return <Empty text={trans.__('Asking the Node for requests…')} />;
+    return (
+      <Absent
+        model={model}
+        asking={trans.__('Asking the Node for requests…')}
+        trans={trans}
+      />
+    );
   }
   const approved = model.approved ?? [];
   return (

@@ -17,6 +17,7 @@ import {
 } from '../parts';
 import { keyOf } from '../measured';
 import { Training } from './trainings';
+import { Absent } from './absent';
 
 /** States that a job does not leave by itself. */
 const ENDED = ['done', 'denied', 'cancelled', 'failed', 'expired'];
@@ -31,7 +32,13 @@ export function JobsView(props: {
 }): JSX.Element {
   const { model, show, trans } = props;
   if (!model.jobs || !model.trainings) {
-    return <Empty text={trans.__('Asking the Node for its jobs…')} />;
+    return (
+      <Absent
+        model={model}
+        asking={trans.__('Asking the Node for its jobs…')}
+        trans={trans}
+      />
+    );
   }
   if (model.jobs.length === 0 && model.trainings.length === 0) {
     return (

@@ -54,9 +54,7 @@ export function NodeView(props: {
               : ''
           }
         />
-        {(status.state === 'stopped' || status.state === 'failed') && (
-          <Control model={model} running={false} trans={trans} />
-        )}
+        {model.off && <Control model={model} running={false} trans={trans} />}
       </>
     );
   }
@@ -289,8 +287,8 @@ function withoutNode(
     case 'restarting':
       return [
         'busy',
-        trans.__('Restarting'),
-        trans.__('The Node stopped and is being started again…')
+        trans.__('Reconnecting'),
+        trans.__('The Node ended, and is being started again…')
       ];
     case 'running':
       return [
