@@ -24,16 +24,18 @@ except ImportError:  # Windows: the last writer wins there
 
 
 def origin(address: str) -> str:
-    """Scheme, host and port of an address, in one spelling: `http://localhost:3000`."""
+    """Scheme, host, port and path of an address, in one spelling: `http://127.0.0.1:3000`. The path belongs to it:
+    behind a hub, each path is somebody else's Node."""
     parts = urlsplit(address if "//" in address else f"http://{address}")
     scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
     host = parts.hostname or ""
     port = parts.port or (443 if scheme == "https" else 80)
-    return f"{scheme}://{'127.0.0.1' if host == 'localhost' else host}:{port}"
+    path = parts.path.rstrip("/")
+    return f"{scheme}://{'127.0.0.1' if host == 'localhost' else host}:{port}{path}"
 
 
 class Credentials:
-    """A JSON file {origin: {user: token}}. Safe to use from several processes at once."""
+    """A JSON file {address: {user: token}}. Safe to use from several processes at once."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or data_home() / "credentials.json"

@@ -20,15 +20,8 @@ _CHUNK = 1 << 20
 
 async def answer(stream: IOStream, status: int, said: dict[str, str] | dict[str, bool]) -> None:
     """Answer with JSON, and close. Nothing is raised: whoever asked may have left."""
-    body = msgspec.json.encode(said)
-    asked = "WWW-Authenticate: Bearer\r\n" if status == HTTPStatus.UNAUTHORIZED else ""
-    head = (
-        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json; charset=utf-8\r\n"
-        f"X-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\n{asked}Content-Length: {len(body)}\r\n"
-        f"Connection: close\r\n\r\n"
-    )
     try:
-        await stream.write(head.encode() + body)
+        await stream.write(in_json(status, said))
         if status != HTTPStatus.OK:  # closed at once, the rest of the body on its way would take the answer along
             stream.socket.shutdown(socket.SHUT_WR)
             rest = asyncio.ensure_future(_drop(stream))
@@ -38,6 +31,18 @@ async def answer(stream: IOStream, status: int, said: dict[str, str] | dict[str,
         pass
     finally:
         stream.close()
+
+
+def in_json(status: int, said: dict[str, str] | dict[str, bool]) -> bytes:
+    """An answer after which the connection is closed, with its head."""
+    body = msgspec.json.encode(said)
+    asked = "WWW-Authenticate: Bearer\r\n" if status == HTTPStatus.UNAUTHORIZED else ""
+    head = (
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json; charset=utf-8\r\n"
+        f"X-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\n{asked}Content-Length: {len(body)}\r\n"
+        f"Connection: close\r\n\r\n"
+    )
+    return head.encode() + body
 
 
 async def send_file(

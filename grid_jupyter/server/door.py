@@ -168,10 +168,12 @@ def application(rules: Sequence[Any], accounts: Accounts, **settings: Any) -> Ap
     )
 
 
-def http_server(app: Application, tls: ssl.SSLContext | None = None) -> HTTPServer:
-    """A server with the limits of the doors; larger bodies need a handler that streams them."""
+def http_server(app: Application, tls: ssl.SSLContext | None = None, *, behind: bool = False) -> HTTPServer:
+    """A server with the limits of the doors; larger bodies need a handler that streams them. `behind` takes the
+    address of who asks from the header X-Real-Ip: only where nobody but a server of ours can connect."""
     return HTTPServer(
         app,
+        xheaders=behind,
         ssl_options=tls,
         max_body_size=MAX_BODY_BYTES,
         max_buffer_size=MAX_FRAME_BYTES + MAX_REQUEST_HEADER_BYTES,

@@ -13,6 +13,7 @@ import re
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from jupyter_core.paths import is_hidden
 from jupyter_server.extension.application import ExtensionApp
@@ -23,8 +24,10 @@ from grid_jupyter.server.file_reader import FileReader
 from grid_jupyter.server.owner_client import OwnerClient
 from grid_jupyter.server.panel_api import GRID_API_RULES
 from grid_jupyter.server.panel_doors import supervised
+from grid_jupyter.server.public_door import PUBLIC_PATH, PUBLIC_RULES
 from grid_jupyter.server.supervisor import GRACE_S, ChildProcess
 from grid_jupyter.wire.home import data_home
+from grid_jupyter.wire.panel import Reached
 
 NODE_NEEDS = ("alembic", "argon2", "pandas", "psutil", "pyarrow", "sqlalchemy", "torch", "tqdm")
 """Modules that `grid-jupyter[node]` brings. They are looked for, not imported."""
@@ -71,6 +74,19 @@ class GridExtension(ExtensionApp):
         Unicode(),
         help="Command that starts a Node, before its options: for a Node under another interpreter.",
     ).tag(config=True)
+    single_port = Bool(
+        help="Let others reach the Node through this Jupyter server as well, at <base_url>/grid/public: where only one "
+        "port is open. They need credentials of the Node, none of Jupyter's. The environment variable "
+        "GRID_JUPYTER_SINGLE_PORT=1 says the same.",
+    ).tag(config=True)
+    public_url = Unicode(
+        help="With single_port: the address at which others reach this Jupyter server, base_url included, such as "
+        "https://hub.example.org/user/ana/. The Node tells it to its Network, with grid/public behind it. By default "
+        "GRID_JUPYTER_PUBLIC_URL, or what JupyterHub says (JUPYTERHUB_PUBLIC_URL); empty: the Node tells its own port.",
+    ).tag(config=True)
+    public_connections = Int(
+        200, min=1, help="With single_port: connections that strangers may have to this Jupyter server at once."
+    ).tag(config=True)
     stop_grace_s = Float(GRACE_S, min=0.0, help="Time that the Node has to end before it is killed, in seconds.").tag(
         config=True
     )
@@ -101,7 +117,24 @@ class GridExtension(ExtensionApp):
     def _own_node_command(self) -> list[str]:
         return [sys.executable, "-m", "grid_jupyter.cli.main", "node"]
 
+    @default("single_port")
+    def _single_port_of_environment(self) -> bool:
+        return os.environ.get("GRID_JUPYTER_SINGLE_PORT", "").lower() in ("1", "true", "yes")
+
+    @default("public_url")
+    def _public_url_of_environment(self) -> str:
+        return os.environ.get("GRID_JUPYTER_PUBLIC_URL") or os.environ.get("JUPYTERHUB_PUBLIC_URL", "")
+
+    @validate("public_url")
+    def _valid_public_url(self, proposal: dict[str, Any]) -> str:
+        url = str(proposal["value"])
+        parts = urlsplit(url)
+        if url and (parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment):
+            raise TraitError(f"{url!r} is not the address of a Jupyter server, such as https://example.org/user/ana/")
+        return url
+
     def initialize_settings(self) -> None:
+        self.passing = 0  # connections through the public door
         self.node = ChildProcess(
             Path(self.state_dir).expanduser(), restart=self.supervise, on_line=lambda line: self.log.info("%s", line)
         )
@@ -112,6 +145,21 @@ class GridExtension(ExtensionApp):
 
     def initialize_handlers(self) -> None:
         self.handlers.extend(GRID_API_RULES)
+        if self.single_port:
+            self.handlers.extend(PUBLIC_RULES)
+
+    @property
+    def public(self) -> Reached | None:
+        """Where others reach the Node through this server: the path, and the whole address if it is known. None where
+        they do not."""
+        if not self.single_port or self.serverapp is None:
+            return None
+        address = f"{self.public_url.rstrip('/')}/{PUBLIC_PATH}" if self.public_url else ""
+        return {"path": f"{self.serverapp.base_url.rstrip('/')}/{PUBLIC_PATH}", "address": address}
+
+    def current_activity(self) -> int | None:
+        """Whoever computes through this server keeps it from ending for want of activity."""
+        return self.passing or None
 
     async def _start_jupyter_server_extension(self, serverapp: Any) -> None:
         """Called by Jupyter inside its running event loop; must not keep it waiting."""
@@ -145,7 +193,7 @@ class GridExtension(ExtensionApp):
     async def status(self) -> dict[str, Any]:
         """How the Node is: the supervisor's view, and the Node's own while it answers."""
         node = self.node
-        answer = supervised(node, None)
+        answer = supervised(node, self.public, None)
         if node.running is not None:
             try:
                 answer["node"] = await OwnerClient(node.running.socket, STATUS_S).status()
@@ -164,6 +212,9 @@ class GridExtension(ExtensionApp):
         options["--state"] = str(self.node.state_dir)
         if self.network_url:
             options["--network"] = self.network_url
+        public = self.public
+        if public is not None and public["address"]:
+            options["--address"] = public["address"]
         pairs = [part for option in options.items() for part in option]
         return [*self.node_command, *pairs, *self.node_arguments, "--supervised"]
 

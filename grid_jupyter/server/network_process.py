@@ -18,7 +18,7 @@ from grid_jupyter.network.registry import Registry
 from grid_jupyter.network.service import GridNetwork
 from grid_jupyter.server.door import http_server
 from grid_jupyter.server.network_door import network_application
-from grid_jupyter.server.owner_door import open_owner_door, owner_application
+from grid_jupyter.server.owner_door import open_unix_door, owner_application
 from grid_jupyter.server.running import (
     NetworkOptions,
     Running,
@@ -119,7 +119,7 @@ async def _serve(options: NetworkOptions, state: StateDir) -> None:
             public.add_sockets(sockets)
             owner = NetworkOwner(network, accounts, node_id=node_id, address=address, options=options)
             socket_path = state.socket_path()
-            servers += [public, open_owner_door(owner_application(owner), socket_path)]
+            servers += [public, open_unix_door(owner_application(owner), socket_path)]
             running = Running(
                 role="network",
                 name=options.name,

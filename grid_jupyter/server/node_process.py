@@ -20,12 +20,13 @@ from grid_jupyter.node.service import GridNode, local_workers
 from grid_jupyter.push.notifier import Notifier
 from grid_jupyter.server.door import http_server
 from grid_jupyter.server.node_door import node_application
-from grid_jupyter.server.owner_door import open_owner_door, owner_application
+from grid_jupyter.server.owner_door import open_unix_door, owner_application
 from grid_jupyter.server.owner_doors import OWNER_AT_DOOR, OWNER_NODE_RULES
 from grid_jupyter.server.owner_trainings import OWNER_TRAINING_RULES
 from grid_jupyter.server.push_doors import OWNER_PUSH_RULES
 from grid_jupyter.server.request_doors import OWNER_REQUEST_RULES
 from grid_jupyter.server.running import (
+    PUBLIC_SOCKET,
     NodeOptions,
     Running,
     StateDir,
@@ -207,13 +208,15 @@ async def _serve(options: NodeOptions, state: StateDir) -> None:
         node.reachable_at(address, options.peers)
         warn_if_exposed("Node", options.host, tls=tls is not None)
         async with told_to_end(supervised=options.supervised) as end:
-            public = http_server(node_application(node, lambda: address, cycles), tls)
+            doors = node_application(node, lambda: address, cycles)
+            public = http_server(doors, tls)
             public.add_sockets(sockets)
-            socket_path = state.socket_path()
+            socket_path, public_path = state.socket_path(), state.socket_path(PUBLIC_SOCKET)
+            passed = open_unix_door(doors, public_path, behind=True)
             rules = [*OWNER_NODE_RULES, *OWNER_REQUEST_RULES, *OWNER_PUSH_RULES, *OWNER_TRAINING_RULES]
             owner = NodeOwner(node, address, require_isolation=options.require_isolation)
             owner_doors = owner_application(owner, rules, node=node, cycles=cycles)
-            servers += [public, open_owner_door(owner_doors, socket_path)]
+            servers += [public, passed, open_unix_door(owner_doors, socket_path)]
             if options.network_url is not None:
                 node.join(
                     options.network_url,
@@ -227,6 +230,7 @@ async def _serve(options: NodeOptions, state: StateDir) -> None:
                 id=node.node_id,
                 address=address,
                 socket=str(socket_path),
+                public_socket=str(public_path),
                 pid=os.getpid(),
             )
             state.announce(running)
@@ -237,7 +241,7 @@ async def _serve(options: NodeOptions, state: StateDir) -> None:
     finally:
         for server in servers:
             server.stop()
-        for public in servers[:1]:
+        for public in servers[:2]:
             await public.close_all_connections()  # no report begins any more; those whose bytes are here count
         await cycles.stop()
         await node.stop()

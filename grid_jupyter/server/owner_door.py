@@ -124,8 +124,9 @@ def owner_application(service: OwnerService, more: list[Any] | None = None, **se
     return Application(rules, service=service, default_handler_class=_Nothing, log_function=log_request, **settings)
 
 
-def open_owner_door(app: Application, path: Path) -> HTTPServer:
-    """Listen on the unix socket: mode 0600, in a directory that nobody else enters (StateDir.socket_path)."""
-    server = http_server(app)
+def open_unix_door(app: Application, path: Path, *, behind: bool = False) -> HTTPServer:
+    """Listen on a unix socket: mode 0600, in a directory that nobody else enters (StateDir.socket_path). `behind`
+    says that whoever connects speaks for others, whose addresses it tells."""
+    server = http_server(app, behind=behind)
     server.add_socket(bind_unix_socket(str(path), mode=0o600))
     return server

@@ -23,7 +23,7 @@ from grid_jupyter.errors import BadRequest, Conflict, GridError, LimitExceededEr
 from grid_jupyter.server.owner_client import OwnerClient
 from grid_jupyter.server.supervisor import ChildProcess
 from grid_jupyter.wire.messages import Message
-from grid_jupyter.wire.panel import NodeStatus, ProcessStatus
+from grid_jupyter.wire.panel import NodeStatus, ProcessStatus, Reached
 
 MAX_BODY_BYTES = 1 << 20
 """Length of a body, in bytes."""
@@ -41,6 +41,9 @@ class Owned(Protocol):
 
     node: ChildProcess
     network_url: str
+
+    @property
+    def public(self) -> Reached | None: ...
 
     async def status(self) -> dict[str, Any]: ...
     async def begin(self) -> None: ...
@@ -261,7 +264,8 @@ class PanelEvents(ExtensionHandlerMixin, WebSocketMixin, WebSocketHandler, Jupyt
             await asyncio.sleep(LOOK_S)
 
     def _hand_on(self, line: dict[str, Any]) -> None:
-        self._say(supervised(self.settings["grid_jupyter"].node, line["status"]), line["changed"])
+        extension: Owned = self.settings["grid_jupyter"]
+        self._say(supervised(extension.node, extension.public, line["status"]), line["changed"])
 
     def _say(self, status: dict[str, Any], changed: list[str]) -> None:
         if changed or status != self._told:
@@ -270,14 +274,15 @@ class PanelEvents(ExtensionHandlerMixin, WebSocketMixin, WebSocketHandler, Jupyt
                 self.write_message(msgspec.json.encode({"status": status, "changed": changed}).decode())
 
 
-def supervised(node: ChildProcess, own: dict[str, Any] | None) -> dict[str, Any]:
-    """How a Node is: its supervisor's view, and its own while it answers."""
+def supervised(node: ChildProcess, public: Reached | None, own: dict[str, Any] | None) -> dict[str, Any]:
+    """How a Node is: its supervisor's view, where it is reached through this server, and its own while it answers."""
     told: ProcessStatus = {
         "state": node.state,
         "detail": node.detail,
         "pid": node.running.pid if node.running else None,
         "restarts": node.restarts,
         "attached": node.attached,
+        "public": public,
         "node": cast("NodeStatus | None", own),  # what another process said
     }
     return dict(told)

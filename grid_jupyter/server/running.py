@@ -33,6 +33,11 @@ from grid_jupyter.wire.limits import PROTOCOL
 
 log = logging.getLogger("grid_jupyter")
 
+OWNER_SOCKET = "owner.sock"
+"""The owner's door."""
+PUBLIC_SOCKET = "public.sock"
+"""The public doors of a Node once more, for single-port mode (public_door.py)."""
+_SOCKETS = (OWNER_SOCKET, PUBLIC_SOCKET)
 PORTS_TRIED = 100
 """How many ports, from the one asked for, are tried before giving up."""
 BACKLOG = 128
@@ -116,6 +121,7 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     address: str
     socket: str
+    public_socket: str = ""  # where the Node's public doors answer as well, for the Jupyter server of its owner
     pid: int
     protocol: int = PROTOCOL
     version: str = __version__
@@ -149,8 +155,9 @@ class StateDir:
     ) -> None:
         with contextlib.suppress(FileNotFoundError):
             (self.path / "running.json").unlink()
-        with contextlib.suppress(FileNotFoundError):
-            self._socket_path().unlink()
+        for name in _SOCKETS:
+            with contextlib.suppress(FileNotFoundError):
+                self._socket_path(name).unlink()
         with contextlib.suppress(OSError):  # it was never made
             self._socket_path().parent.rmdir()
         if self._lock is not None:
@@ -161,9 +168,9 @@ class StateDir:
         """Write running.json: from here on others may connect."""
         write_private(self.path / "running.json", msgspec.json.encode(running))
 
-    def socket_path(self) -> Path:
-        """Where the owner's unix socket goes: in a 0700 directory of ours, at a path short enough for the kernel."""
-        path = self._socket_path()
+    def socket_path(self, name: str = OWNER_SOCKET) -> Path:
+        """Where a unix socket goes: in a 0700 directory of ours, at a path short enough for the kernel."""
+        path = self._socket_path(name)
         path.parent.mkdir(mode=0o700, exist_ok=True)
         found = path.parent.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
@@ -173,13 +180,13 @@ class StateDir:
             path.unlink()  # left by one that was killed: we hold the lock
         return path
 
-    def _socket_path(self) -> Path:
+    def _socket_path(self, name: str = OWNER_SOCKET) -> Path:
         runtime = os.environ.get("XDG_RUNTIME_DIR", "")
         base = Path(runtime) if runtime and os.access(runtime, os.W_OK) else Path(tempfile.gettempdir())
         if len(os.fsencode(base)) > 50:  # the kernel's limit for the whole path is some 100 bytes
             base = Path("/tmp")  # noqa: S108 - the directory made in it is private, and checked
         mark = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]
-        return base / f"grid-jupyter-{os.getuid()}-{mark}" / "owner.sock"
+        return base / f"grid-jupyter-{os.getuid()}-{mark}" / name
 
 
 def is_held(lock_file: Path) -> bool:

@@ -66,6 +66,13 @@ class NodeStatus(_NodeStatus, total=False):
     uptime_s: float
 
 
+class Reached(TypedDict):
+    """Where others reach the Node through the Jupyter server: the path there, and the whole address or ""."""
+
+    path: str
+    address: str
+
+
 class ProcessStatus(TypedDict):
     """The process of a Node, as the Jupyter server keeps it running; `node`, while it answers."""
 
@@ -74,6 +81,7 @@ class ProcessStatus(TypedDict):
     pid: int | None
     restarts: int
     attached: bool
+    public: Reached | None
     node: NodeStatus | None
 
 

@@ -43,6 +43,8 @@ export interface IStatus {
   detail: string;
   /** Whether another program runs the Node. */
   attached?: boolean;
+  /** Where others reach the Node through this Jupyter server; null where they do not. `address` may be empty. */
+  public?: { path: string; address: string } | null;
   /** Absent while the Node does not answer. */
   node: INode | null;
 }

@@ -30,6 +30,7 @@ from grid_jupyter.server.owner_door import OWNER_RULES
 from grid_jupyter.server.owner_doors import OWNER_NODE_RULES
 from grid_jupyter.server.owner_trainings import OWNER_TRAINING_RULES
 from grid_jupyter.server.panel_api import GRID_API_RULES
+from grid_jupyter.server.public_door import PUBLIC_RULES
 from grid_jupyter.server.push_doors import OWNER_PUSH_RULES
 from grid_jupyter.server.request_doors import OWNER_REQUEST_RULES
 from grid_jupyter.wire import commands, frames, limits, messages, network, owner, push, requests
@@ -107,7 +108,7 @@ def test_every_route_is_documented_and_every_documented_route_exists():
         *routes(OWNER_REQUEST_RULES),
         *routes(OWNER_PUSH_RULES),
         *routes(OWNER_TRAINING_RULES),
-        *routes((f"/jupyter/{path}", handler) for path, handler in GRID_API_RULES),
+        *routes((f"/jupyter/{path}", handler) for path, handler in [*GRID_API_RULES, *PUBLIC_RULES]),
     }
     assert documented_routes() == {route for route in existing if not route.startswith("OPTIONS")}
 

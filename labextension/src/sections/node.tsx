@@ -60,18 +60,53 @@ export function NodeView(props: {
   }
   return (
     <>
-      <NodeDetails node={status.node} detail={status.detail} trans={trans} />
+      <NodeDetails
+        node={status.node}
+        detail={status.detail}
+        through={status.public ?? null}
+        trans={trans}
+      />
       {!status.attached && <Control model={model} running trans={trans} />}
     </>
+  );
+}
+
+/** Where others reach the Node through this Jupyter server: as it was told, or else as this page was opened. */
+function Through(props: {
+  through: NonNullable<IStatus['public']>;
+  trans: TranslationBundle;
+}): JSX.Element {
+  const { through, trans } = props;
+  const url = through.address || new URL(through.path, document.baseURI).href;
+  return (
+    <Fact
+      label={trans.__('Open to others at')}
+      value={
+        <span className="jp-Grid-address">
+          <span
+            className="jp-Grid-url"
+            data-testid="grid-node-public"
+            title={url}
+          >
+            {url}
+          </span>
+          <CopyButton text={url} trans={trans} />
+        </span>
+      }
+      note={trans.__(
+        'Through this Jupyter server, with credentials of the Node'
+      )}
+    />
   );
 }
 
 function NodeDetails(props: {
   node: INode;
   detail: string;
+  through: IStatus['public'] | null;
   trans: TranslationBundle;
 }): JSX.Element {
-  const { node, detail, trans } = props;
+  const { node, detail, through, trans } = props;
   const storage = bytes(node.storage_bytes);
   return (
     <>
@@ -97,6 +132,7 @@ function NodeDetails(props: {
       </div>
       {detail && <p className="jp-Grid-text">{detail}</p>}
       <dl className="jp-Grid-facts">
+        {through && <Through through={through} trans={trans} />}
         <Fact
           label={trans.__('Network')}
           value={networkText(node, trans)}
