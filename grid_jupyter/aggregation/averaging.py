@@ -153,7 +153,12 @@ def _within(dtype: numpy.dtype[Any], before: Array, moved: Array) -> Array:
         limits = numpy.iinfo(dtype)
         wide = numpy.subtract(before, moved, dtype=numpy.int64)
         return numpy.clip(wide, limits.min, limits.max).astype(dtype)
-    return numpy.subtract(before, moved)
+    new = numpy.subtract(before, moved)
+    wrapped = ((before ^ moved) & (before ^ new)) < 0  # signs differ, and the result has not before's
+    if wrapped.any():
+        limits = numpy.iinfo(dtype)
+        new[wrapped] = numpy.where(before[wrapped] < 0, limits.min, limits.max)
+    return new
 
 
 def _clipped(values: Array, dtype: numpy.dtype[Any]) -> Array:

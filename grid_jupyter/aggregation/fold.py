@@ -77,7 +77,7 @@ class Fold:
         for (name, dtype, shape), total in zip(self.form.parts, self._sums, strict=True):
             numpy.divide(total, total.dtype.type(divisor), total)
             if dtype.kind != "f":
-                numpy.rint(total, total)
+                total = whole(total, dtype)
             found[name] = total.astype(dtype, copy=False).reshape(shape)
         self._sums = [numpy.zeros_like(total) for total in self._sums]
         self.count, self.total = 0, 0.0
@@ -88,6 +88,15 @@ class Fold:
         if found is None or found.size < min(total.size, CHUNK):
             found = self._scratch[total.dtype] = numpy.empty(min(total.size, CHUNK), total.dtype)
         return found
+
+
+def whole(values: NDArray[Any], dtype: numpy.dtype[Any]) -> NDArray[Any]:
+    """float64 values as the nearest integers of a dtype, in place: what lies beyond its range stays at its end."""
+    limits = numpy.iinfo(dtype)
+    most = float(limits.max)
+    if most > limits.max:  # 2**63 - 1 is no float64
+        most = math.nextafter(most, 0.0)
+    return numpy.clip(numpy.rint(values, values), float(limits.min), most, out=values)
 
 
 def _dtype_of_sum(dtype: numpy.dtype[Any], wide: bool) -> numpy.dtype[Any]:

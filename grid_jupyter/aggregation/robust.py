@@ -13,7 +13,7 @@ from typing import Any
 import numpy
 from numpy.typing import NDArray
 
-from grid_jupyter.aggregation.fold import Fold
+from grid_jupyter.aggregation.fold import Fold, whole
 from grid_jupyter.aggregation.form import CHUNK, Form, Report, flattened
 from grid_jupyter.errors import BadRequest
 
@@ -93,7 +93,7 @@ def _by_coordinate(form: Form, reports: Sequence[Report], column: Column) -> dic
         for rows in _rows(reports, name, wide):
             width = rows.shape[1]
             values = column(rows)
-            flat[start : start + width] = values if dtype.kind == "f" else numpy.rint(values)
+            flat[start : start + width] = values if dtype.kind == "f" else whole(values, dtype)
             start += width
         found[name] = result
     return found

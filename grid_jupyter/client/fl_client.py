@@ -11,6 +11,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from grid_jupyter.aggregation.diffs import FORMS, packed
 from grid_jupyter.client.invitations import Invitations
 from grid_jupyter.client.measuring import Told
 from grid_jupyter.client.tensor_files import Array, arrays_of, read_arrays, write_arrays
@@ -62,6 +63,7 @@ class FLJob:
         self.client_config: dict[str, Any] = {}
         self.model: State = State()
         self.cycle: int | None = None
+        self.diff_forms: tuple[str, ...] = FORMS[:1]
         self._client = client
         self._line = TrainingLine(client.address)
         self._listeners: dict[str, list[Listener]] = {}
@@ -98,12 +100,15 @@ class FLJob:
 
     def report(
         self, updated_params: Iterable[Tensor] | Mapping[str, Tensor], num_samples: int | None = None, *,
-        metrics: Mapping[str, float] | None = None,
+        metrics: Mapping[str, float] | None = None, diff: str | None = None,
     ) -> None:  # fmt: skip
         """Hand in trained parameters, in the order of `job.model`, or by name; what is sent is original − trained.
-        `metrics` are told along with it, as measured on these samples.
+        `metrics` are told along with it, as measured on these samples. `diff` is the form in which it is sent:
+        "float32", "float16" or "int8", of those that the Node takes; without it the first of them. "topk" keeps a rest
+        for the next cycle, which a job has not: Device.participate does it.
 
-        Raises BadRequest before a place was given, InvalidDataError for other tensors, Conflict for a late report.
+        Raises BadRequest before a place was given, and for a form that is not taken; InvalidDataError for other
+        tensors, Conflict for a late report.
         """
         if self._place is None:
             raise BadRequest("there is no place to report for: start() the job, and report when it is accepted")
@@ -115,10 +120,14 @@ class FLJob:
         trained = arrays_of(updated_params)
         if trained.keys() != self._before.keys():
             raise InvalidDataError(f"the model's tensors are {', '.join(self._before)}; report all of them")
-        diff = {name: numpy.subtract(array, trained[name]) for name, array in self._before.items()}
+        kind = diff or next((form for form in self.diff_forms if form != "topk"), "topk")
+        if kind == "topk" or kind not in self.diff_forms:
+            raise BadRequest(f"a job sends no diff as {kind}; this training takes {', '.join(self.diff_forms)}")
+        arrays = {name: numpy.subtract(array, trained[name]) for name, array in self._before.items()}
+        sent = write_arrays(packed(arrays, kind, numpy.random.default_rng()))
         try:
             told = Told(dict(metrics or {}), num_samples or 1)
-            self._line.report(*self._place, write_arrays(diff), num_samples, zipped=False, told=told)
+            self._line.report(*self._place, sent, num_samples, zipped=False, told=told)
         finally:
             self._line.close()
 
@@ -142,6 +151,7 @@ class FLJob:
             }
             self.client_config, self.cycle = answer["client_config"], int(answer["cycle_id"])
             self._place = worker_id, key
+            self.diff_forms = tuple(answer.get("diff_forms", FORMS[:1]))
         return answer
 
     def _tell(self, event: str, *facts: Any) -> None:

@@ -148,7 +148,7 @@ class ReadsMetrics:
             wait_s = max(0, math.ceil(min(_WAIT_S, until - time.monotonic())))
             query = _query(name, version, **({} if completed < 0 else {"after": completed, "wait_s": wait_s}))
             stands: dict[str, Any] = dict(call(self.address, "GET", f"/model-centric/cycle?{query}", token=self._token))
-            over = stands["phase"] == "over" or time.monotonic() >= until
+            over = stands["phase"] in ("over", "failed") or time.monotonic() >= until
             if stands["completed"] > completed or over:
                 completed = stands["completed"]
                 yield stands

@@ -146,7 +146,7 @@ class ModelCentricFLClient(ReadsMetrics):
         """
         seen, reading = self.status(name, version), self._reading(name, version)
         yield {**seen, **told_of(reading, seen["completed"])}
-        while seen["phase"] != "over":
+        while seen["phase"] not in ("over", "failed"):
             query = _query(name, version, after=seen["completed"], wait_s=_WAIT_S)
             now: dict[str, Any] = dict(call(self.address, "GET", f"/model-centric/cycle?{query}", token=self._token))
             if now["completed"] > seen["completed"]:

@@ -65,7 +65,7 @@ class Arriving:
                 self.received += len(data)
             finally:
                 if self.upload is None:  # dropped meanwhile
-                    upload.abort()
+                    upload.abandon()
 
     def whole(self) -> Upload:
         """All of it, which is the caller's from here on. Raises InvalidDataError where it ends early."""
@@ -80,7 +80,7 @@ class Arriving:
         self.begin_turn()
         upload, self.upload = self.upload, None
         if upload is not None and not self.lock.locked():  # its file must stay open while a thread writes to it
-            upload.abort()
+            upload.abandon()
 
 
 class GaveWay(Conflict):

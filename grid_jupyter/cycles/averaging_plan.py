@@ -34,6 +34,8 @@ PATIENCE_S = 600
 """Seconds of processor time that a plan may take for one cycle, and half of the time by the clock."""
 MEMORY_BYTES = 2 << 30
 """What a run may take beside the diffs that it is given."""
+MAX_DIFFS_BYTES = 4 << 30
+"""What all diffs of a cycle may come to in memory where a plan is given them at once."""
 _CHUNK = 1 << 20
 _RUNNING: set[subprocess.Popen[bytes]] = set()
 
@@ -87,6 +89,12 @@ def check_averaging(plan: Document, iterative: bool, form: Form, terms: Terms) -
             raise BadRequest(
                 f"the averaging plan is of {count} diffs: min_diffs={count} and max_diffs={count} let each cycle have "
                 f"so many ({MAX_KEPT} at most); with iterative_plan it may be any number"
+            )
+        if 2 * count * form.nbytes > MAX_DIFFS_BYTES:
+            raise BadRequest(
+                f"the averaging plan is given {count} diffs of {form.nbytes} bytes at once, which takes twice that in "
+                f"memory: over the {MAX_DIFFS_BYTES} bytes that there are for it. Average fewer, or one after the "
+                "other with iterative_plan"
             )
     values = check(plan, batch, Limits(memory_bytes=MEMORY_BYTES + len(found) * form.nbytes)).values
     given_back = [values[one.value] for one in plan.outputs if one.role == "result"]

@@ -96,8 +96,18 @@ class Live:
     """One training. `model` is one of its checkpoints, of the form `form`."""
 
     def __init__(
-        self, ground: Ground, stored: StoredTraining, terms: Terms, form: Form, state: Training, model: Path
+        self,
+        ground: Ground,
+        stored: StoredTraining,
+        terms: Terms,
+        form: Form,
+        state: Training,
+        model: Path,
+        *,
+        failed: str = "",
     ) -> None:
+        """`failed` says why it does not go on, whatever its state is."""
+        self.failed = failed
         self.stored, self.terms, self.form, self.state = stored, terms, form, state
         self._ground = ground
         self.subject = Subject(
@@ -165,7 +175,7 @@ class Live:
                 announcing.refresh(rows, self.stored, self.terms, after, now)
             return after, device.id
 
-        self._check_stays()
+        self.check_stays()
         return await self._step(work)
 
     async def heard(self, worker_id: str, note: Callable[[NoticeRows, DeviceRow], None]) -> None:
@@ -180,12 +190,15 @@ class Live:
                 announcing.invite_again(rows, self.stored, self.terms, state, device.number, now)
             return self._gather(rows, state, now), None
 
-        self._check_stays()
+        self.check_stays()
         await self._step(work)
 
-    def _check_stays(self) -> None:
+    def check_stays(self) -> None:
+        """Raises NotFound, Conflict where devices have nothing to do here any more, nor ever will."""
         if self.leaving:
             raise NotFound("Federated Learning Process not found! It is being deleted")
+        if self.failed:
+            raise Conflict(f"this training does not go on: {self.failed}; who hosts it deletes it and hosts it anew")
 
     def _kin(self, rows: TrainingRows, state: Training, device: DeviceRow) -> int:
         if self.terms.max_devices_per_token is None:
@@ -235,7 +248,7 @@ class Live:
                 raise TypeError(f"{answer} is no answer to one who asks")
             return state, answer
 
-        self._check_stays()
+        self.check_stays()
         return await self._step(work)
 
     def _key(self, sequence: int, device: int, nonce: str) -> str:
@@ -482,7 +495,7 @@ class Live:
         return {
             "name": self.stored.name,
             "version": self.stored.version,
-            "phase": state.phase,
+            "phase": "failed" if self.failed else state.phase,
             "cycle": state.sequence,
             "completed": state.completed,
             "num_cycles": self.terms.num_cycles,
@@ -491,5 +504,5 @@ class Live:
             "checkpoint": state.completed + 1,
             "started": state.started is not None,
             "timeout": timeout(state, self._ground.clock()),
-            "problem": self.problem,
+            "problem": self.failed or self.problem,
         }

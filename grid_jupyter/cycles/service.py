@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import Callable, Coroutine
@@ -24,7 +25,7 @@ from grid_jupyter.cycles.metrics import Metrics
 from grid_jupyter.cycles.onnx_plans import OnnxPlans
 from grid_jupyter.cycles.pushing import SLOW_GB, Pushing
 from grid_jupyter.cycles.room import Room
-from grid_jupyter.cycles.terms import advice, read_speed, read_terms
+from grid_jupyter.cycles.terms import Terms, advice, read_speed, read_terms
 from grid_jupyter.cycles.third_party import ThirdParty
 from grid_jupyter.errors import (
     BadRequest,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from grid_jupyter.aggregation.form import Form
 
 T = TypeVar("T")
+log = logging.getLogger("grid_jupyter")
 
 HEADER_BYTES = 1 << 20
 """What a report may be longer than the model: another order of tensors, metadata."""
@@ -104,8 +106,7 @@ class Cycles:
         known = await self._table.transact(lambda rows: rows.blobs())
         await asyncio.to_thread(self.blobs.sweep, known)
         for stored, state, model in await self._table.transact(_all):
-            path = self.blobs.path(model.blob)
-            await self._begin(stored, await asyncio.to_thread(_form_of, path), state, path)
+            await self._go_on(stored, state, self.blobs.path(model.blob))
         await self.push.start()
 
     async def stop(self) -> None:
@@ -124,11 +125,19 @@ class Cycles:
         """What is called when a training is hosted, or stands otherwise than before."""
         self._tell = tell
 
-    async def _begin(self, stored: StoredTraining, form: Form, state: Training, model: Path) -> Live:
+    async def _begin(self, stored: StoredTraining, form: Form, state: Training, model: Path) -> None:
         live = self._live[stored.id] = Live(self._ground, stored, read_terms(stored.server_config), form, state, model)
         await live.start()
         self._tell()
-        return live
+
+    async def _go_on(self, stored: StoredTraining, state: Training, model: Path) -> None:
+        """A training of an earlier process. Where it cannot go on it is shown as failed, and the others do."""
+        try:
+            await self._begin(stored, await asyncio.to_thread(_form_of, model), state, model)
+        except (GridError, OSError) as error:
+            why = str(error) if isinstance(error, GridError) else "the file of its model is gone"
+            log.error("the training %d cannot go on: %s", stored.id, why)
+            self._live[stored.id] = await asyncio.to_thread(_failed, self._ground, stored, state, model, why)
 
     # -------------------------------------------------------------- hosting
 
@@ -199,7 +208,9 @@ class Cycles:
 
     async def foresee(self, name: str, version: str | None) -> answers.Welcome | answers.Rejected:
         """Whether it is worth coming: what a new device would be told if it asked for a place. Raises NotFound."""
-        answer = (await self._find(name, version)).foresee()
+        live = await self._find(name, version)
+        live.check_stays()
+        answer = live.foresee()
         return {"status": "accepted"} if answer is None else _rejected(answer)
 
     async def check_key(self, worker_id: str, request_key: str) -> None:
@@ -362,7 +373,7 @@ class Cycles:
         try:
             self._check_runs()
         except NodeUnavailableError:
-            upload.abort()
+            await asyncio.to_thread(upload.abort)
             raise
         await self._finish(self._take(arriving, upload, samples or 1))
 
@@ -439,6 +450,13 @@ class Cycles:
 
 def _all(rows: TrainingRows) -> list[tuple[StoredTraining, Training, StoredCheckpoint]]:
     return [(one, msgspec.convert(rows.state(one.id), Training), rows.checkpoint(one.id, 1)) for one in rows.all()]
+
+
+def _failed(ground: Ground, stored: StoredTraining, state: Training, model: Path, why: str) -> Live:
+    """A training that this version does not go on with: it can be looked at, ended and deleted."""
+    from grid_jupyter.aggregation.form import Form
+
+    return Live(ground, stored, Terms(), Form(()), replace(state, phase="over"), model, failed=why)
 
 
 def _form_of(path: Path) -> Form:

@@ -32,39 +32,47 @@ TURN_S = 10.0
 _URL = re.compile(r"https?://[\x21\x23-\x5b\x5d-\x7e]{1,2000}")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class ThirdParty:
-    """Whom this Node asks. `hosts` are names, addresses, and networks such as 10.1.0.0/16."""
+    """Whom this Node asks. `hosts` are names, addresses, and networks such as 10.1.0.0/16; a name or an address may
+    have a port behind it, and is asked there and nowhere else. Without one it is the scheme's, 443 or 80."""
 
     def __init__(self, hosts: Sequence[str] = (), *, timeout_s: float = TIMEOUT_S) -> None:
         """Raises BadRequest for what is neither a name, nor an address or network."""
         self._timeout_s = timeout_s
-        self._names: set[str] = set()
-        self._networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = []
-        for host in hosts:
+        self._names: set[tuple[str, int | None]] = set()
+        self._networks: list[tuple[IpNetwork, int | None]] = []
+        for told in hosts:
+            host, port = _with_port(told)
             try:
-                self._networks.append(ipaddress.ip_network(host.strip("[]")))
+                self._networks.append((ipaddress.ip_network(host), port))
             except ValueError:
                 if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", host):
                     raise BadRequest(
                         f"--auth-endpoint-host takes a name, an address or a network, such as auth.example.org, "
-                        f"10.1.2.3 or 10.1.0.0/16; not {host[:80]!r}"
+                        f"auth.example.org:8443, 10.1.2.3 or 10.1.0.0/16; not {told[:80]!r}"
                     ) from None
-                self._names.add(host.lower())
+                self._names.add((host.lower(), port))
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._names_asked = ThreadPoolExecutor(4, thread_name_prefix="grid-names")  # others wait for no name server
         self._tls: ssl.SSLContext | None = None
 
     def check_url(self, url: str) -> None:
         """Refuse an endpoint that would not be asked. Raises BadRequest."""
-        host = _parts(url).hostname or ""
-        if host in self._names or self._lists(host):
+        parts = _parts(url)
+        host, port = parts.hostname or "", _port(parts)
+        listed = None if port == _DEFAULT_PORTS[parts.scheme] else port
+        if {(host, port), (host, listed)} & self._names or self._lists(host, port, listed):
             return
+        told = host[:80] if listed is None else f"{host[:80]}:{port}"
         raise BadRequest(
-            f"this Node does not ask {host[:80]!r} about tokens: its owner lists that host (jupyter grid node "
-            "--auth-endpoint-host), or leave authentication.endpoint out"
+            f"this Node does not ask {told!r} about tokens: its owner lists that host, with its port where that is not "
+            "the scheme's own (jupyter grid node --auth-endpoint-host), or leave authentication.endpoint out"
         )
 
     async def check(self, url: str, token: str) -> None:
@@ -90,7 +98,7 @@ class ThirdParty:
             raise NotAuthenticatedError(f"{REFUSED} Get a new one from whoever gave it to you")
 
     async def _ask(self, url: SplitResult, token: str) -> int:
-        host, port = url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
+        host, port = url.hostname or "", _port(url)
         self.check_url(url.geturl())
         address = await self._address(host, port)
         tls = None
@@ -125,19 +133,32 @@ class ThirdParty:
         found = await loop.run_in_executor(self._names_asked, asked)
         addresses = [ipaddress.ip_address(str(one[4][0]).partition("%")[0]) for one in found]
         for address in addresses:
-            if not _public(address) and not self._lists(str(address)):
+            if not _public(address) and not any(address in network for network, _ in self._networks):
                 raise BadRequest(
                     f"{host[:80]!r} is in a private network; the owner of this Node lists its address as well "
                     "(--auth-endpoint-host), or not"
                 )
         return addresses[0]
 
-    def _lists(self, text: str) -> bool:
+    def _lists(self, text: str, *ports: int | None) -> bool:
+        """Whether it is an address that is listed with one of these ports."""
         try:
             address = ipaddress.ip_address(text)
         except ValueError:
             return False
-        return any(address in network for network in self._networks)
+        return any(address in network and port in ports for network, port in self._networks)
+
+
+def _port(url: SplitResult) -> int:
+    return url.port or _DEFAULT_PORTS[url.scheme]
+
+
+def _with_port(told: str) -> tuple[str, int | None]:
+    """A host that is listed, and the port behind it: of `[::1]:8443` and `auth.example.org:8443` 8443."""
+    found = re.fullmatch(r"(?:\[(?P<inner>[^\[\]]*)\]|(?P<plain>[^:\[\]]*)):(?P<port>[0-9]{1,5})", told)
+    if found is None or not 0 < int(found["port"]) < 1 << 16:
+        return told.strip("[]"), None
+    return found["inner"] if found["plain"] is None else found["plain"], int(found["port"])
 
 
 def _parts(url: str) -> SplitResult:

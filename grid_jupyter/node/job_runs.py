@@ -142,7 +142,7 @@ class JobWorker:
             return await to_the_end(storing)
         except asyncio.CancelledError:
             if storing.done() and not failed(storing):
-                self._blobs.delete(storing.result().name)  # nobody will know of it
+                await asyncio.to_thread(self._blobs.delete, storing.result().name)  # nobody will know of it
             raise
 
     def _store(self, descriptors: Sequence[int], nbytes: int, is_result: bool) -> Blob:

@@ -72,14 +72,14 @@ class Coming:
                 await asyncio.to_thread(self.upload.write, data)
             finally:
                 if self._dropped:
-                    self.upload.abort()
+                    self.upload.abandon()
 
     def drop(self) -> None:
         """Give it up, as soon as nobody writes to its file."""
         self.begin_turn()
         self._dropped = True
         if not self.lock.locked():
-            self.upload.abort()
+            self.upload.abandon()
 
 
 class Uploads:

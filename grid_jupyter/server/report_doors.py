@@ -66,7 +66,7 @@ class ReportDoor(TrainingDoor, BulkDoor):
         self._begin(arriving.limit)
         upload = await asyncio.to_thread(self.cycles.blobs.begin, secrets.token_hex(16))
         if self._turn != arriving.turn:  # it gave way meanwhile, or its sender left
-            upload.abort()
+            upload.abandon()
             return
         arriving.upload = upload
 

@@ -8,6 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from grid_jupyter.store.database import DISK_FULL_ERRNOS, DISK_FULL_TEXT
 UPLOAD_KEPT_S = 86_400.0
 """How long an unfinished upload of this process may rest before a sweep takes it."""
 
+_REMOVING = ThreadPoolExecutor(1, thread_name_prefix="grid-blobs")
+"""Ends with the process, when all is removed that was begun."""
 _BLOB = re.compile(r"[0-9a-f]{32}")
 _UPLOAD = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}\.part")
 
@@ -85,6 +88,12 @@ class Upload:
         if self._fd >= 0:
             self._close()
             self._path.unlink(missing_ok=True)
+
+    def abandon(self) -> None:
+        """As `abort`, without waiting for the disk: what is large takes a while to remove."""
+        if self._fd >= 0:
+            descriptor, self._fd = self._fd, -1
+            _REMOVING.submit(_remove, self._path, descriptor, self._made)
 
     def commit(self) -> Blob:
         """Make it a blob: on the disk, whole, under a name of ours. Raises Conflict if the upload was begun again."""
@@ -194,6 +203,12 @@ class BlobStore:
     def _entries(self) -> Iterator[os.DirEntry[str]]:
         with os.scandir(self._directory) as entries:
             yield from (entry for entry in entries if entry.is_file(follow_symlinks=False))
+
+
+def _remove(path: Path, descriptor: int, made: set[str]) -> None:
+    os.close(descriptor)
+    path.unlink(missing_ok=True)
+    made.discard(path.name)
 
 
 @contextmanager

@@ -258,9 +258,9 @@ class NoticeRows:
     # -------------------------------------------------------------- for the owner
 
     def used(self, origin: str, since: float) -> int:
-        """How many pushes somebody had sent since, to one device or to many each."""
+        """How many pushes somebody had sent since. What is made of one, a notice to each device, counts no more."""
         query = select(func.count()).where(
-            PushNotice.origin == origin, PushNotice.created >= since, PushNotice.key.not_like("%/device-%")
+            PushNotice.origin == origin, PushNotice.created >= since, PushNotice.device.is_(None)
         )
         return self._session.scalar(query) or 0
 

@@ -87,7 +87,7 @@ class Standing(TypedDict):
 
     name: str
     version: str
-    phase: Literal["gathering", "open", "closing", "over"]
+    phase: Literal["gathering", "open", "closing", "over", "failed"]
     cycle: int
     completed: int
     num_cycles: int

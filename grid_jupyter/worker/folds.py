@@ -6,10 +6,11 @@ Any Worker can; the lean one (worker/foldserver.py) does nothing else.
 from __future__ import annotations
 
 import socket
+import sys
 
 from grid_jupyter.aggregation.averaging import STRATEGIES, Averaging
 from grid_jupyter.aggregation.reports import Folding, form_of
-from grid_jupyter.errors import GridError, InvalidMessageError, LimitExceededError
+from grid_jupyter.errors import GridError, InvalidDataError, InvalidMessageError, LimitExceededError
 from grid_jupyter.wire import frames, worker
 from grid_jupyter.wire.messages import Failed
 from grid_jupyter.worker.channel import Channel, close_all
@@ -64,6 +65,11 @@ class Folds:
             channel.send(worker.reply_frame(number, reply), made.descriptors)
         except GridError as error:
             channel.send(worker.reply_frame(number, Failed(code=error.code, error=str(error))))
+        except (ArithmeticError, LookupError, OSError, TypeError, ValueError) as error:
+            # NumPy's words for what no check of ours foresaw: a report may hold anything
+            print(f"a report could not be folded: {type(error).__name__}", file=sys.stderr)
+            text = "these bytes cannot be computed with; send a report as docs/protocol-model-centric.md has it"
+            channel.send(worker.reply_frame(number, Failed(code=InvalidDataError.code, error=text)))
         except MemoryError:
             text = "the Worker that folds has no memory left for this model"
             channel.send(worker.reply_frame(number, Failed(code=LimitExceededError.code, error=text)))

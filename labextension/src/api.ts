@@ -206,7 +206,7 @@ export interface ITraining {
   owner: string;
   name: string;
   version: string;
-  phase: 'gathering' | 'open' | 'closing' | 'over';
+  phase: 'gathering' | 'open' | 'closing' | 'over' | 'failed';
   cycle: number;
   completed: number;
   /** 0: without end. */

@@ -350,7 +350,8 @@ def test_the_listeners_of_0_2_9_train_with_a_plan_of_a_function(node: GridProces
 
     weights = {"w": torch.ones(3, 1)}
     config = {"name": "listened", "version": "2", "lr": 0.5}
-    pat.host(weights, {"forward": forward}, client_config=config, server_config={"max_diffs": 1, "num_cycles": 1})
+    pat.host(weights, {"forward": forward}, client_config=config,
+             server_config={"max_diffs": 1, "num_cycles": 1, "diff_forms": ["int8", "topk"]})  # fmt: skip
     seen: list[Any] = []
 
     def accepted(job: FLJob) -> None:
@@ -358,7 +359,10 @@ def test_the_listeners_of_0_2_9_train_with_a_plan_of_a_function(node: GridProces
         seen.append(job.plans["forward"](torch.ones(2, 3), w).tolist())
         with pytest.raises(InvalidDataError, match="1 tensors, and 0"):
             job.report([])
-        job.report([w - job.client_config["lr"]])
+        for form in ("topk", "float16"):  # a rest is not a job's to keep, and this training takes no float16
+            with pytest.raises(BadRequest, match=f"no diff as {form}; this training takes int8, topk"):
+                job.report([w], diff=form)
+        job.report([w - job.client_config["lr"]], diff="int8")
 
     for _ in range(2):
         job = FLClient(node.address.replace("http", "ws")).new_job("listened")

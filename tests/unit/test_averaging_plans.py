@@ -14,7 +14,12 @@ from plan_documents import linear
 from safetensors.numpy import save
 
 from grid_jupyter.aggregation.diffs import packed
+from grid_jupyter.aggregation.form import Form
+from grid_jupyter.cycles.averaging_plan import check_averaging
+from grid_jupyter.cycles.terms import read_terms
 from grid_jupyter.errors import BadRequest
+from grid_jupyter.plans.document import canonical
+from grid_jupyter.plans.reader import read_plan
 
 
 def run(state: Path, work: Callable[[World], Awaitable[Any]]) -> Any:
@@ -142,3 +147,15 @@ def test_a_plan_that_could_not_average_is_refused_with_the_reason(
             await here.host(averaging=plan, **config)
 
     run(tmp_path, work)
+
+
+def test_what_all_diffs_take_at_once_is_bounded_when_the_plan_is_hosted():
+    rows, count = 1 << 27, 5  # 512 MiB each
+    like = [["float32", [rows, 1]]]
+    tree = largest(count)
+    tree["inputs"] = [argument(f"0.{k}.0", [rows, 1]) for k in range(count)]
+    tree["nodes"] = [[name, arguments, like] for name, arguments, _ in tree["nodes"]]
+    form = Form((("w", numpy.dtype("float32"), (rows, 1)),))
+    terms = read_terms({"min_diffs": count, "max_diffs": count})
+    with pytest.raises(BadRequest, match=r"5 diffs of 536870912 bytes.*one after the other with iterative_plan"):
+        check_averaging(read_plan(canonical(tree)), False, form, terms)

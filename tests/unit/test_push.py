@@ -211,8 +211,8 @@ def test_5_an_owner_pushes_to_all_or_to_some_within_a_quota_and_the_same_push_on
             await push.send(SendPush(model="m"))
         with pytest.raises(LimitExceededError, match="2048 bytes"):
             await push.send(SendPush(model="m", data={str(k): "x" * 900 for k in range(3)}))
-        for _ in range(58):
-            await push.send(SendPush(model="m", text="again"))
+        for number in range(58):  # whatever a sender calls them
+            await push.send(SendPush(model="m", text="again", key=f"{number}/device-{number}"))
         with pytest.raises(LimitExceededError, match="60 pushes"):
             await push.send(SendPush(model="m", text="once too often"))
         await push.send(SendPush(model="m", title="Hello", data={"when": "now"}, key="k"))  # it went before

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
+import sys
+import threading
+import time
+from pathlib import Path
 from typing import Any, cast
 
 from grid_jupyter.cycles import arriving as module
 from grid_jupyter.cycles.arriving import Arrivals, Arriving
 from grid_jupyter.cycles.room import Room
+from grid_jupyter.store.blobs import BlobStore
 
 
 class _Upload:
     ended = False
 
-    def abort(self) -> None:
+    def abandon(self) -> None:
         self.ended = True
 
 
@@ -61,3 +67,23 @@ def test_cut_reports_are_bounded() -> None:
         return len(back), sum(cast(Any, one).ended for one in uploads)
 
     assert asyncio.run(run()) == (10, 10)
+
+
+def test_a_large_file_that_is_given_up_is_removed_beside_the_event_loop(tmp_path: Path) -> None:
+    removing: list[int] = []
+
+    def look(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "os.remove" and str(arguments[0]).startswith(str(tmp_path)):
+            removing.append(threading.get_ident())
+
+    sys.addaudithook(look)
+    arriving = _one("key")
+    arriving.upload = upload = BlobStore(tmp_path).begin(secrets.token_hex(16))
+    arriving.drop()
+    assert upload.ended
+    until = time.monotonic() + 10
+    while upload.path.exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not upload.path.exists()
+    assert removing
+    assert threading.get_ident() not in removing

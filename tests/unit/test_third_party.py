@@ -31,6 +31,10 @@ class Judge:
         self.port, self.answer = port, answer
         self.asked: list[tuple[str, dict[str, Any]]] = []
 
+    def host(self, name: str = HERE) -> str:
+        """As an owner lists it."""
+        return f"{name}:{self.port}"
+
     def url(self, host: str = HERE) -> str:
         return f"http://{host}:{self.port}/check?by=node"
 
@@ -64,8 +68,8 @@ def run(work: Callable[[], Awaitable[Any]]) -> Any:
 
 def test_200_lets_a_device_in_and_nothing_else_does():
     async def work() -> None:
-        party = ThirdParty([HERE], timeout_s=5)
         async with judge(YES) as one:
+            party = ThirdParty([one.host()], timeout_s=5)
             await party.check(one.url(), "tökén\r\nX: y")
             assert one.asked == [("POST /check?by=node HTTP/1.1", {"auth_token": "tökén\r\nX: y"})]
             for answer in (
@@ -84,8 +88,8 @@ def test_200_lets_a_device_in_and_nothing_else_does():
 @pytest.mark.parametrize("answer", [None, b"", b"hello\r\n", b"x" * 200_000, b"HTTP/1.1 abc\r\n"])
 def test_a_third_party_that_never_answers_or_says_nothing_of_sense_is_given_up(answer: bytes | None):
     async def work() -> None:
-        party = ThirdParty([HERE], timeout_s=0.5)
         async with judge(answer) as one:
+            party = ThirdParty([one.host()], timeout_s=0.5)
             began = time.monotonic()
             with pytest.raises(NodeUnavailableError, match="gave no answer; authenticate again later"):
                 await party.check(one.url(), "t")
@@ -98,8 +102,9 @@ def test_nothing_listens_there():
     async def work() -> None:
         with socket.socket() as one:
             one.bind((HERE, 0))
+            host = f"{HERE}:{one.getsockname()[1]}"
             with pytest.raises(NodeUnavailableError, match="gave no answer"):
-                await ThirdParty([HERE]).check(f"http://{HERE}:{one.getsockname()[1]}/", "t")
+                await ThirdParty([host]).check(f"http://{host}/", "t")
 
     run(work)
 
@@ -108,9 +113,9 @@ def test_a_listed_name_in_a_private_network_is_asked_only_where_its_address_is_l
     async def work() -> None:
         async with judge(YES) as one:
             with pytest.raises(NodeUnavailableError, match="is in a private network"):
-                await ThirdParty(["localhost"]).check(one.url("localhost"), "t")
+                await ThirdParty([one.host("localhost")]).check(one.url("localhost"), "t")
             assert one.asked == []
-            await ThirdParty(["LOCALHOST", "127.0.0.0/8", "::1"]).check(one.url("localhost"), "t")
+            await ThirdParty([one.host("LOCALHOST"), "127.0.0.0/8", "::1"]).check(one.url("localhost"), "t")
             assert len(one.asked) == 1
 
     run(work)
@@ -126,6 +131,8 @@ def test_a_listed_name_in_a_private_network_is_asked_only_where_its_address_is_l
         ("http://2130706433/", "does not ask"),
         ("http://[::ffff:127.0.0.1]/", "does not ask"),
         ("http://auth.example.org@10.0.0.1/", "without a user name"),
+        ("https://auth.example.org:22/", "does not ask 'auth.example.org:22' about tokens.*with its port"),
+        ("https://auth.example.org:80/", "does not ask 'auth.example.org:80'"),
         ("ftp://auth.example.org/", "is a URL, http"),
         ("file:///etc/passwd", "is a URL, http"),
         ("http://auth.example.org:99999/", "is a URL, http"),
@@ -148,6 +155,18 @@ def test_an_endpoint_that_is_not_listed_or_is_no_plain_url_is_refused_at_hosting
     run(work)
 
 
+@pytest.mark.parametrize("listed", ["auth.example.org:8443", "10.1.2.3:8443", "[fd00::1]:8443"])
+def test_a_host_that_is_listed_with_a_port_is_asked_there_alone(listed: str):
+    party = ThirdParty([listed])
+    party.check_url(f"https://{listed}/check")
+    host = listed.removesuffix(":8443")
+    for url in (f"https://{host}/", f"https://{host}:443/", f"http://{host}:8444/"):
+        with pytest.raises(BadRequest, match="does not ask"):
+            party.check_url(url)
+    both = ThirdParty([listed, f"{host}:443"])
+    both.check_url(f"https://{host}/")
+
+
 def test_a_node_whose_owner_lists_nobody_asks_nobody(tmp_path: Path):
     async def work() -> None:
         async with world(tmp_path) as here:
@@ -157,7 +176,7 @@ def test_a_node_whose_owner_lists_nobody_asks_nobody(tmp_path: Path):
     run(work)
 
 
-@pytest.mark.parametrize("host", ["http://x", "a b", "10.0.0.1/33", "", "-a", "x/y"])
+@pytest.mark.parametrize("host", ["http://x", "a b", "10.0.0.1/33", "", "-a", "x/y", "x:0", "x:70000", "x:y", ":80"])
 def test_what_is_neither_a_name_nor_an_address_cannot_be_listed(host: str):
     with pytest.raises(BadRequest, match="--auth-endpoint-host takes a name"):
         ThirdParty([host])
@@ -178,7 +197,7 @@ def test_what_is_of_the_public_internet(address: str, public: bool):
 
 def test_a_device_needs_its_signature_and_the_third_party_and_what_is_refused_leaves_nothing(tmp_path: Path):
     async def work() -> None:
-        async with judge(YES) as one, world(tmp_path, third_party=ThirdParty([HERE])) as here:
+        async with judge(YES) as one, world(tmp_path, third_party=ThirdParty([one.host()])) as here:
             await here.host("both", authentication={"secret": SECRET, "endpoint": one.url()})
             await here.host("alone", authentication={"endpoint": one.url()})
             good = jwt.encode({"exp": int(time.time()) + 3600}, SECRET, "HS256")
@@ -205,7 +224,7 @@ def test_a_device_needs_its_signature_and_the_third_party_and_what_is_refused_le
 def test_many_devices_wait_for_their_turn():
     async def work() -> None:
         async with judge(YES) as one:
-            party = ThirdParty([HERE])
+            party = ThirdParty([one.host()])
             await asyncio.gather(*(party.check(one.url(), "t") for _ in range(100)))
             assert len(one.asked) == 100
 

@@ -121,6 +121,8 @@ function phase(training: ITraining, trans: TranslationBundle): [Tone, string] {
       return ['good', trans.__('Running')];
     case 'closing':
       return ['busy', trans.__('Making a checkpoint')];
+    case 'failed':
+      return ['bad', trans.__('Failed')];
     default:
       return ['off', trans.__('Over')];
   }
