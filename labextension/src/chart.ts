@@ -62,7 +62,10 @@ export function options(
         alpha: line.by ? 0.35 : 1,
         width: line.by ? 1 : 2,
         spanGaps: true,
-        points: { show: line.values.length < 40 && !line.by }
+        points: {
+          show: line.values.length < 40 && !line.by,
+          fill: colour('--jp-layout-color1')
+        }
       }))
     ]
   };

@@ -33,7 +33,11 @@ export function Empty(props: {
     <div className="jp-Grid-empty">
       <p>{props.text}</p>
       {props.hint && <p className="jp-Grid-quiet">{props.hint}</p>}
-      {props.code && <pre className="jp-Grid-code">{props.code}</pre>}
+      {props.code && (
+        <pre className="jp-Grid-code" tabIndex={0}>
+          {props.code}
+        </pre>
+      )}
     </div>
   );
 }

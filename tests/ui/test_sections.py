@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas
 import pytest
@@ -22,6 +23,9 @@ from grid_jupyter.client.node import NodeClient
 from grid_jupyter.errors import GetNotPermittedError
 
 HOSTILE = "<img src=x onerror='window.stolen=1'></script><b data-commandlinker-command='x'>\u202eevil"
+AXE = Path(__file__).parents[2] / "labextension/node_modules/axe-core/axe.min.js"
+"""Looks for what people who see little, or use no mouse, could not use."""
+THEME = "theme => { window.jupyterapp.commands.execute('apputils:change-theme', {theme}); }"
 SOON_MS = 2_000
 """What the panel promises for a request that came."""
 
@@ -145,6 +149,35 @@ def test_a_request_is_announced_and_approved_and_its_value_fetched(panel, page, 
     expect(card).to_have_count(0, timeout=PATIENCE_MS)
     assert str(value.get()).endswith("tensor(3.5000)")
     expect(page.locator(TAB)).not_to_have_attribute("data-grid-waiting", "1")
+
+
+def test_all_can_be_read_and_named_in_both_themes(panel, page, place, artefacts):
+    if not AXE.exists():
+        pytest.skip("axe-core is not there: npm ci in labextension, or make panel")
+    place.owner.publish(torch.arange(8.0), name="ages", tags=["#ages"], description="of ward 7", allowed_users="Ana")
+    place.owner.publish(torch.arange(8.0), name="weights", tags=["#weights"])
+    place.ana.search("#weights")[0].mean().request("for figure 3")
+    expect(panel.get_by_test_id("grid-request")).to_be_visible(timeout=PATIENCE_MS)
+    panel.get_by_text("How it was computed").click()
+    panel.get_by_test_id("grid-dataset").filter(has_text="of ward 7").get_by_role("button", name="Edit…").click()
+    page.evaluate(AXE.read_text())
+    try:
+        for theme, light in (("Dark", "false"), ("Light", "true")):
+            page.evaluate(
+                f"window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})"
+            )
+            expect(page.locator("body")).to_have_attribute("data-jp-theme-light", light, timeout=PATIENCE_MS)
+            expect(page.locator("#jupyterlab-splash")).to_have_count(0, timeout=PATIENCE_MS)
+            found = page.evaluate("axe.run('.jp-GridPanel')")
+            assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in found["violations"]] == []
+            assert {"button-name", "color-contrast", "label"} <= {one["id"] for one in found["passes"]}
+            page.screenshot(path=artefacts / f"panel-edit-{theme.lower()}.png")
+    finally:
+        page.evaluate(THEME, "JupyterLab Light")
+        for request in place.owner.requests():
+            request.deny("no")
+        for info in place.owner.datasets():
+            place.owner.unpublish(info)
 
 
 def test_a_job_is_read_denied_and_listed_with_the_reason(panel, page, place, artefacts):

@@ -98,7 +98,7 @@ function Job(props: {
         {' · '}
         {moment(job.created)}
       </p>
-      {!ended && progress !== null && (
+      {!ended && job.state !== 'waiting' && progress !== null && (
         <progress
           className="jp-Grid-progress"
           value={progress}

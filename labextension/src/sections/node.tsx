@@ -296,7 +296,7 @@ function device(one: IDevice, trans: TranslationBundle): string {
 }
 
 function sentence(text: string): string {
-  return text.charAt(0).toUpperCase() + text.slice(1);
+  return text.replace(/^(cpu\b|.)/u, begin => begin.toUpperCase());
 }
 
 function networkText(node: INode, trans: TranslationBundle): string {
