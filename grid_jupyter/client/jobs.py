@@ -249,7 +249,7 @@ class Job:
         if message.bulk:
             where = f"/data-centric/jobs/rounds/{self._number}"
             secret = {"X-Grid-Session": link.welcome.session}
-            upload(self.node.address, where, "", of_memory(b"", data), len(data), secret, "sending")
+            upload(self.node.address, where, f"?job={self.id}", of_memory(b"", data), len(data), secret, "sending")
             self._posted = link.ask_later(message), self._number
         else:
             self._posted = link.ask_later(message, data), self._number

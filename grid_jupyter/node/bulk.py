@@ -47,9 +47,10 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 class Outgoing:
     """A released value that waits for its download, or is on its way."""
 
-    def __init__(self, descriptor: int, now: float) -> None:
+    def __init__(self, descriptor: int, now: float, job: str = "") -> None:
         self.descriptor = descriptor
         self.size = os.fstat(descriptor).st_size
+        self.job = job  # the file is one that we made, and this job's Worker has it as well
         self.senders = 0
         self.sent = False  # to its end, at least once
         self.dropped = False
@@ -78,7 +79,9 @@ class Outgoing:
 class Incoming:
     """A tensor that comes in piece by piece, over one connection at a time: `turn` says which one counts."""
 
-    def __init__(self, dtype: str, shape: tuple[int, ...], size: int, now: float) -> None:
+    def __init__(
+        self, dtype: str, shape: tuple[int, ...], size: int, now: float, job: str = "", descriptor: int | None = None
+    ) -> None:
         self.dtype = dtype
         self.shape = shape
         self.size = size
@@ -86,7 +89,10 @@ class Incoming:
         self.turn = 0
         self.writing = False
         self.touched = now
-        self.descriptor = os.memfd_create("upload", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self.job = job  # the only one that it may go to
+        if descriptor is None:
+            descriptor = os.memfd_create("upload", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self.descriptor = descriptor
 
     def begin_turn(self) -> int:
         """Whoever wrote until now writes no more; the number of the new turn."""
@@ -110,7 +116,7 @@ class Incoming:
         rest = data
         try:
             while rest:
-                count = os.write(self.descriptor, rest)
+                count = os.pwrite(self.descriptor, rest, self.offset)  # the file's position may be its Worker's, too
                 self.offset += count
                 rest = rest[count:]
         except OSError:
@@ -120,7 +126,8 @@ class Incoming:
         """Fix its length: whoever maps it can rely on that. Raises InvalidMessageError if bytes are missing."""
         if self.descriptor < 0 or self.offset != self.size:
             raise InvalidMessageError("the upload ended early; send the rest")
-        fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, _SEALS)
+        if fcntl.fcntl(self.descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
+            fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, _SEALS)
 
     def drop(self) -> None:
         """Give it up."""
@@ -139,11 +146,14 @@ class Bulk:
         self._leaving: set[Outgoing] = set()  # dropped, and still being sent
         self._incoming: dict[int, Incoming] = {}
         self._arrived: dict[int, int] = {}  # sizes, by id
+        self._spare: Outgoing | None = None
+        """The file of a round that is over, for the next one: fresh memory costs more than the bytes that come."""
 
     # -------------------------------------------------------------- out
 
-    def keep(self, descriptor: int, size: int) -> str:
-        """Take a released value from its Worker; the ticket for its download.
+    def keep(self, descriptor: int, size: int, job: str = "") -> str:
+        """Take a released value from its Worker; the ticket for its download. With `job` the file is ours: what comes
+        in for that job's next round may be written into it, once this was fetched.
 
         Raises LimitExceededError, GridError for a file that could still change its length.
         """
@@ -159,7 +169,7 @@ class Bulk:
             os.close(descriptor)
             raise LimitExceededError("too many large values wait for their download; fetch one after the other")
         ticket = secrets.token_urlsafe(16)
-        self._outgoing[ticket] = Outgoing(descriptor, self._clock())
+        self._outgoing[ticket] = Outgoing(descriptor, self._clock(), job)
         return ticket
 
     def _fits(self, size: int) -> bool:
@@ -178,21 +188,38 @@ class Bulk:
             found.senders -= 1
             found.touched = self._clock()
             if found.dropped:
-                found.drop()
                 self._leaving.discard(found)
+                self._let_go(found)
 
     def forget(self, ticket: str) -> None:
         """The client has the value, or does not want it."""
         found = self._outgoing.pop(ticket, None)
         if found is not None:
-            found.drop()
+            found.dropped = True
             if found.senders:
                 self._leaving.add(found)
+            else:
+                self._let_go(found)
+
+    def _let_go(self, found: Outgoing) -> None:
+        if found.senders:
+            return
+        if not found.job:
+            found.drop()
+            return
+        self._drop_spare()
+        self._spare = found
+
+    def _drop_spare(self) -> None:
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            spare.drop()
 
     # -------------------------------------------------------------- in
 
-    def begin(self, value: int, dtype: str, shape: tuple[int, ...], size: int) -> Incoming:
-        """Make room for a large tensor of this form; one that was begun under the same id is given up.
+    def begin(self, value: int, dtype: str, shape: tuple[int, ...], size: int, job: str = "") -> Incoming:
+        """Make room for a large tensor of this form; one that was begun under the same id is given up. With `job` it
+        can go to that job's Worker alone.
 
         Raises InvalidMessageError, LimitExceededError.
         """
@@ -205,7 +232,14 @@ class Bulk:
         self._arrived.pop(value, None)
         if size + sum(one.size for one in self._incoming.values()) > self._limit:
             raise LimitExceededError(f"a tensor of {size} bytes is over the session's memory of {self._limit} bytes")
-        made = self._incoming[value] = Incoming(dtype, shape, size, self._clock())
+        spare = self._spare
+        if spare is not None and (spare.job, spare.size) == (job, size) and _is_as_made(spare.descriptor):
+            self._spare = None
+            made = Incoming(dtype, shape, size, self._clock(), job, spare.descriptor)
+        else:
+            self._drop_spare()
+            made = Incoming(dtype, shape, size, self._clock(), job)
+        self._incoming[value] = made
         return made
 
     def progress(self, value: int) -> tuple[int, bool]:
@@ -258,6 +292,8 @@ class Bulk:
     def sweep(self) -> None:
         """Forget what nobody came back for."""
         now = self._clock()
+        if self._spare is not None and now - self._spare.touched > FETCHED_S:
+            self._drop_spare()
         for ticket, out in list(self._outgoing.items()):
             if not out.senders and now - out.touched > (FETCHED_S if out.sent else UNFETCHED_S):
                 self.forget(ticket)
@@ -271,6 +307,12 @@ class Bulk:
             self.forget(ticket)
         for value in list(self._incoming):
             self.give_up(value)
+        self._drop_spare()
+
+
+def _is_as_made(descriptor: int) -> bool:
+    """Whether the Worker that has it too has sealed nothing more of it."""
+    return fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) == _SEALS
 
 
 def _close(descriptor: int, size: int) -> None:
@@ -279,6 +321,11 @@ def _close(descriptor: int, size: int) -> None:
         os.close(descriptor)
     else:
         threading.Thread(target=os.close, args=(descriptor,), daemon=True).start()
+
+
+def is_same(one: int, other: int) -> bool:
+    """Whether two descriptors are of the same file."""
+    return os.path.sameopenfile(one, other)
 
 
 def filled(descriptor: int) -> int:

@@ -28,7 +28,7 @@ from grid_jupyter.errors import (
 from grid_jupyter.identity.accounts import Account
 from grid_jupyter.node import policy
 from grid_jupyter.node.answers import Answers
-from grid_jupyter.node.bulk import Bulk, Incoming
+from grid_jupyter.node.bulk import Bulk, Incoming, is_same
 from grid_jupyter.node.datasets import is_vocabulary, rules_of
 from grid_jupyter.node.gate import Gate, Source
 from grid_jupyter.node.line import HangUp, Line, Send
@@ -293,16 +293,21 @@ class NodeSession:
     async def _round(self, request_id: int, message: messages.Round, payload: memoryview) -> None:
         came = self.bulk.claim(message.number) if message.bulk else None
         descriptor = None if came is None else came.descriptor
+        again = ""
         try:
+            if came is not None and came.job not in ("", message.job):
+                raise InvalidMessageError("these weights came for another job: send them for this one")
             rounded, weights, handed = await self._sessions.rounds(
                 self._caller.user, message, payload, descriptor, self.gone
             )
+            if handed and came is not None and is_same(handed[0], came.descriptor):
+                again = came.job  # they came back where they went in
         finally:
             if came is not None:
                 came.drop()
         if handed:
             size = os.fstat(handed[0]).st_size
-            rounded = msgspec.structs.replace(rounded, bulk=self.bulk.keep(handed[0], size))
+            rounded = msgspec.structs.replace(rounded, bulk=self.bulk.keep(handed[0], size, again))
         await self._line.send(messages.reply_frame(request_id, rounded, weights))
 
     # -------------------------------------------------------------- bulk bytes

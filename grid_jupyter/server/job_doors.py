@@ -83,12 +83,13 @@ class JobResult(BulkDoor):
 @stream_request_body
 class RoundIn(SessionBulkDoor, Intake):
     """PUT /data-centric/jobs/rounds/<number>: large weights of a round, as bytes, into the session that asks for it.
-    HEAD: how much of them is here. PATCH: the rest of them."""
+    With ?job= they are for that job alone, whose file of the round before is used again. HEAD: how much of them is
+    here. PATCH: the rest of them."""
 
     async def put(self, number: str) -> None:
-        session, size = self.session, self.length()
+        session, size, job = self.session, self.length(), self.get_query_argument("job", "")
         policy.check_session(session.user, self.node.guests)
-        incoming = session.bulk.begin(byte_number(number), "uint8", (size,), size)
+        incoming = session.bulk.begin(byte_number(number), "uint8", (size,), size, job)
         await self.take_in(incoming, session, _whole)
 
     async def patch(self, number: str) -> None:

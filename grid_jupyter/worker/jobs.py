@@ -113,7 +113,12 @@ class JobRun:
         ]
         data = to_bytes(weights.flat)
         trained = self._trained(history, len(data))
-        return trained, data, memory_file(len(data)) if len(data) > INLINE_BYTES else -1
+        if len(data) <= INLINE_BYTES:
+            return trained, data, -1
+        if len(came) == len(data) and descriptors:  # back to where they came in: that memory is there already
+            os.lseek(descriptors[0], 0, os.SEEK_SET)
+            return trained, data, os.dup(descriptors[0])
+        return trained, data, memory_file(len(data))
 
     def _correction(self, flat: torch.Tensor) -> list[torch.Tensor]:
         begins = [part.data_ptr() - self._training.weights.flat.data_ptr() for part in self._training.weights.parts]

@@ -24,12 +24,13 @@ from grid_jupyter.errors import (
     Conflict,
     GetNotPermittedError,
     GridError,
+    InvalidMessageError,
     ObjectNotFoundError,
     RemoteOperationError,
 )
 from grid_jupyter.link.http import transfer
 from grid_jupyter.plans.models import training_plan
-from grid_jupyter.wire.messages import JobPolicy
+from grid_jupyter.wire.messages import JobPolicy, Round
 
 
 class Screen(io.StringIO):
@@ -120,14 +121,37 @@ def test_a_job_of_many_rounds_trains_from_what_each_round_brings(node, data):
             job.round(weights)
 
 
-def test_a_round_whose_weights_are_too_many_for_a_frame_goes_by_http(node, data):
+def test_rounds_whose_weights_are_too_many_for_a_frame_go_by_http_and_bring_and_take_what_they_should(node, data):
+    torch.manual_seed(0)
     wide = nn.Sequential(nn.Linear(8, 60_000), nn.ReLU(), nn.Linear(60_000, 3))
     with node.client("Ann") as ann:
-        job = ann.submit(wide, loss=nn.CrossEntropyLoss(), data=pointers(ann), rounds=2, batch_size=ROWS)
+        job, other = (
+            ann.submit(wide, loss=nn.CrossEntropyLoss(), data=pointers(ann), rounds=9, batch_size=ROWS)
+            for _ in range(2)
+        )
         job.wait(60, until=frozenset({"running"}))
-        weights, *_ = job.round(dict(wide.state_dict()))
-        assert any(not torch.equal(weights[name], value) for name, value in wide.state_dict().items())
+        other.wait(60, until=frozenset({"running"}))
+        weights = dict(wide.state_dict())
+        trained = []
+        for number in (1, 2, 1):  # the file of a round is that of the next one
+            answer = job.round(weights, number=number).weights
+            trained.append({name: one.clone() for name, one in answer.items()})
+            weights = trained[-1] if number == 1 and len(trained) == 1 else dict(wide.state_dict())
+        assert all(torch.equal(trained[0][name], trained[2][name]) for name in weights)
+        again = other.round(trained[0], number=2).weights
+        assert all(torch.equal(trained[1][name], again[name]) for name in weights)
+        assert not torch.equal(trained[0]["0.weight"], trained[1]["0.weight"])
+        job.begin_round(weights, number=3)
+        link = job._link
+        assert link is not None
+        job.end_round()
+        where, secret = f"/data-centric/jobs/rounds/4?job={other.id}", {"X-Grid-Session": link.welcome.session}
+        sent = bytes(sum(one.numel() * 4 for one in weights.values()))
+        transfer(ann.address, "PUT", where, sent, headers=secret)
+        with pytest.raises(InvalidMessageError, match="these weights came for another job"):
+            link.answer(link.ask_later(Round(job=job.id, number=4, bulk=True)))
         job.cancel()
+        other.cancel()
 
 
 def test_a_round_with_weights_that_are_no_numbers_fails_and_says_why(node, data):
