@@ -153,6 +153,10 @@ def add_node(commands: Commands[argparse.ArgumentParser]) -> None:
         help="where Dask workers reach this Node, if not at the address that faces the scheduler",
     )  # fmt: skip
     where.add_argument(
+        "--workers-tls", type=Path, nargs=3, metavar=("CA", "CERT", "KEY"),
+        help="PEM files by which this Node and a tls:// scheduler know each other (those of Dask's configuration)",
+    )  # fmt: skip
+    where.add_argument(
         "--workers-resources", type=values.resources, default=(), metavar="NAME=NUMBER,…",
         help="what one Worker takes of a Dask worker's resources, like GPU=1,MEMORY=2G",
     )  # fmt: skip

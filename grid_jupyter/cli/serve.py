@@ -39,6 +39,7 @@ def node(options: argparse.Namespace) -> int:
             warm=options.warm,
             workers=options.workers,
             workers_link=options.workers_link,
+            workers_tls=tuple(options.workers_tls) if options.workers_tls else None,
             workers_resources=options.workers_resources,
             require_isolation=options.require_isolation,
             device=options.device,

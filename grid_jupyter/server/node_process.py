@@ -141,6 +141,7 @@ def _workers(options: NodeOptions) -> Workers:
         device = "cuda:0" if device == "cuda" else device
         limits = msgspec.structs.replace(limits, device=device, device_parts=options.device_parts)
     try:
+        from grid_jupyter.worker.dask_client import Certificates
         from grid_jupyter.worker.dask_pool import DaskPool, Link
     except ModuleNotFoundError as error:
         raise DependencyError(
@@ -152,6 +153,7 @@ def _workers(options: NodeOptions) -> Workers:
         spare_workers=options.spare_workers,
         resources=dict(options.workers_resources),
         link=Link(*options.workers_link) if options.workers_link else None,
+        certificates=Certificates(*options.workers_tls) if options.workers_tls else None,
         require_isolation=options.require_isolation,
     )
 

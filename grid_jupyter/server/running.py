@@ -91,6 +91,7 @@ class NodeOptions:
     warm: bool = False  # load torch at the start
     workers: str = "local"  # or the address of a Dask scheduler
     workers_link: tuple[str, int] | None = None  # where Dask workers reach this Node
+    workers_tls: tuple[Path, Path, Path] | None = None  # CA, certificate and key, for a scheduler that uses TLS
     workers_resources: tuple[tuple[str, float], ...] = ()  # what one Worker takes of a Dask worker
     require_isolation: bool = False  # run no Worker without a sandbox
     device: tuple[str, ...] = ("cpu",)  # that Workers compute on (worker/devices.py)

@@ -17,13 +17,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
-from distributed import Client, Future, Security
+from distributed import Client, Future
 
 from grid_jupyter import __version__
 from grid_jupyter.errors import BadRequest, NodeUnavailableError
 from grid_jupyter.wire import relay
 from grid_jupyter.wire.worker import WorkerLimits
 from grid_jupyter.worker import dask_worker
+from grid_jupyter.worker.dask_client import Certificates, connected
 from grid_jupyter.worker.devices import NODES, ON_CPU, WHOLE, Asked
 from grid_jupyter.worker.far_door import FarDoor, new_ticket, way_to
 from grid_jupyter.worker.process import Arrived, HungUp, WayToWorker, WorkerProcess
@@ -32,7 +33,6 @@ from grid_jupyter.worker.shares import Shares
 
 log = logging.getLogger("grid_jupyter")
 
-_CONNECT_S = 10.0
 _START_S = 60.0
 """How long a session waits for a place on the cluster. The first Worker on a machine loads torch, which is in it."""
 _REPLACE_S = 0.5
@@ -53,7 +53,8 @@ class DaskPool:
 
     Each Worker is one task, and takes what `resources` says, or else one of a Dask worker's threads, for as long as it
     lives; on a GPU (`limits.device`), without `resources`, so much of `GPU` as its share. `link` is needed where Dask
-    workers see this machine under another address than the way to the scheduler has.
+    workers see this machine under another address than the way to the scheduler has. `certificates` are for `tls://`;
+    without them, those of Dask's configuration.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class DaskPool:
         spare_workers: int = 0,
         resources: Mapping[str, float] | None = None,
         link: Link | None = None,
+        certificates: Certificates | None = None,
         require_isolation: bool = False,
         start_s: float = _START_S,
     ) -> None:
@@ -77,6 +79,7 @@ class DaskPool:
         share = {} if limits.device == "cpu" else {"GPU": (limits.device_parts or WHOLE) / WHOLE}
         self._resources = dict(resources or share)
         self._link = link
+        self._certificates = certificates
         self._require_isolation = require_isolation
         self._start_s = start_s
         self._client: Client | None = None
@@ -126,21 +129,7 @@ class DaskPool:
             if self._given is not None:
                 self._client = self._given
                 return self._client
-            address = self._address.replace("dask://", "tcp://", 1)
-            if address.startswith("tls://") and not Security().get_connection_args("client").get("ssl_context"):
-                raise NodeUnavailableError(
-                    "a tls:// scheduler needs certificates in Dask's configuration: distributed.comm.tls.ca-file, and "
-                    "client.cert and client.key beside it (docs/dask.md)"
-                )
-            try:
-                self._client = await Client(
-                    address, asynchronous=True, timeout=_CONNECT_S, set_as_default=False, name="grid_jupyter Node"
-                )
-            except (OSError, asyncio.TimeoutError, ValueError) as error:
-                raise NodeUnavailableError(
-                    f"no Dask scheduler answers at {self._address} ({type(error).__name__}); is it running, and is the "
-                    f"address right?"
-                ) from None
+            self._client = await connected(self._address, self._certificates)
         return self._client
 
     def _is_isolated(self, text: str) -> None:

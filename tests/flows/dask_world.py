@@ -12,15 +12,17 @@ from node_world import PATIENCE_S, until
 
 
 class DaskCluster:
-    """`dask scheduler` and `dask worker` processes, whose state lies in this directory."""
+    """`dask scheduler` and `dask worker` processes, whose state lies in this directory. `options` are for all of them,
+    `scheduling` for the scheduler."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *scheduling: str, options: tuple[str, ...] = ()) -> None:
         self.home = home
+        self._options = options
         self.workers: list[subprocess.Popen[bytes]] = []
         home.mkdir(parents=True)
         file = home / "scheduler.json"
         self._scheduler = self._run(
-            "dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file)
+            "dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file), *scheduling
         )
 
         def described() -> str:
@@ -33,7 +35,7 @@ class DaskCluster:
         self.address = until(described, 60.0)
 
     def _run(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", f"distributed.cli.{module}", "--no-dashboard", *arguments]
+        command = [sys.executable, "-m", f"distributed.cli.{module}", "--no-dashboard", *self._options, *arguments]
         with (self.home / f"{module}.log").open("a") as log:
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
