@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from grid_jupyter import __version__
 from grid_jupyter.cli.owner_options import (
     add_backup,
     add_invite,
+    add_metrics,
     add_push,
     add_reset,
     add_sign_off,
@@ -21,17 +21,13 @@ from grid_jupyter.cli.owner_options import (
 )
 from grid_jupyter.cli.run_options import add_demo, add_device, add_network, add_node, add_up
 from grid_jupyter.errors import GridError
+from grid_jupyter.server.logs import begin_logging
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 failed with a reason on stderr, 2 misused, 130 interrupted."""
     options = build_parser().parse_args(arguments)
-    logging.basicConfig(
-        level=logging.DEBUG if getattr(options, "verbose", False) else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
-    for noisy in ("asyncio", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    begin_logging(getattr(options, "log_format", "text"), verbose=getattr(options, "verbose", False))
     command: Callable[[argparse.Namespace], int] = options.run
     try:
         return command(options)
@@ -69,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_sign_off(commands)
     add_push(commands)
     add_status(commands)
+    add_metrics(commands)
     add_backup(commands)
     add_trainings(commands)
     add_reset(commands)

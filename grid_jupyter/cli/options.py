@@ -63,6 +63,10 @@ def add_serving(parser: argparse.ArgumentParser, *, port: int, state: str) -> No
     parser.add_argument(
         "--supervised", action="store_true", help="end when standard input ends, and with it the parent process"
     )
+    parser.add_argument(
+        "--log-format", choices=("text", "json"), default="text",
+        help="how standard error is written: for people, or one JSON object a line (text)",
+    )  # fmt: skip
     add_json(parser, "print name, address, socket as JSON when it is ready")
     add_verbose(parser)
 

@@ -1,4 +1,4 @@
-"""`jupyter grid token`, `invite` and `status`: what an owner asks of processes that run on this machine."""
+"""`jupyter grid token`, `invite` and `metrics`: what an owner asks of processes that run on this machine."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import argparse
 import asyncio
 import json
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
-from grid_jupyter.cli.places import Place, places
-from grid_jupyter.errors import BadRequest, GridError, NotFound
+from grid_jupyter.cli.places import places
+from grid_jupyter.errors import BadRequest, NotFound
 from grid_jupyter.server.owner_client import OwnerClient
 from grid_jupyter.server.running import Running, read_running
 
@@ -60,6 +60,24 @@ def invite(options: argparse.Namespace) -> int:
     return 0
 
 
+def metrics(options: argparse.Namespace) -> int:
+    """Print the metrics of a process, or change who may scrape them. Raises GridError."""
+    running = target(options)
+    owner = OwnerClient(running.socket)
+    if options.token is None:
+        print(asyncio.run(owner.text("/owner/metrics")).decode(), end="", flush=True)
+        return 0
+    if options.token == "end":  # noqa: S105 - a word of the command line
+        ended = asyncio.run(owner.forward("DELETE", "/owner/metrics/token"))["ended"]
+        _answer(options, {"ended": ended}, "no token reads them any more" if ended else "there was no token for them")
+        return 0
+    made = str(asyncio.run(owner.forward("POST", "/owner/metrics/token"))["token"])
+    url = f"{running.address}/metrics"
+    text = f"{made}\nGET {url} with 'Authorization: Bearer' and this token, which reads nothing else."
+    _answer(options, {"token": made, "url": url}, text)
+    return 0
+
+
 def _answer(options: argparse.Namespace, answer: dict[str, Any], text: str) -> None:
     print(json.dumps(answer) if options.json else text, flush=True)
 
@@ -83,80 +101,3 @@ def target(options: argparse.Namespace) -> Running:
         raise BadRequest(f"several Nodes run here ({names}); say which one with --node NAME")
     meant = "Network" if options.network else f"Node {options.node}" if options.node else "Node"
     raise NotFound(f"no {meant} runs here; 'jupyter grid status' shows what does")
-
-
-# ------------------------------------------------------------------ status
-
-
-class _Row(NamedTuple):
-    place: Place
-    told: dict[str, Any]  # what the process says of itself; empty if it does not run
-
-
-def status(options: argparse.Namespace) -> int:
-    """Show every Node and Network of the data directory."""
-    rows = asyncio.run(_ask_all(places()))
-    if options.json:
-        shown = [
-            {"state_dir": str(row.place.state_dir), "pid": row.place.running.pid if row.place.running else None}
-            | (row.told or {"role": row.place.role, "name": row.place.name, "status": row.place.state})
-            for row in rows
-        ]
-        print(json.dumps({"processes": shown}), flush=True)
-        return 0
-    if not rows:
-        print("There is no grid here yet. Start one with 'jupyter grid up', or a Node with 'jupyter grid node'.")
-        return 0
-    print(_table([_HEADER, *(_line(row) for row in rows)]))
-    return 0
-
-
-async def _ask_all(found: list[Place]) -> list[_Row]:
-    async def ask(place: Place) -> _Row:
-        if place.running is None:
-            return _Row(place, {})
-        try:
-            return _Row(place, await OwnerClient(place.running.socket).status())
-        except GridError as error:
-            return _Row(place, {"role": place.role, "name": place.name, "status": "silent", "detail": str(error)})
-
-    return list(await asyncio.gather(*(ask(place) for place in found)))
-
-
-_HEADER = ("", "NAME", "ADDRESS", "STATE", "NETWORK", "ISOLATION", "DEVICE", "SESSIONS", "DATA SETS")
-
-
-def _line(row: _Row) -> tuple[str, ...]:
-    told, place = row.told, row.place
-    if "address" not in told:
-        return (place.role, place.name, "-", told.get("status", place.state), "-", "-", "-", "-", "-")
-    if place.role == "network":
-        nodes = ", ".join(told.get("nodes", ())) or "no Node"
-        return (place.role, place.name, told["address"], told["status"], nodes, "-", "-", "-", "-")
-    network = told["network"]
-    joined = f"{network['state']} {network['address'] or ''}".strip()
-    counts = (str(told["sessions"]), str(told["datasets"]))
-    return (
-        place.role,
-        place.name,
-        told["address"],
-        told["status"],
-        joined,
-        _isolation(told),
-        told["device"],
-        *counts,
-    )
-
-
-def _isolation(told: dict[str, Any]) -> str:
-    found = str(told["isolation"]).partition(":")[0] or "-"
-    if not told.get("isolation_required"):
-        return found
-    return f"{found}, required" + (": computes nothing" if found.startswith("reduced") else "")
-
-
-def _table(lines: list[tuple[str, ...]]) -> str:
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )

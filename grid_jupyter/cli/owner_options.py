@@ -22,7 +22,7 @@ def _invite(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from grid_jupyter.cli.owner import status
+    from grid_jupyter.cli.status import status
 
     return status(options)
 
@@ -67,6 +67,12 @@ def _push(options: argparse.Namespace) -> int:
     from grid_jupyter.cli.push import push
 
     return push(options)
+
+
+def _metrics(options: argparse.Namespace) -> int:
+    from grid_jupyter.cli.owner import metrics
+
+    return metrics(options)
 
 
 def _backup(options: argparse.Namespace) -> int:
@@ -229,6 +235,28 @@ def add_status(commands: Commands[argparse.ArgumentParser]) -> None:
         examples="  jupyter grid status\n  jupyter grid status --json",
     )
     add_json(parser, "print it as JSON")
+
+
+def add_metrics(commands: Commands[argparse.ArgumentParser]) -> None:
+    """`jupyter grid metrics`."""
+    parser = command(
+        commands,
+        "metrics",
+        _metrics,
+        summary="print the metrics of a Node or Network that runs here, as Prometheus reads them",
+        text=(
+            "Nobody else reads them, until '--token make' gives out a token for a scraper: it is shown once, reads "
+            "/metrics of the public door and nothing else."
+        ),
+        examples=(
+            "  jupyter grid metrics --node ward7\n"
+            "  jupyter grid metrics --node ward7 --token make        # for Prometheus' bearer_token_file\n"
+            "  jupyter grid metrics --node ward7 --token end"
+        ),
+    )
+    add_target(parser)
+    parser.add_argument("--token", choices=("make", "end"), help="make the token for a scraper anew, or end it")
+    add_json(parser, "print the answer about a token as JSON")
 
 
 def add_reset(commands: Commands[argparse.ArgumentParser]) -> None:

@@ -27,9 +27,8 @@ def reset(options: argparse.Namespace) -> int:
         return 0
     print("This removes, for good:")
     for place in doomed:
-        print(
-            f"  {place.role} {place.name}: accounts, data sets and keys ({_size(place.state_dir)}) in {place.state_dir}"
-        )
+        kept = size(_bytes(place.state_dir))
+        print(f"  {place.role} {place.name}: accounts, data sets and keys ({kept}) in {place.state_dir}")
     if addresses:
         print(f"  your stored credentials for {', '.join(addresses)}")
     if not options.yes and not _agreed():
@@ -78,10 +77,14 @@ def _forget_credentials(home: Path, addresses: list[str]) -> None:
         credentials.forget(address)
 
 
-def _size(path: Path) -> str:
-    size = float(sum(file.stat().st_size for file in path.rglob("*") if file.is_file()))
+def _bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def size(nbytes: float) -> str:
+    """A number of bytes for people."""
     for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
+        if nbytes < 1000:
+            return f"{nbytes:.0f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.1f} GB"

@@ -97,6 +97,8 @@ class Cycles:
         self._third_party = third_party or ThirdParty()
         self.text_bytes = 0
         """Bytes of reports in base64 that come in just now."""
+        self.counted = self.refused = 0
+        """Reports since the start."""
         self.arrivals = Arrivals(at, self.room.give_back)
         self._finishing: set[asyncio.Task[Any]] = set()
         self.push = Pushing(database, self._table, self._live, push or LogNotifier(), self._ground)
@@ -375,7 +377,11 @@ class Cycles:
         except NodeUnavailableError:
             await asyncio.to_thread(upload.abort)
             raise
-        await self._finish(self._take(arriving, upload, samples or 1))
+        try:
+            await self._finish(self._take(arriving, upload, samples or 1))
+        except GridError:
+            self.refused += 1
+            raise
 
     def _check_runs(self) -> None:
         if self._stopped:
@@ -403,6 +409,7 @@ class Cycles:
             await asyncio.to_thread(self.blobs.delete, blob.name)
             raise
         # After any other error the row may be there: the file stays, and the sweep of the next start knows.
+        self.counted += counted
         if not counted:
             await asyncio.to_thread(self.blobs.delete, blob.name)
 

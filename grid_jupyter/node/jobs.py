@@ -151,6 +151,10 @@ class Jobs:
 
     # -------------------------------------------------------------- looking
 
+    async def counts(self) -> dict[str, int]:
+        """How many jobs are in each state."""
+        return await self._table.counts()
+
     async def visible(self, account: Account) -> list[JobInfo]:
         """The jobs that this account may know of, newest first."""
         found = []

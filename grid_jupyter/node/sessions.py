@@ -129,6 +129,10 @@ class Sessions:
             session.end_soon(f"data set {dataset} was unpublished, and what was computed from it ended with it")
         return len(ending)
 
+    def connected(self) -> int:
+        """How many there are, with a Worker or without."""
+        return len(self._open)
+
     def people(self) -> list[str]:
         """Who is connected, by name; "" for guests."""
         return sorted({session.user for session in self._open.values()})

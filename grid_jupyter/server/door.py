@@ -6,10 +6,12 @@ Doors are closed by default: a method asks for a credential unless its class nam
 from __future__ import annotations
 
 import logging
+import re
 import ssl
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, ClassVar, TypeVar
+from urllib.parse import unquote
 
 import msgspec
 from tornado.httpserver import HTTPServer
@@ -18,6 +20,7 @@ from tornado.web import Application, HTTPError, RequestHandler
 
 from grid_jupyter.errors import BadRequest, Forbidden, GridError, LimitExceededError, NotAuthenticatedError
 from grid_jupyter.identity.accounts import Account, Accounts
+from grid_jupyter.server.logs import new_request
 from grid_jupyter.wire.limits import MAX_FRAME_BYTES
 
 log = logging.getLogger("grid_jupyter")
@@ -30,8 +33,12 @@ BODY_TIMEOUT_S = 60.0
 """Time for a whole body to arrive; a handler that streams sets its own (`connection.set_body_timeout`)."""
 IDLE_TIMEOUT_S = 60.0
 """Time that a kept-alive connection may rest between requests, and that the headers of one may take."""
+REQUEST_HEADER = "X-Request-Id"
+"""Of each answer: by what the log calls the request."""
 MAX_REQUEST_HEADER_BYTES = 64 << 10
 """Length of all headers of one request, in bytes."""
+
+_NUMBER = re.compile(r"[0-9]{1,18}")
 
 T = TypeVar("T")
 
@@ -40,14 +47,17 @@ class JsonDoor(RequestHandler):
     """JSON in, JSON out, errors as {"error": text, "code": code}; knows nothing of callers."""
 
     max_json_bytes: ClassVar[int] = MAX_JSON_BYTES
+    _request_id = ""
     error_key: ClassVar[str] = "error"
     """Routes of 0.2.9 that told errors under another key name it here; "error" is there as well."""
 
     def set_default_headers(self) -> None:
+        self._request_id = self._request_id or new_request()  # it is called for an error once more
         self.clear_header("Server")
         self.set_header("Content-Type", "application/json; charset=utf-8")
         self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("Cache-Control", "no-store")
+        self.set_header(REQUEST_HEADER, self._request_id)
 
     def check_xsrf_cookie(self) -> None:
         """Nothing to check: a door takes no cookie for a credential."""
@@ -87,9 +97,9 @@ class JsonDoor(RequestHandler):
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
         """Refusals are one line without their query; bugs come with their traceback."""
         if isinstance(value, GridError | HTTPError | StreamClosedError):
-            log.debug("%s %s refused: %s", self.request.method, self.request.path, type(value).__name__)
+            log.debug("%s %s refused: %s", *_asked(self), type(value).__name__)
         else:
-            log.error("%s %s failed", self.request.method, self.request.path, exc_info=value)
+            log.error("%s %s failed", *_asked(self), exc_info=value)
 
 
 class Door(JsonDoor):
@@ -186,13 +196,25 @@ def http_server(app: Application, tls: ssl.SSLContext | None = None, *, behind: 
 def log_request(handler: RequestHandler) -> None:
     """Method, path, status, time: never a query string, a header or a body."""
     request = handler.request
+    gauges = handler.settings.get("gauges")
+    if gauges is not None:
+        gauges.answered(handler, handler.settings["door"])
     level = logging.DEBUG if handler.get_status() < 500 else logging.WARNING
     log.log(
         level,
         "%d %s %s (%s) %.1f ms",
         handler.get_status(),
-        request.method,
-        request.path,
+        *_asked(handler),
         request.remote_ip,
         1000.0 * request.request_time(),
     )
+
+
+def _asked(handler: RequestHandler) -> tuple[str, str]:
+    """Method and path for the log: without what is a secret in a path, or a stranger's own words."""
+    method = handler.request.method or ""
+    if isinstance(handler, NothingHere):
+        return method if method in handler.SUPPORTED_METHODS else "?", "(no such route)"
+    told = {part for part in handler.path_args if part and not _NUMBER.fullmatch(part)}
+    path = "/".join("*" if unquote(part) in told else part for part in handler.request.path.split("/"))
+    return method if method in handler.SUPPORTED_METHODS else "?", path

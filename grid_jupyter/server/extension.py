@@ -29,7 +29,7 @@ from grid_jupyter.server.supervisor import GRACE_S, ChildProcess
 from grid_jupyter.wire.home import data_home
 from grid_jupyter.wire.panel import Reached
 
-NODE_NEEDS = ("alembic", "argon2", "pandas", "psutil", "pyarrow", "sqlalchemy", "torch", "tqdm")
+NODE_NEEDS = ("alembic", "argon2", "pandas", "prometheus_client", "psutil", "pyarrow", "sqlalchemy", "torch", "tqdm")
 """Modules that `grid-jupyter[node]` brings. They are looked for, not imported."""
 STATUS_S = 2.0
 """Time that the Node has to say how it is, in seconds."""

@@ -18,6 +18,8 @@ from grid_jupyter.network.search import NodeLink, union
 from grid_jupyter.network.service import GridNetwork
 from grid_jupyter.server.accounts import NETWORK_ACCOUNT_RULES
 from grid_jupyter.server.door import Door, application
+from grid_jupyter.server.gauge_doors import GAUGE_RULES
+from grid_jupyter.server.gauges import Gauges
 from grid_jupyter.wire.limits import MAX_NAME_CHARS, MAX_TAG_CHARS, MAX_TAGS
 from grid_jupyter.wire.network import MAX_LINK_BYTES, FromNetwork, decode, encode, from_node_decoder
 
@@ -320,6 +322,9 @@ NETWORK_RULES: list[tuple[str, type[Door]]] = [
 ]
 
 
-def network_application(network: GridNetwork, accounts: Accounts, *, allow_guests: bool) -> Application:
+def network_application(
+    network: GridNetwork, accounts: Accounts, *, allow_guests: bool, gauges: Gauges | None = None
+) -> Application:
     """All public routes of a Network."""
-    return application(NETWORK_RULES, accounts, network=network, allow_guests=allow_guests)
+    rules = NETWORK_RULES if gauges is None else [*NETWORK_RULES, *GAUGE_RULES]
+    return application(rules, accounts, network=network, allow_guests=allow_guests, gauges=gauges, door="public")

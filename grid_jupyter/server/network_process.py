@@ -17,7 +17,10 @@ from grid_jupyter.link.tls import tls_context
 from grid_jupyter.network.registry import Registry
 from grid_jupyter.network.service import GridNetwork
 from grid_jupyter.server.door import http_server
+from grid_jupyter.server.gauge_doors import OWNER_GAUGE_RULES
+from grid_jupyter.server.gauges import Gauges
 from grid_jupyter.server.network_door import network_application
+from grid_jupyter.server.overview import NetworkOverview
 from grid_jupyter.server.owner_door import open_unix_door, owner_application
 from grid_jupyter.server.running import (
     NetworkOptions,
@@ -111,15 +114,21 @@ async def _serve(options: NetworkOptions, state: StateDir) -> None:
             heartbeat_s=options.heartbeat_s,
             replicas=options.replicas,
         )
+        overview = NetworkOverview(network, state.path)
+        gauges = Gauges(overview, SettingTable(database))
+        gauges.start()
         sockets = listen(options.host, options.port)
         address = address_of(sockets, options.host, tls=tls is not None, public_address=options.public_address)
         warn_if_exposed("Network", options.host, tls=tls is not None)
         async with told_to_end(supervised=options.supervised) as end:
-            public = http_server(network_application(network, accounts, allow_guests=options.allow_guests), tls)
+            public = http_server(
+                network_application(network, accounts, allow_guests=options.allow_guests, gauges=gauges), tls
+            )
             public.add_sockets(sockets)
             owner = NetworkOwner(network, accounts, node_id=node_id, address=address, options=options)
             socket_path = state.socket_path()
-            servers += [public, open_unix_door(owner_application(owner), socket_path)]
+            owner_doors = owner_application(owner, OWNER_GAUGE_RULES, overview=overview, gauges=gauges, door="owner")
+            servers += [public, open_unix_door(owner_doors, socket_path)]
             running = Running(
                 role="network",
                 name=options.name,
@@ -134,6 +143,7 @@ async def _serve(options: NetworkOptions, state: StateDir) -> None:
                 say_owner_token(owner_code, address, supervised=options.supervised, json=options.json)
             await end.wait()
             network.close()
+            await gauges.stop()
     finally:
         for server in servers:
             server.stop()

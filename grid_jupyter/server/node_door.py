@@ -16,6 +16,8 @@ from grid_jupyter.server.accounts import NODE_ACCOUNT_RULES
 from grid_jupyter.server.bulk_doors import BULK_RULES
 from grid_jupyter.server.door import Door, application
 from grid_jupyter.server.front_door import Front
+from grid_jupyter.server.gauge_doors import GAUGE_RULES
+from grid_jupyter.server.gauges import Gauges
 from grid_jupyter.server.job_doors import JOB_RULES
 from grid_jupyter.server.node_streams import STREAM_RULES, NodeDoor
 from grid_jupyter.server.request_doors import REQUEST_RULES
@@ -212,14 +214,16 @@ NODE_RULES: list[tuple[str, type[Door]]] = [
 ]
 
 
-def node_application(node: GridNode, address: Any, cycles: Cycles) -> Application:
+def node_application(node: GridNode, address: Any, cycles: Cycles, gauges: Gauges | None = None) -> Application:
     """All public routes of a Node; `address` gives what the card shows."""
     return application(
-        NODE_RULES,
+        NODE_RULES if gauges is None else [*NODE_RULES, *GAUGE_RULES],
         node.accounts,
         node=node,
         address=address,
         note=node.audit.note,
         cycles=cycles,
+        gauges=gauges,
+        door="public",
         model_uploads=Uploads(cycles.blobs, node.max_upload_bytes),
     )

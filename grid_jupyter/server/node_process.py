@@ -17,9 +17,13 @@ from grid_jupyter.cycles.third_party import ThirdParty
 from grid_jupyter.errors import BadRequest, DependencyError
 from grid_jupyter.link.tls import tls_context
 from grid_jupyter.node.service import GridNode, local_workers
+from grid_jupyter.push.bus import Bus
 from grid_jupyter.push.notifier import Notifier
 from grid_jupyter.server.door import http_server
+from grid_jupyter.server.gauge_doors import OWNER_GAUGE_RULES
+from grid_jupyter.server.gauges import Gauges
 from grid_jupyter.server.node_door import node_application
+from grid_jupyter.server.overview import NodeOverview
 from grid_jupyter.server.owner_door import open_unix_door, owner_application
 from grid_jupyter.server.owner_doors import OWNER_AT_DOOR, OWNER_NODE_RULES
 from grid_jupyter.server.owner_trainings import OWNER_TRAINING_RULES
@@ -192,32 +196,40 @@ async def _serve(options: NodeOptions, state: StateDir) -> None:
         folds = FoldWorker(fold_workers(require_isolation=options.require_isolation))
     else:
         folds = FoldWorker(workers, far=True)
+    bus = Bus()
     cycles = Cycles(
         node.database,
         BlobStore(state.path / "training"),
         folds=folds,
+        bus=bus,
         push=push,
         storage_bytes=options.training_storage_bytes,
         third_party=ThirdParty(options.auth_endpoint_hosts),
     )
     cycles.on_change(lambda: node.changes.tell("trainings"))
+    overview = NodeOverview(node, cycles, state.path, options)
+    gauges = Gauges(overview, node.settings, bus)
     servers: list[HTTPServer] = []
     try:
         owner_code = await node.start()
         await cycles.start()
+        gauges.start()
         sockets = listen(options.host, options.port)
         address = address_of(sockets, options.host, tls=tls is not None, public_address=options.public_address)
         node.reachable_at(address, options.peers)
         warn_if_exposed("Node", options.host, tls=tls is not None)
         async with told_to_end(supervised=options.supervised) as end:
-            doors = node_application(node, lambda: address, cycles)
+            doors = node_application(node, lambda: address, cycles, gauges)
             public = http_server(doors, tls)
             public.add_sockets(sockets)
             socket_path, public_path = state.socket_path(), state.socket_path(PUBLIC_SOCKET)
             passed = open_unix_door(doors, public_path, behind=True)
             rules = [*OWNER_NODE_RULES, *OWNER_REQUEST_RULES, *OWNER_PUSH_RULES, *OWNER_TRAINING_RULES]
+            rules += OWNER_GAUGE_RULES
             owner = NodeOwner(node, address, require_isolation=options.require_isolation)
-            owner_doors = owner_application(owner, rules, node=node, cycles=cycles)
+            owner_doors = owner_application(
+                owner, rules, node=node, cycles=cycles, overview=overview, gauges=gauges, door="owner"
+            )
             servers += [public, passed, open_unix_door(owner_doors, socket_path)]
             if options.network_url is not None:
                 node.join(
@@ -245,6 +257,7 @@ async def _serve(options: NodeOptions, state: StateDir) -> None:
             server.stop()
         for public in servers[:2]:
             await public.close_all_connections()  # no report begins any more; those whose bytes are here count
+        await gauges.stop()
         await cycles.stop()
         await node.stop()
         for server in servers:

@@ -18,6 +18,7 @@ from tornado.web import RequestHandler
 from grid_jupyter import __version__
 
 JSON = "application/json"
+TEXT = "text/plain"
 BYTES = "application/octet-stream"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _REF = "#/components/schemas/{name}"

@@ -85,6 +85,13 @@ class OwnerClient:
         """Ask for one of the routes of the owner's door."""
         return await self._request(method, path, body)
 
+    async def text(self, path: str) -> bytes:
+        """What a route answers that speaks no JSON. Raises what it reports in JSON."""
+        status, body = await self._fetch("GET", path, None)
+        if status >= 400:
+            _answer(status, body)
+        return body
+
     async def events(self, take: Callable[[dict[str, Any]], None]) -> None:
         """Hand on each line of /owner/events until the process ends or this task is cancelled, which hangs up.
 
@@ -105,6 +112,9 @@ class OwnerClient:
             stream.close()
 
     async def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        return _answer(*await self._fetch(method, path, body))
+
+    async def _fetch(self, method: str, path: str, body: dict[str, Any] | None) -> tuple[int, bytes]:
         request = HTTPRequest(
             f"http://localhost{path}",
             method=method,
@@ -124,7 +134,7 @@ class OwnerClient:
             raise NodeUnavailableError(f"nothing answers at {self._path} ({error}); is it running?") from None
         finally:
             client.close()
-        return _answer(response.code, response.body)
+        return response.code, response.body
 
 
 def _answer(status: int, body: bytes) -> dict[str, Any]:

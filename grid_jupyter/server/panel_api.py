@@ -10,7 +10,7 @@ from jupyter_server.base.handlers import JupyterHandler
 from tornado import web
 
 from grid_jupyter.client.previews import Preview
-from grid_jupyter.server.openapi import JSON, Named, Operation, Surface, document
+from grid_jupyter.server.openapi import JSON, TEXT, Named, Operation, Surface, document
 from grid_jupyter.server.panel_doors import PANEL_RULES, PanelDoor
 from grid_jupyter.server.publish_doors import PUBLISH_RULES
 from grid_jupyter.server.search_doors import SEARCH_RULES
@@ -88,6 +88,9 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
             Named("after", "`next` of the answer before", _Number),
         ),
         answers={JSON: answers.MetricsPage}, refused=(400, 403, 404, 503),
+    ),
+    ("GET", "/grid/api/metrics"): Operation(
+        told="Metrics of the Node, as Prometheus reads them", answers={TEXT: str}, refused=(403, 503)
     ),
     ("GET", "/grid/api/events"): Operation(
         told="A WebSocket. From the server text messages as Event: the first at once, then whenever the Node or its "

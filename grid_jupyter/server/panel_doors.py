@@ -23,6 +23,7 @@ from grid_jupyter.errors import BadRequest, Conflict, GridError, LimitExceededEr
 from grid_jupyter.server.owner_client import OwnerClient
 from grid_jupyter.server.supervisor import ChildProcess
 from grid_jupyter.wire.messages import Message
+from grid_jupyter.wire.owner import METRICS_TYPE
 from grid_jupyter.wire.panel import NodeStatus, ProcessStatus, Reached
 
 MAX_BODY_BYTES = 1 << 20
@@ -225,6 +226,16 @@ class PanelMeasured(PanelDoor):
         await self.forward("GET", f"/owner/trainings/metrics?{given}")
 
 
+class PanelMetrics(PanelDoor):
+    """GET <base_url>/grid/api/metrics: as text, for Prometheus."""
+
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        text = await OwnerClient(self.socket, ANSWER_S).text("/owner/metrics")
+        self.finish(text, set_content_type=METRICS_TYPE)  # Jupyter sets its own with any other call
+
+
 class PanelEvents(ExtensionHandlerMixin, WebSocketMixin, WebSocketHandler, JupyterHandler):
     """WebSocket <base_url>/grid/api/events: {status, changed} now, and whenever the Node or its process changes."""
 
@@ -299,5 +310,6 @@ PANEL_RULES: list[tuple[str, type[JupyterHandler]]] = [
     (r"grid/api/jobs/([0-9a-f]{16})", PanelJob),
     (r"grid/api/trainings", PanelTrainings),
     (r"grid/api/trainings/metrics", PanelMeasured),
+    (r"grid/api/metrics", PanelMetrics),
     (r"grid/api/events", PanelEvents),
 ]

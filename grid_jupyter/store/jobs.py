@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from grid_jupyter.errors import Conflict, ObjectNotFoundError
@@ -112,6 +112,11 @@ class JobTable:
             return gone
 
         return await self._run(remove)
+
+    async def counts(self) -> dict[str, int]:
+        """How many jobs are in each state."""
+        query = select(JobRow.state, func.count()).group_by(JobRow.state)
+        return await self._run(lambda session: dict(session.execute(query).tuples().all()))
 
     async def blobs(self, submitter: str | None = None) -> frozenset[str]:
         """The names of all blobs that a row names; of one submitter's, if named."""

@@ -10,6 +10,8 @@ from grid_jupyter.wire.messages import ASK_ALWAYS, DatasetInfo, JobPolicy, Messa
 
 FORMATS = (".csv", ".parquet", ".pq", ".npz", ".safetensors")
 """Endings of files that can be published."""
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""What GET /owner/metrics answers: Prometheus' text format."""
 MAX_RANDOM_ROWS = 100_000
 """Random mock rows that the panel lets be made."""
 

@@ -42,6 +42,9 @@ class Workers(Protocol):
     def waits(self, asked: Asked) -> str:
         """What such a Worker would have to wait for, in words; empty: nothing. Raises as `room`."""
 
+    def count(self) -> tuple[int, int]:
+        """How many Workers there are, and how many of them are spare."""
+
     async def kill(self, process: WorkerProcess) -> None:
         """End a Worker at once, also in the middle of a computation."""
 

@@ -187,6 +187,10 @@ class DaskPool:
                 self._waiting.remove(waiting)
             self._balance_soon()
 
+    def count(self) -> tuple[int, int]:
+        """How many Workers there are, and how many of them are spare."""
+        return len(self._workers), len(self._spares)
+
     async def kill(self, process: WorkerProcess) -> None:
         """End a Worker at once, also in the middle of a computation: the far machine does when its Node leaves."""
         await process.close()

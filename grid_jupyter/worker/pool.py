@@ -276,6 +276,10 @@ class WorkerPool(Generic[F]):
         self._workers[number] = process
         return process, behind
 
+    def count(self) -> tuple[int, int]:
+        """How many Workers there are, and how many of them are spare."""
+        return len(self._workers), len(self._spares)
+
     async def kill(self, process: F) -> None:
         """End a Worker at once, also in the middle of a computation."""
         if process.number in self._workers and self._control is not None:

@@ -58,7 +58,7 @@ async def test_what_the_routes_answer_is_as_the_document_says(jp_serverapp, jp_f
         assert answer.code == expect, answer.body
         media = answer.headers.get("Content-Type", "")
         contract.check(method, f"/grid/api/{route}", answer.code, media, answer.body, body)
-        return json.loads(answer.body)
+        return json.loads(answer.body) if media.startswith("application/json") else answer.body.decode()
 
     await call("GET", "status")
     await call("GET", "datasets", Authorization="token wrong", expect=403)
@@ -83,6 +83,7 @@ async def test_what_the_routes_answer_is_as_the_document_says(jp_serverapp, jp_f
     await call("GET", "requests?state=.", expect=400)
     await call("POST", "requests/7/approve", {}, expect=404)
     await call("POST", "requests/7/deny", {"text": "x" * (1 << 20)}, expect=413)
+    assert "grid_datasets 0.0" in await call("GET", "metrics")
     await call("GET", "jobs")
     await call("DELETE", "jobs/0123456789abcdef", expect=404)
     await call("GET", "trainings")

@@ -24,6 +24,7 @@ from grid_jupyter.plans.check import check
 from grid_jupyter.plans.operations import OPERATIONS
 from grid_jupyter.plans.reader import read_plan
 from grid_jupyter.push.bus import EVENTS
+from grid_jupyter.server.gauge_doors import GAUGE_RULES, OWNER_GAUGE_RULES
 from grid_jupyter.server.network_door import NETWORK_RULES
 from grid_jupyter.server.node_door import NODE_RULES
 from grid_jupyter.server.owner_door import OWNER_RULES
@@ -108,6 +109,8 @@ def test_every_route_is_documented_and_every_documented_route_exists():
         *routes(OWNER_REQUEST_RULES),
         *routes(OWNER_PUSH_RULES),
         *routes(OWNER_TRAINING_RULES),
+        *routes(OWNER_GAUGE_RULES),
+        *routes(GAUGE_RULES),
         *routes((f"/jupyter/{path}", handler) for path, handler in [*GRID_API_RULES, *PUBLIC_RULES]),
     }
     assert documented_routes() == {route for route in existing if not route.startswith("OPTIONS")}
@@ -124,6 +127,7 @@ def test_the_routes_of_node_network_and_owner_are_in_their_own_sections():
             *OWNER_REQUEST_RULES,
             *OWNER_PUSH_RULES,
             *OWNER_TRAINING_RULES,
+            *OWNER_GAUGE_RULES,
         ],
     }.items():
         shown = {re.sub(r"<[^>]*>", "<>", first) for first in {**rows(section(text, heading)), **rows(account)}}
