@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ class Record:
     """Loss and metrics on what was held out, and `train_loss` as far as it was released."""
     left_out: Mapping[str, str]
     """Who did not take part, and why."""
+    each: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """What each Node measured on its own rows, as far as it was released, by its name."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ def _sorted(tensors: Mapping[str, NDArray[Any]]) -> tuple[dict[str, NDArray[Any]
 
 
 def _record(one: Any) -> Record:
-    return Record(one["round"], tuple(one["participants"]), one["seconds"], one["figures"], one["left_out"])
+    each = one.get("each", {})  # a file of before has none
+    return Record(one["round"], tuple(one["participants"]), one["seconds"], one["figures"], one["left_out"], each)
 
 
 def _whole(value: NDArray[Any]) -> NDArray[Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import queue
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,8 @@ from grid_jupyter.tensors.text import plain
 _LOOK_S = 0.2
 _CANCEL_S = 2.0
 """How long it is tried to cancel a job at a Node that does not answer, at the end of a training."""
+Measured = tuple[str, Mapping[str, float], int]
+"""Who measured, what, on how many rows."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,7 @@ class _Training:
             added = correction(self._strategy, self._state, one.name)
             one.ask(number, given, None if added is None else self._tensors(added))
         folding = Round(self._strategy, self._setting, self._weights, self._state)
-        losses = list[tuple[float, int]]()
+        measured = list[Measured]()
         for one, answer in self._in_order(asked, number, began):
             if answer is None:
                 left_out[one.name] = self._missed(one, began)
@@ -226,10 +228,10 @@ class _Training:
             except GridError as error:
                 left_out[one.name] = str(error)
             else:
-                losses += _loss_of(answer)
+                measured.append((one.name, answer.figures, answer.rows))
         self._enough(len(folding.participants), number, left_out)
         self._weights, self._state = folding.close()
-        self._close(number, folding.participants, began, left_out, losses)
+        self._close(number, folding.participants, began, left_out, measured)
 
     def _in_order(
         self, asked: list[Participant], number: int, began: float
@@ -268,7 +270,7 @@ class _Training:
         """One round: the weights go from Node to Node, in the order of their names."""
         number, began = self.done + 1, time.monotonic()
         self._gather(began)
-        weights, took_part, losses = self._weights, list[str](), list[tuple[float, int]]()
+        weights, took_part, measured = self._weights, list[str](), list[Measured]()
         left_out = self._reasons()
         for one in [one for one in self.participants.values() if one.free]:
             one.ask(number, self._tensors(weights), None)
@@ -286,10 +288,10 @@ class _Training:
                 continue
             weights = trained
             took_part.append(one.name)
-            losses += _loss_of(answer)
+            measured.append((one.name, answer.figures, answer.rows))
         self._enough(len(took_part), number, left_out)
         self._weights = weights
-        self._close(number, took_part, began, left_out, losses)
+        self._close(number, took_part, began, left_out, measured)
 
     # -------------------------------------------------------------- nobody waits for anybody
 
@@ -297,7 +299,7 @@ class _Training:
         """An update of the model: answers as they come, each Node going on at once from the weights of the moment."""
         number, began = self.done + 1, time.monotonic()
         folding = Round(self._strategy, self._setting, self._weights, self._state)
-        left_out, losses = dict[str, str](), list[tuple[float, int]]()
+        left_out, measured = dict[str, str](), list[Measured]()
         while not folding.full:
             now = time.monotonic()
             resting = [one.rests_until for one in self.participants.values() if one.free and one.rests_until > now]
@@ -321,9 +323,9 @@ class _Training:
             except GridError as error:
                 left_out[name] = str(error)
             else:
-                losses += _loss_of(answer)
+                measured.append((name, answer.figures, answer.rows))
         self._weights, self._state = folding.close()
-        self._close(number, sorted(set(folding.participants)), began, self._reasons() | left_out, losses)
+        self._close(number, sorted(set(folding.participants)), began, self._reasons() | left_out, measured)
 
     # -------------------------------------------------------------- what all have in common
 
@@ -385,15 +387,17 @@ class _Training:
         participants: list[str],
         began: float,
         left_out: Mapping[str, str],
-        losses: list[tuple[float, int]],
+        measured: Sequence[Measured],
     ) -> None:
         """Take the new weights over, measure, remember."""
         self._load(self._weights)
         figures = evaluated(self._model, self._loss, self._held_out, self._metrics)
+        losses = [(found["loss"], rows) for _, found, rows in measured if "loss" in found]
         if losses:
             figures["train_loss"] = sum(loss * rows for loss, rows in losses) / sum(rows for _, rows in losses)
+        each = {name: dict(found) for name, found, _ in measured if found}
         seconds = time.monotonic() - began
-        self.fit.records.append(Record(number, tuple(participants), seconds, figures, dict(left_out)))
+        self.fit.records.append(Record(number, tuple(participants), seconds, figures, dict(left_out), each))
         if self._path is not None:
             jobs = {one.name: one.job.id for one in self.participants.values() if one.job is not None}
             history = tuple(self.fit.records)
@@ -433,10 +437,6 @@ def _described(form: Form, loss: Any, steps: LocalSteps, strategy: Strategy) -> 
         "shuffle": str(steps.shuffle),
         "seed": str(steps.seed),
     }
-
-
-def _loss_of(answer: Answer) -> list[tuple[float, int]]:
-    return [(answer.figures["loss"], answer.rows)] if "loss" in answer.figures else []
 
 
 def _told(reasons: Mapping[str, str]) -> str:

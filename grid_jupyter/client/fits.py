@@ -48,9 +48,19 @@ class Fit:
         """Each round's number, and what was measured behind it."""
         return [(record.round, record.figures) for record in self.records]
 
-    def plot(self) -> Any:
-        """A matplotlib figure: what was measured on what was held out, and the loss, against the round."""
-        return curves("round", self.points)
+    @property
+    def each(self) -> dict[str, list[Point]]:
+        """The same by the names of the Nodes: what each one measured on its own rows, as far as it was released."""
+        names = dict.fromkeys(name for record in self.records for name in record.each)
+        return {
+            name: [(record.round, record.each[name]) for record in self.records if name in record.each]
+            for name in names
+        }
+
+    def plot(self, *, each: bool = False) -> Any:
+        """A matplotlib figure: what was measured on what was held out, and the loss, against the round; with `each`,
+        what each Node measured besides, in thin lines."""
+        return curves("round", self.points, self.each if each else None)
 
     def __repr__(self) -> str:
         if not self.records:

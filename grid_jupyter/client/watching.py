@@ -56,12 +56,16 @@ class Watch:
             self._bar.close()
 
 
-def curves(unit: str, points: Sequence[Point]) -> Any:
-    """A matplotlib figure: what was measured, and losses beside it, against the number of the round or epoch."""
+def curves(unit: str, points: Sequence[Point], each: Mapping[str, Sequence[Point]] | None = None) -> Any:
+    """A matplotlib figure: what was measured, and losses beside it, against the number of the round or epoch.
+
+    `each`: what several measured by themselves, by name, in thin lines.
+    """
     pyplot = needed("matplotlib.pyplot")  # whose import makes a notebook show figures
     figure = pyplot.figure(figsize=(9, 3.2), layout="constrained")
     pyplot.close(figure)  # else a notebook shows it once more
-    names = list(dict.fromkeys(name for _, figures in points for name in figures))
+    alone = {(by, name) for by, some in (each or {}).items() for _, figures in some for name in figures}
+    names = list(dict.fromkeys([name for _, figures in points for name in figures] + sorted(name for _, name in alone)))
     losses = [name for name in names if name.endswith("loss")]
     others = [name for name in names if name not in losses]
     panels = [panel for panel in (others, losses) if panel] or [[]]
@@ -69,7 +73,12 @@ def curves(unit: str, points: Sequence[Point]) -> Any:
     for axis, panel in zip(axes, panels, strict=True):
         for name in panel:
             line = [(number, figures[name]) for number, figures in points if name in figures]
-            axis.plot(*zip(*line, strict=True), marker=".", label=name)
+            if line:
+                axis.plot(*zip(*line, strict=True), marker=".", label=name)
+        for by, name in sorted(one for one in alone if one[1] in panel):
+            line = [(number, figures[name]) for number, figures in (each or {})[by] if name in figures]
+            label = f"{by} · {name}".replace("$", r"\$")  # formulas are written between two of them
+            axis.plot(*zip(*line, strict=True), linewidth=0.8, alpha=0.6, label=label)
         axis.set(xlabel=unit)
         axis.xaxis.get_major_locator().set_params(integer=True)
         if panel:

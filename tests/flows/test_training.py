@@ -181,6 +181,14 @@ def test_history_has_a_row_for_each_round_and_a_plot(grid: PrivateGridNetwork):
     assert drawn == [["accuracy"], ["loss", "train_loss"]]
     assert found.plot().axes[0].lines[0].get_ydata().tolist() == history.accuracy.tolist()
     assert found._repr_png_().startswith(b"\x89PNG")
+    assert [number for number, _ in found.each["alice"]] == [1, 2, 3, 4]
+    assert sorted(found.each) == sorted(found.records[-1].participants)
+    of_all = [sum(found.each[name][-1][1]["loss"] for name in found.each) / len(found.each)]
+    assert of_all == pytest.approx([history.train_loss.iloc[-1]], rel=0.2)
+    axes = found.plot(each=True).axes
+    assert [line.get_label() for line in axes[1].lines][2:] == [f"{name} · loss" for name in sorted(found.each)]
+    losses = [figures["loss"] for _, figures in found.each["alice"]]
+    assert axes[1].lines[2].get_ydata().tolist() == losses
     assert repr(found).startswith("<Fit after 4 rounds: accuracy ")
 
 
@@ -517,6 +525,7 @@ def test_a_training_that_was_cut_goes_on_to_the_same_bits(grid: PrivateGridNetwo
         train(grid, strategy=strategy, rounds=5, held_out=HELD_OUT, after_round=cut, checkpoint=path)
     again = train(grid, strategy=strategy, rounds=5, held_out=HELD_OUT, checkpoint=path)
     assert [record.round for record in again.records] == [1, 2, 3, 4, 5]
+    assert again.each == whole.each
     assert weights(again.model).equal(weights(whole.model))
     assert again.records[-1].figures == whole.records[-1].figures
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
