@@ -70,6 +70,7 @@ class Jupyter:
                 "root_dir": str(home / "root"),
             },
             "IdentityProvider": {"token": self.token},
+            "JupyterNotebookApp": {"expose_app_in_browser": True},
             "LabApp": {"expose_app_in_browser": True},
             "GridExtension": {"node_command": node_command, "node_name": "Bob", "node_port": 0, **settings},
         }

@@ -61,9 +61,9 @@ def curves(unit: str, points: Sequence[Point], each: Mapping[str, Sequence[Point
 
     `each`: what several measured by themselves, by name, in thin lines.
     """
-    pyplot = needed("matplotlib.pyplot")  # whose import makes a notebook show figures
-    figure = pyplot.figure(figsize=(9, 3.2), layout="constrained")
-    pyplot.close(figure)  # else a notebook shows it once more
+    needed("matplotlib.pyplot")  # whose import makes a notebook show figures
+    # no figure of pyplot's, of which a notebook would show it once more, and another thread has one at a time
+    figure = needed("matplotlib.figure").Figure(figsize=(9, 3.2), layout="constrained")
     alone = {(by, name) for by, some in (each or {}).items() for _, figures in some for name in figures}
     names = list(dict.fromkeys([name for _, figures in points for name in figures] + sorted(name for _, name in alone)))
     losses = [name for name in names if name.endswith("loss")]

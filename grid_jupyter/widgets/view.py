@@ -79,6 +79,7 @@ class View(anywidget.AnyWidget):
     state = traitlets.Dict().tag(sync=True)
     does: ClassVar[Mapping[type[Action], Callable[[Any, Any], str]]] = {}
     """What each action does: (view, action) → the same in Python."""
+    look_s: ClassVar[float] = LOOK_S
     _made = False
 
     def __init__(self) -> None:
@@ -141,6 +142,13 @@ class View(anywidget.AnyWidget):
 
     # -------------------------------------------------------------- the thread
 
+    def wake(self) -> None:
+        """Look now, and not only when it is time."""
+        try:
+            self._asked.put_nowait(None)
+        except queue.Full:
+            pass  # there is enough to wake up for
+
     def _begin(self) -> None:
         """Let somebody look, if nobody does."""
         with self._lock:
@@ -154,7 +162,7 @@ class View(anywidget.AnyWidget):
             while not self._over(alone):
                 failures = 0 if self._look(self._next(pause)) else failures + 1
                 alone = 0.0 if self._pages or not self._was_shown else alone + pause
-                pause = min(LONGEST_S, LOOK_S * 2.0 ** min(failures, 8))
+                pause = max(self.look_s, min(LONGEST_S, LOOK_S * 2.0**failures)) if failures < 8 else LONGEST_S
         except Exception as error:  # the thread's outermost door: a view that stands still has to say so
             log.exception("the view %s stands still", type(self).__name__)
             trouble = f"This view stands still, by an error ({type(error).__name__}) that the kernel's log has."
@@ -179,7 +187,10 @@ class View(anywidget.AnyWidget):
 
     def _look(self, action: Action | None) -> bool:
         """Do what was asked for, and show how everything stands; whether there was an answer."""
-        done = self.state["done"] if action is None else self._do(action)
+        done = self.state["done"]
+        if action is not None:
+            self._show({**self.state, "begun": action.call})
+            done = self._do(action)
         try:
             self._show({"ready": True, "trouble": "", "remedy": "", **self.look(), "done": done})
         except GridError as error:
@@ -202,17 +213,24 @@ class View(anywidget.AnyWidget):
         if not self._closed and state != self.state:
             self.state = state
 
-    def close(self) -> None:
-        """End the view. What it showed stays where it is: on its Node."""
-        if not self._made:  # it was refused, and Python clears it away
-            return
+    def end(self) -> None:
+        """Look no more, and do nothing more."""
         with self._lock:
             self._closed = True
-        try:
-            self._asked.put_nowait(None)
-        except queue.Full:
-            pass  # the thread has something to wake up for
-        super().close()
+        self.wake()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait until nobody looks any more; whether that is so."""
+        thread = self._thread
+        if thread is not None:
+            thread.join(timeout_s)
+        return thread is None or not thread.is_alive()
+
+    def close(self) -> None:
+        """End the view. What it showed stays where it is: on its Node."""
+        if self._made:  # else it was refused, and Python clears it away
+            self.end()
+            super().close()
 
 
 class NodeView(View):
@@ -252,5 +270,9 @@ class NodeView(View):
 
 @atexit.register
 def _end_all() -> None:
-    for view in list(_open):
-        view.close()
+    """No thread says anything any more while the kernel takes its sockets apart."""
+    views = list(_open)
+    for view in views:
+        view.end()
+    for view in views:
+        view.join(1.0)

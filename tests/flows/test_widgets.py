@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 import torch
 from conftest import World
 from node_world import GridProcess, until
 
-from grid_jupyter import NodeClient, widgets
+import grid_jupyter
+from grid_jupyter import Fit, NodeClient, widgets
+from grid_jupyter.client.checkpoints import Record
+from grid_jupyter.client.metrics import Measured
 from grid_jupyter.errors import BadRequest, GetNotPermittedError
+from grid_jupyter.widgets.curves import of_measured, of_points
 from grid_jupyter.widgets.view import GRACE_S, MAX_PAGES, View
 
 HOSTILE = "<img src=x onerror='window.stolen=1'></script><b data-commandlinker-command='x'>\u202eevil" + "x" * 10_000
@@ -49,10 +56,7 @@ def views() -> Iterator[list[View]]:
     yield made
     for view in made:
         view.close()
-        thread = view._thread
-        if thread is not None:
-            thread.join(10)
-            assert not thread.is_alive()
+        assert view.join(10)
 
 
 def shown(view: View) -> Any:
@@ -63,7 +67,7 @@ def shown(view: View) -> Any:
 
 def asked(view: View, action: str, **what: Any) -> Any:
     """What a page is told when it asked for something."""
-    call = f"{action} {json.dumps(what)}"
+    call = secrets.token_hex(8)
     view._handle_custom_msg({"action": action, "call": call, **what}, [])
     return until(lambda: view.state["done"].get("call") == call and view.state["done"])
 
@@ -218,9 +222,128 @@ def test_jobs_are_shown_with_their_figures_and_cancelled(flo: NodeClient, gus: N
     assert second.state == "cancelled"
 
 
+def test_rounds_of_a_fit_are_drawn_as_they_come_and_numbers_that_are_none_are_left_out(views: list[View]) -> None:
+    view = widgets.rounds()
+    views.append(view)
+    assert shown(view)["rounds"] == []
+    fit = Fit(torch.nn.Linear(2, 1))
+    for number, loss in enumerate([0.5, float("nan"), float("inf"), 0.25], 1):
+        fit.records.append(Record(number, ("Flo",), 0.1, {"<b>loss": loss}, {}))
+        view.show(fit)
+    until(lambda: view.state["rounds"] == [1, 2, 3, 4])
+    assert view.state["lines"] == [{"metric": "<b>loss", "by": "", "values": [0.5, None, None, 0.25]}]
+    assert json.loads(json.dumps(view.state, allow_nan=False)) == view.state
+    assert view.figure().axes
+    with pytest.raises(BadRequest, match="takes the name of a model-centric training"):
+        widgets.rounds([fit])
+
+
+def test_very_many_rounds_are_thinned_out_and_the_last_one_stays() -> None:
+    points = [(number, {"loss": 1.0 / number}) for number in range(1, 10_001)]
+    found = of_points("round", points)
+    assert (len(found["rounds"]) <= 2_001, found["rounds"][-1]) == (True, 10_000)
+    rows = [Measured(cycle=1, worker=worker, samples=worker, time=0.0, values={"loss": 1.0}) for worker in range(1, 61)]
+    lines = of_measured([*rows, Measured(cycle=2, worker=1, samples=3, time=0.0, values={"loss": 0.5})])["lines"]
+    assert [line["values"] for line in lines[:2]] == [[1.0, 0.5], [1.0, 0.5]]
+    assert [line["by"] for line in lines[-1:]] == ["device 50"]
+
+
+def test_rounds_of_a_training_of_devices_are_read_as_its_host_reads_them(
+    node: GridProcess, flo: NodeClient, views: list[View]
+) -> None:
+    model = torch.nn.Linear(4, 2)
+    plan = grid_jupyter.training_plan(
+        model, torch.nn.functional.cross_entropy, torch.optim.SGD(model.parameters(), 0.1),
+        inputs=(torch.zeros(4, 4), torch.zeros(4, dtype=torch.int64)),
+    )  # fmt: skip
+    host = grid_jupyter.ModelCentricFLClient("flo", node.address, user="Flo").connect()
+    config = {"name": "ward 7", "version": "1.0", "batch_size": 32, "lr": 0.2}
+    host.host(model, {"training_plan": plan}, client_config=config, server_config={"num_cycles": 2, "min_diffs": 1})
+    view, other = widgets.rounds("ward 7", "1.0", host), widgets.rounds("ward 7", client=flo)
+    views += [view, other]
+    assert (shown(view)["rounds"], shown(view)["over"]) == ([], False)
+    data = {"x": torch.randn(32, 4).numpy(), "y": torch.randint(0, 2, (32,)).numpy()}
+    with grid_jupyter.Device(node.address) as device:
+        device.participate("ward 7", "1.0", data=data)
+    until(lambda: view.state["over"])
+    assert (view.state["unit"], view.state["rounds"]) == ("cycle", [1, 2])
+    assert {line["by"] for line in view.state["lines"]} == {"", "device 1"}
+    assert shown(other)["lines"] == view.state["lines"]
+
+
+def form(**more: Any) -> dict[str, Any]:
+    """What a page sends to publish."""
+    empty: dict[str, Any] = {"computing": None, "reading": [], "public_tags": False, "jobs": "ask", "automatic": []}
+    return {"variable": "", "name": "", "tags": [], "description": "", "mock": 0, **empty, **more}
+
+
+def test_a_form_publishes_what_the_cell_gave_by_its_rules(
+    flo: NodeClient, gus: NodeClient, views: list[View], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ages = pandas.DataFrame({"<b>ward": ["north", None], "age": [31.0, 45.0]})
+    view = widgets.publish(ages, flo)
+    views.append(view)
+    assert shown(view)["given"] == "data"
+    told: list[Any] = []
+    monkeypatch.setattr(view, "send", told.append)
+    asked(view, "look", variable="")
+    assert told[0]["preview"]["first"] == [["north", "31.0"], [None, "45.0"]]
+    assert "31.0" not in json.dumps(view.state)  # the rows are not kept, so they are not saved either
+    who = {"computing": ["Gus"], "reading": ["Gus"], "jobs": "automatic", "automatic": ["Gus"]}
+    said = asked(view, "publish", **form(name="ages", tags=["#wages"], mock=4, **who))
+    assert said["failed"] == ""
+    assert said["python"] == (
+        "node.publish(data, name='ages', tags=['#wages'], allowed_users=['Gus'], mock=4, compute_users=['Gus'], "
+        "jobs=sy.JobPolicy(automatic=['Gus']))"
+    )
+    (info,) = [one for one in flo.datasets() if one.id == view.pointer.dataset.id]
+    assert (info.tags, info.allowed_users, info.jobs.automatic, info.mock) == (("#wages",), ("Gus",), ("Gus",), True)
+    assert next(one["id"] for one in view.state["published"]) == info.id
+    assert len(gus.search("#wages")[0].get()) == 2
+    assert "characters" in asked(view, "publish", **form(tags=["#" + "x" * 9_000]))["failed"]
+    assert "name whose jobs" in asked(view, "publish", **form(jobs="automatic"))["failed"]
+
+
+def test_a_page_publishes_no_file_and_no_variable_that_it_was_not_offered(
+    flo: NodeClient, views: list[View], tmp_path: Path
+) -> None:
+    (tmp_path / "secret.csv").write_text("a\n1\n")
+    view = widgets.publish(node=flo)
+    views.append(view)
+    assert shown(view)["variables"] == []
+    before = len(flo.datasets())
+    for variable in (str(tmp_path / "secret.csv"), "__builtins__", "view", "os.environ"):
+        assert "no such variable" in asked(view, "look", variable=variable)["failed"]
+        assert "no such variable" in asked(view, "publish", **form(variable=variable))["failed"]
+    assert len(flo.datasets()) == before
+    missing = widgets.publish(tmp_path / "none.csv", flo)
+    views.append(missing)
+    shown(missing)
+    assert "cannot be read" in asked(missing, "look", variable="")["failed"]
+
+
+def test_browsing_finds_by_tags_and_takes_a_pointer(flo: NodeClient, gus: NodeClient, views: list[View]) -> None:
+    flo.publish(torch.zeros(3, 4), name=HOSTILE[:100], tags=["#browse", "#<b>"], description=HOSTILE[:3_000])
+    view = widgets.browse(gus)
+    views.append(view)
+    assert "#browse" in shown(view)["tags"]
+    assert asked(view, "search", tags=["#browse"])["python"] == "node.search('#browse')"
+    (found,) = view.state["found"]
+    assert (found["node"], found["shape"], found["tags"]) == ("Flo", "3 × 4", ["#browse", "#<b>"])
+    assert (len(found["description"]) < 2_100, "\u202e" in found["name"]) == (True, False)
+    assert "user='Gus'" in found["code"]
+    assert asked(view, "take", node="Flo", dataset=found["id"])["python"] == f"node.pointer({found['id']})"
+    assert view.pointer.shape == (3, 4)
+    assert "not among" in asked(view, "take", node="Flo", dataset=1)["failed"]
+    asked(view, "search", tags=["#browse", "#nothing"])
+    assert view.state["found"] == []
+
+
 def test_jobs_of_something_else_are_refused() -> None:
     with pytest.raises(BadRequest, match="a Job, or the GridJobs"):
         widgets.jobs("Flo")
+    with pytest.raises(BadRequest, match="a PublicGridNetwork"):
+        widgets.browse("Flo")
 
 
 def test_importing_the_package_and_its_widgets_loads_neither_anywidget_nor_torch() -> None:

@@ -11,6 +11,14 @@ function h(tag, attributes, ...children) {
       made.addEventListener('click', value);
     } else if (name === 'input') {
       made.addEventListener('input', value);
+    } else if (name === 'enter') {
+      made.addEventListener('keydown', event => {
+        if (event.key === 'Enter' && !event.isComposing) {
+          event.preventDefault();
+          event.stopPropagation();
+          value(event);
+        }
+      });
     } else if (name === 'submit') {
       made.addEventListener('submit', event => {
         event.preventDefault();
@@ -22,7 +30,7 @@ function h(tag, attributes, ...children) {
       made.setAttribute(name, value === true ? '' : String(value));
     }
   }
-  made.append(...children.flat().filter(one => one !== null && one !== undefined && one !== false));
+  made.append(...children.flat(Infinity).filter(one => one !== null && one !== undefined && one !== false));
   return made;
 }
 
@@ -101,6 +109,7 @@ function view(title, draw, begin = () => undefined) {
       const page = {
         /** What this page alone knows, such as what is being written. */
         own: {},
+        id,
         el,
         model,
         busy: () => waiting !== '',
@@ -142,6 +151,9 @@ function view(title, draw, begin = () => undefined) {
         }
         const state = model.get('state');
         const done = state.done ?? {};
+        if (waiting && state.begun === waiting) {
+          clearTimeout(timer); // the kernel is at it, however long that takes
+        }
         if (waiting && done.call === waiting) {
           clearTimeout(timer);
           waiting = '';
@@ -201,6 +213,10 @@ function view(title, draw, begin = () => undefined) {
         silent = false;
         show();
       };
+      const told = content => {
+        page.hear?.(content);
+        heard();
+      };
       /** The connection changed: whether there is still a kernel that knows this view, it says itself. */
       const lost = () => {
         silent = true;
@@ -210,7 +226,7 @@ function view(title, draw, begin = () => undefined) {
       el.classList.add('grid-view');
       model.on('change:state', heard);
       model.on('comm_live_update', lost);
-      model.on('msg:custom', heard);
+      model.on('msg:custom', told);
       const end = begin(page);
       page.send({ action: 'shown', page: id });
       show();
@@ -219,7 +235,7 @@ function view(title, draw, begin = () => undefined) {
         clearTimeout(timer);
         model.off('change:state', heard);
         model.off('comm_live_update', lost);
-        model.off('msg:custom', heard);
+        model.off('msg:custom', told);
         end?.();
         page.send({ action: 'gone', page: id });
       };
