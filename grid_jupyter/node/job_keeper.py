@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-import msgspec
-
 from grid_jupyter.errors import (
     Conflict,
     GetNotPermittedError,
@@ -21,43 +19,24 @@ from grid_jupyter.errors import (
     LimitExceededError,
     NodeUnavailableError,
     ObjectNotFoundError,
-    PlanInvalidError,
     SessionLostError,
     StorageFullError,
 )
 from grid_jupyter.node import job_machine as machine
-from grid_jupyter.node import policy
-from grid_jupyter.node.datasets import Datasets, rules_of
-from grid_jupyter.node.job_documents import (
-    binding_document,
-    find_plan,
-    shown,
-)
+from grid_jupyter.node.datasets import Datasets
 from grid_jupyter.node.job_queue import Waiting, next_job
 from grid_jupyter.node.job_records import MAX_HISTORY, LiveJob
-from grid_jupyter.node.job_runs import JobWorker, failed, header_of, to_the_end
-from grid_jupyter.node.request_rules import verdict_of
+from grid_jupyter.node.job_rows import JobRows
+from grid_jupyter.node.job_runs import JobWorker
+from grid_jupyter.node.job_sign_off import RESULT, JobSignOff
 from grid_jupyter.node.requests import Requests
 from grid_jupyter.node.verdicts import (
-    DENIED,
-    EXPIRED,
-    GRANTED,
     JOB,
-    QUESTION,
-    REVOKED,
-    USED,
-    WAITING,
     WITHDRAWN,
-    Asked,
     Verdict,
-    binding_of,
 )
-from grid_jupyter.plans.document import Document
-from grid_jupyter.plans.reader import MAX_BYTES, read_plan
 from grid_jupyter.store.blobs import BlobStore
-from grid_jupyter.store.datasets import StoredDataset
 from grid_jupyter.store.jobs import JobTable, StoredJob
-from grid_jupyter.wire.jobs import Rows
 from grid_jupyter.worker.backend import Workers
 
 log = logging.getLogger("grid_jupyter")
@@ -65,10 +44,6 @@ log = logging.getLogger("grid_jupyter")
 FORGET_S = 90 * 86_400.0
 """How long a job that ended stays in the list."""
 SWEEP_S = 1.0
-BEHIND_S = 3.0
-"""How long rounds may be done and not written down."""
-RESULT = ".result"
-"""Behind a job's name: the key under which the release of its result is asked for, where an owner looks at it first."""
 
 
 class JobKeeper:
@@ -94,6 +69,8 @@ class JobKeeper:
         self._datasets = datasets
         self._requests = requests
         self._pool = pool
+        self.rows = JobRows(table, blobs, clock, lambda: self._tell())
+        self.sign_off = JobSignOff(blobs=blobs, datasets=datasets, requests=requests, isolation=lambda: pool.isolation)
         self._at_once = at_once
         self._per_user = per_user
         self._job_s = job_s
@@ -141,7 +118,7 @@ class JobKeeper:
             await asyncio.wait(self._tasks)
         for live in self._live.values():
             async with live.lock:
-                await self._save(live)
+                await self.rows.save(live)
 
     def get(self, job: str) -> LiveJob | None:
         """A job that has not ended, or whose result is here."""
@@ -168,74 +145,18 @@ class JobKeeper:
             await asyncio.sleep(SWEEP_S)
             try:
                 for live in list(self._live.values()):
-                    await self.write_behind(live)
+                    await self.rows.write_behind(live)
                     await self.apply(live, machine.Tick())
                     if live.worker is not None and time.monotonic() - live.worker.last_used > self._rest_s:
                         await self._let_go(live, live.worker)
                 for gone in await self._table.forget(self._clock() - FORGET_S):
-                    await self._drop(gone.work, gone.checkpoint, gone.result)
+                    await self.rows.drop(gone.work, gone.checkpoint, gone.result)
             except StorageFullError:
                 pass  # it is tried again
             except GridError as error:
                 log.warning("jobs: %s", error)
 
-    async def write_behind(self, live: LiveJob) -> None:
-        """Write down the rounds of a job that were done a while ago."""
-        if time.monotonic() - live.saved > BEHIND_S:
-            async with live.lock:  # what changes it meanwhile is written behind this, not over it
-                await self._save(live)
-
     # -------------------------------------------------------------- sign-off
-
-    def read_plan_at(self, blob: str, begin: int, end: int) -> Document:
-        """The plan that lies there in a blob. Raises PlanInvalidError, for one that is too large before it is read."""
-        if end - begin > MAX_BYTES:
-            raise PlanInvalidError(f"a plan of {end - begin} bytes is over the limit of {MAX_BYTES}")
-        with self._blobs.path(blob).open("rb") as file:
-            file.seek(begin)
-            return read_plan(file.read(end - begin))
-
-    async def find(self, caller: str, data: dict[str, Rows]) -> dict[tuple[int, int], StoredDataset]:
-        """The data sets that a job names. Raises ObjectNotFoundError, also for those that the caller may not use."""
-        found = {}
-        for rows in data.values():
-            stored = await self._datasets.get(rows.dataset, rows.version)
-            if not policy.may_compute(caller, rules_of(stored)):
-                raise ObjectNotFoundError("there is no such data set or version here, or no longer; search again")
-            found[rows.dataset, rows.version] = stored
-        return found
-
-    async def _asked(self, live: LiveJob, found: dict[tuple[int, int], StoredDataset], result: str = "") -> Asked:
-        job = live.document
-        sources = tuple(rules_of(stored) for stored in found.values())
-        bound = binding_document(job, {one.dataset: msgspec.to_builtins(one.jobs) for one in sources})
-        if not live.shown and live.row.work:
-            live.shown = await asyncio.to_thread(shown, job, await self.plan(live.row))
-        told = {"job": live.id, **live.shown}
-        if result:
-            bound["result"] = result
-            told["result"] = "it has run: what it came to is looked at before it is released"
-        return Asked(
-            kind=JOB,
-            key=live.id + (RESULT if result else ""),
-            asker=live.by,
-            binding=binding_of(bound),
-            sources=sources,
-            versions=tuple(version for _, version in found),
-            reason=job.reason,
-            shown=told,
-            rows=job.rows,
-            steps=job.steps,
-            whole_step=job.whole_step,
-            reduced_isolation=self._pool.isolation.startswith("reduced"),
-        )
-
-    async def plan(self, row: StoredJob) -> Document:
-        def read() -> Document:
-            place = find_plan(header_of(self._blobs, row.work or ""))
-            return self.read_plan_at(row.work or "", place.begin, place.end)
-
-        return await asyncio.to_thread(read)
 
     def _decided(self, kind: str, key: str, verdict: Verdict) -> None:
         """Something was decided: a job may have to be looked at again."""
@@ -251,81 +172,15 @@ class JobKeeper:
             return
         event: machine.Event
         try:
-            event = await self._verdict(live)
+            event = await self.sign_off.verdict(live)
         except ObjectNotFoundError:
             event = machine.Refused("the data it is for is not here any more, or not for you; search, and submit again")
         except GridError as error:
             event = machine.Refused(str(error))
         await self.apply(live, event)
         if live.machine.ended and live.machine.state != "done":  # while it was asked for
-            await self._close_requests(live, machine.CloseRequest("withdrawn", why=f"the job is {live.machine.state}"))
+            await self.sign_off.close(live, machine.CloseRequest("withdrawn", why=f"the job is {live.machine.state}"))
         self._schedule()
-
-    async def _close_requests(self, live: LiveJob, closing: machine.CloseRequest) -> None:
-        for key in (live.id, live.id + RESULT):
-            await self._requests.close(key, closing.state, closing.by, closing.why)
-
-    async def _verdict(self, live: LiveJob) -> machine.Event:
-        found = await self.find(live.by, live.document.data)
-        held = live.machine.state == "held"
-        looked = held and live.machine.look
-        if looked and await self._requests.last_state(live.id) == REVOKED:
-            return machine.Denied("the approval by which it ran was taken back: ask the owners, then submit it again")
-        asked = await self._asked(live, found, live.row.result or live.row.id if looked else "")
-        verdict = await self._requests.decide(asked)
-        live.rules = list(asked.sources)
-        live.epoch_metrics = verdict.epoch_metrics
-        owners = ", ".join(dict.fromkeys(one.owner for one in asked.sources))
-        live.request = verdict.request
-        if held and (verdict.state == USED or (verdict.granted and (looked or not verdict.review))):
-            try:
-                await self.use(live)
-            except GetNotPermittedError:  # taken back, or over, since it was decided
-                verdict = verdict_of(await self._requests.standing(live.request, live.by))
-            else:
-                return machine.Released()
-        if verdict.granted and held:
-            return machine.Asked(f"what it came to waits for the word of {owners}")
-        if verdict.state == GRANTED and verdict.review and live.document.arguments.rounds > 1:
-            return machine.Denied(
-                f"{owners} want to look at what comes out before it leaves, which a job of many rounds cannot wait "
-                f"for: submit it with rounds=1"
-            )
-        used = verdict.state == USED and live.document.arguments.rounds > 1  # by the last one, not yet written down
-        if verdict.state == GRANTED or used:
-            return machine.Granted(look=verdict.review)
-        if verdict.state == QUESTION:
-            return machine.Asked(f"an owner asks: {verdict.reason}. node.my_requests() has it, and .answer(text)")
-        if verdict.state == WAITING:
-            return machine.Asked(f"it waits for the word of {owners}" + (", who look at the result" if looked else ""))
-        if verdict.state == DENIED:
-            return machine.Denied(verdict.reason or f"{owners} denied it")
-        said = f": {verdict.reason}" if verdict.reason else ""
-        if verdict.state == EXPIRED:
-            return machine.Lapsed(f"its request, or its approval, is expired{said}: ask {owners}, then submit it again")
-        if verdict.state == WITHDRAWN:
-            return machine.Denied(f"its request was withdrawn{said}; submit it again")
-        return machine.Denied(f"the approval was taken back{said}: ask {owners}, then submit it again")
-
-    async def stands(self, live: LiveJob) -> bool:
-        """Whether the owners of a job's data say what they said when it was decided about. Approvals that are taken
-        back, or are over, are told (`_decided`)."""
-        try:
-            found = await self.find(live.by, live.document.data)
-        except ObjectNotFoundError:
-            return False
-        return live.rules == [rules_of(stored) for stored in found.values()]
-
-    async def use(self, live: LiveJob) -> None:
-        """Take up the approval of a job, once, before what it came to leaves. Raises GetNotPermittedError where it
-        does not stand any more."""
-        if live.request:
-            try:
-                await self._requests.use(live.request, live.by)
-            except GetNotPermittedError:
-                standing = await self._requests.standing(live.request, live.by)
-                if standing.state != USED:  # else it was, before the Node was started again
-                    raise
 
     # -------------------------------------------------------------- changes
 
@@ -338,28 +193,12 @@ class JobKeeper:
             live.take(after, self._clock(), **changes)
             if machine.EndRun() in actions:  # before it is written: on a full disk it ends as well
                 await self._end_worker(live)
-            await self._save(live)
+            await self.rows.save(live)
         for action in actions:
             await self._act(live, action)
         if live.machine.ended and live.machine.state != "done":
             self._live.pop(live.id, None)
         self._schedule()
-
-    async def _save(self, live: LiveJob) -> None:
-        """Write down how a job stands; its lock is held."""
-        if live.unsaved:
-            live.unsaved = False
-            storing = asyncio.ensure_future(self._store(live))
-            try:
-                await to_the_end(storing)
-            finally:
-                live.unsaved = live.unsaved or failed(storing)
-
-    async def _store(self, live: LiveJob) -> None:
-        live.row = await self._table.save(live.to_save())
-        live.saved = time.monotonic()
-        live.tell()
-        self._tell()
 
     async def _act(self, live: LiveJob, action: machine.Action) -> None:
         if isinstance(action, machine.EndRun):
@@ -369,27 +208,17 @@ class JobKeeper:
                 live.rests.cancel()
             live.rests = asyncio.get_running_loop().call_later(action.seconds, self._rested, live)
         elif isinstance(action, machine.CloseRequest):
-            await self._close_requests(live, action)
+            await self.sign_off.close(live, action)
         elif isinstance(action, machine.AskRelease):
             self._spawn(self.reconsider(live))
         elif isinstance(action, machine.DropWork):
             before = live.row
-            await self._forget(live, checkpoint=None)
-            await self._drop(before.checkpoint)
+            await self.rows.forget(live, checkpoint=None)
+            await self.rows.drop(before.checkpoint)
         else:
             before = live.row
-            await self._forget(live, work=None, result=None)
-            await self._drop(before.work, before.result)
-
-    async def _forget(self, live: LiveJob, **changes: Any) -> None:
-        async with live.lock:
-            live.take(live.machine, self._clock(), **changes)
-            await self._save(live)
-
-    async def _drop(self, *blobs: str | None) -> None:
-        for blob in blobs:
-            if blob:
-                await asyncio.to_thread(self._blobs.delete, blob)
+            await self.rows.forget(live, work=None, result=None)
+            await self.rows.drop(before.work, before.result)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -510,11 +339,11 @@ class JobKeeper:
                 await self.apply(live, event, **changes)
             finally:
                 if live.row.result != changes.get("result"):  # it ended otherwise meanwhile
-                    await self._drop(changes.get("result"))
+                    await self.rows.drop(changes.get("result"))
         self._schedule()
 
     async def _start(self, live: LiveJob) -> JobWorker:
-        found = await self.find(live.by, live.document.data)
+        found = await self.sign_off.find(live.by, live.document.data)
         row = live.row
         return await JobWorker.start(
             self._pool,
@@ -538,7 +367,7 @@ class JobKeeper:
             try:
                 await self.apply(live, machine.Checkpointed(kept.epoch), checkpoint=kept.blob.name)
             finally:
-                await self._drop(before if live.row.checkpoint == kept.blob.name else kept.blob.name)
+                await self.rows.drop(before if live.row.checkpoint == kept.blob.name else kept.blob.name)
         raise GridError("the job's Worker ended before its last epoch")
 
     # -------------------------------------------------------------- rounds
@@ -581,13 +410,13 @@ class JobKeeper:
         Raises Conflict where the job stands otherwise meanwhile, GetNotPermittedError: then nothing may leave.
         """
         try:
-            await self._take_up(live)
+            await self.sign_off.begin(live)
             after, actions = machine.on(live.machine, machine.RoundDone(), self._clock())
             if not actions:
                 check_runs(live.machine)
                 live.take_round(after, metrics)
                 return
-            await self.use(live)
+            await self.sign_off.use(live)
         except GetNotPermittedError:  # taken back, or over: it is told how the job stands then
             await self.reconsider(live)
             check_runs(live.machine)
@@ -597,17 +426,6 @@ class JobKeeper:
         await self.apply(live, machine.RoundDone())
         if live.machine.state != "done":  # it ended otherwise, just before
             check_runs(live.machine)
-
-    async def _take_up(self, live: LiveJob) -> None:
-        """Have it in the audit log, once, by which approval rounds leave."""
-        if live.request == live.releasing:
-            return
-        live.releasing = live.request  # before it is so: whoever takes it back meanwhile is not overwritten
-        try:
-            await self._requests.begun(live.request, live.by)
-        except BaseException:
-            live.releasing = 0
-            raise
 
 
 def _is_ready(live: LiveJob) -> bool:

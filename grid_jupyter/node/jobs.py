@@ -134,9 +134,9 @@ class Jobs:
     async def _prepare(self, account: Account, request: Submit, blob: str) -> JobDocument:
         arrived = self.uploads.arrived((account.username, request.upload))
         tensors = () if arrived is None else arrived.tensors
-        found = await self.keeper.find(account.username, request.data)
+        found = await self.keeper.sign_off.find(account.username, request.data)
         place = find_plan(tensors)
-        plan = await asyncio.to_thread(self.keeper.read_plan_at, blob, place.begin, place.end)
+        plan = await asyncio.to_thread(self.keeper.sign_off.read_plan_at, blob, place.begin, place.end)
         asked = Asked(request.device, math.ceil(request.device_fraction * WHOLE))
         memory_bytes = self._pool.room(asked)
         limits = Limits(memory_bytes=memory_bytes, work=MAX_WORK)
@@ -183,7 +183,7 @@ class Jobs:
         row, _ = await self._visible(account, job)
         if row.work is None:
             raise ObjectNotFoundError("the plan of this job is not here any more: the job has ended")
-        return (await self.keeper.plan(row)).to_bytes()
+        return (await self.keeper.sign_off.plan(row)).to_bytes()
 
     async def result(self, account: Account, job: str) -> int:
         """A descriptor of what a job came to, for who submitted it once it is released, and at any time for who may
@@ -243,7 +243,7 @@ class Jobs:
         live = self.keeper.get(message.job)
         if live is None or live.by != caller:
             raise ObjectNotFoundError("there is no such job of yours here, or it has ended; see node.jobs()")
-        if not await self.keeper.stands(live):
+        if not await self.keeper.sign_off.stands(live):
             await self.keeper.reconsider(live)
         check_runs(live.machine)
         if live.machine.rounds < 2 or message.number < 1:

@@ -65,7 +65,7 @@ def test_a_job_that_is_cancelled_while_its_rounds_are_written_down_ends(tmp_path
         await world.keeper.round_done(live, {"loss": 1.0})
         late = world.table.late = asyncio.Event()
         live.saved = float("-inf")
-        writing = asyncio.create_task(world.keeper.write_behind(live))
+        writing = asyncio.create_task(world.keeper.rows.write_behind(live))
         await until(lambda: world.table.late is None)
         cancelling = asyncio.create_task(world.keeper.apply(live, machine.Cancelled("Ana")))
         for _ in range(3):  # transactions are taken in order: had it begun one, that would be over
