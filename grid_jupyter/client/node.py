@@ -33,6 +33,7 @@ from grid_jupyter.link.client import WebSocketLink
 from grid_jupyter.link.http import Address, call
 from grid_jupyter.ops.shapes import layout_of
 from grid_jupyter.tensors.device import device_of
+from grid_jupyter.tensors.former import FormerPlace
 from grid_jupyter.tensors.private import PrivateTensor
 from grid_jupyter.tensors.remote import RemoteTensor, point, send
 from grid_jupyter.tensors.session import Session
@@ -56,7 +57,7 @@ RECONNECT_S = 10.0
 """How long a client that was connected waits for its Node to come back."""
 
 
-class NodeClient(Publishing, SignOff, Submitting, ReadsMetrics):
+class NodeClient(Publishing, SignOff, Submitting, ReadsMetrics, FormerPlace):
     """A connection to one Node: `DataCentricFLClient(hook, "http://localhost:3000")`.
 
     Without a credential the caller is a guest. A stored credential is presented only where it is named:

@@ -17,6 +17,7 @@ from grid_jupyter.errors import BadRequest, NotAuthenticatedError, SendNotPermit
 from grid_jupyter.ops.shapes import layout_of
 from grid_jupyter.tensors.chain import Kept, clear_held, held_by
 from grid_jupyter.tensors.device import device_of
+from grid_jupyter.tensors.former import FormerPlace
 from grid_jupyter.tensors.hook import install
 from grid_jupyter.tensors.private import PrivateTensor
 from grid_jupyter.tensors.remote import RemoteTensor, point, send
@@ -69,7 +70,7 @@ class _LocalLink:
         )
 
 
-class VirtualWorker:
+class VirtualWorker(FormerPlace):
     """A worker in this process, to try things out: `bob = VirtualWorker(hook, id="bob")`.
 
     It keeps what is sent to it and computes on it as a Node would, but protects nothing: whoever holds

@@ -35,6 +35,7 @@ from grid_jupyter.link.tls import tls_context
 from grid_jupyter.ops.raw import DTYPES
 from grid_jupyter.ops.shapes import layout_of
 from grid_jupyter.tensors.chain import Kept, clear_held, held_by
+from grid_jupyter.tensors.former import FormerClient
 from grid_jupyter.tensors.private import PrivateTensor
 from grid_jupyter.tensors.remote import RemoteTensor, point, send
 from grid_jupyter.tensors.sending import WORKERS
@@ -183,7 +184,7 @@ class WebsocketServerWorker(VirtualWorker):
         return f"<WebsocketServerWorker id:{self.id} #objects:{self.objects_count()}>"
 
 
-class WebsocketClientWorker:
+class WebsocketClientWorker(FormerClient):
     """The handle of a server worker: a place to send to, search and compute on.
 
     `WebsocketClientWorker(hook, "localhost", 8777, id="bob")`. `secure` for a server with a certificate, and `ca_file`

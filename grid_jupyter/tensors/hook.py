@@ -8,11 +8,12 @@ from typing import Any, NoReturn
 
 import torch
 
-from grid_jupyter.errors import InvalidTensorForRemoteGet
+from grid_jupyter.errors import BadRequest, InvalidTensorForRemoteGet
 from grid_jupyter.tensors.autograd import RETURNS_POINTER_FROM_BACKWARD
+from grid_jupyter.tensors.former import OF_MODULES, OF_OPTIMISERS, OF_TENSORS, refusing
 from grid_jupyter.tensors.modules import copy_module, get_module, move_module, send_module
 from grid_jupyter.tensors.private import private_tensor
-from grid_jupyter.tensors.sending import describe, is_here, send, send_, tag
+from grid_jupyter.tensors.sending import combine, describe, is_here, send, send_, tag
 from grid_jupyter.tensors.session import NUMBERS
 
 _log = logging.getLogger("grid_jupyter")
@@ -54,6 +55,10 @@ def install(torch_module: Any, local_worker: Callable[[], Any], verbose: bool = 
         "location": property(lambda self: _owner[0]()),
         "tags": (),
         "description": "",
+        "attr": _attribute,
+        "combine": combine,
+        "garbage_collection": property(lambda self: True, _stays_here),
+        **refusing(OF_TENSORS),
     }.items():
         setattr(tensor, name, verb)
     module: Any = torch.nn.Module
@@ -63,10 +68,26 @@ def install(torch_module: Any, local_worker: Callable[[], Any], verbose: bool = 
     module.copy = copy_module
     module.location = property(_module_location)
     module.owner = property(lambda self: _owner[0]())
+    for name, refusal in refusing(OF_MODULES).items():
+        setattr(module, name, refusal)
+    for name, refusal in refusing(OF_OPTIMISERS).items():
+        setattr(torch.optim.Optimizer, name, refusal)
 
 
 def _no_chain(tensor: Any, *args: Any, **kwargs: Any) -> NoReturn:
     raise InvalidTensorForRemoteGet("this tensor is here, in this process: there is no chain of pointers to fetch")
+
+
+def _attribute(tensor: Any, name: str) -> Any:
+    """What `attr` gives of a pointer, of a tensor that is here."""
+    if name not in ("grad", "data"):
+        raise AttributeError(f"attr gives 'grad' and 'data', not {name!r}")
+    return tensor.grad if name == "grad" else tensor.data
+
+
+def _stays_here(tensor: Any, on: bool) -> None:
+    if not on:
+        raise BadRequest("this tensor is here, and lives as long as you hold it: garbage_collection is for pointers")
 
 
 def _identity(tensor: Any) -> int:

@@ -115,5 +115,13 @@ def is_here(tensor: Any, *args: Any, **kwargs: Any) -> Any:
     raise PureFrameworkTensorFoundError("this tensor is here already: there is nothing to fetch or to move")
 
 
+def combine(pointer: Any, *others: Any) -> MultiPointerTensor:
+    """One multi-pointer of several pointers, in this order. Raises PureFrameworkTensorFoundError for what is here."""
+    for one in (pointer, *others):
+        if not isinstance(one, RemoteTensor):
+            is_here(one)
+    return MultiPointerTensor([pointer, *others])
+
+
 RemoteTensor._send = staticmethod(send)
 PrivateTensor._send = staticmethod(send)
