@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grid_jupyter.client.measuring import AFTER, BEFORE
-from grid_jupyter.client.watching import needed
+from grid_jupyter.client.watching import blank_figure, needed
 from grid_jupyter.errors import InvalidDataError
 from grid_jupyter.tensors.text import plain
 
@@ -39,13 +39,10 @@ def plot_accuracy(metrics: Any, *, accuracy: str = "accuracy", loss: str = "loss
 
     Raises InvalidDataError for another table, DependencyError without matplotlib.
     """
-    needed("matplotlib.pyplot")  # whose import makes a notebook show figures
     if not set(getattr(metrics, "columns", ())) >= _COLUMNS:
         raise InvalidDataError("plot_accuracy takes the table that client.metrics(name, version) gives")
     panels = {name: lines for name in (accuracy, loss) if (lines := _lines(metrics, name))}
-    size = (8, 1.7 + 2.1 * max(1, len(panels)))
-    # no figure of pyplot's, of which a notebook would show it once more, and another thread has one at a time
-    figure = needed("matplotlib.figure").Figure(figsize=size, layout="constrained")
+    figure = blank_figure(8, 1.7 + 2.1 * max(1, len(panels)))
     if not panels:
         figure.text(0.5, 0.5, "no device has told its metrics yet", ha="center", va="center", color=_QUIET)
         return figure

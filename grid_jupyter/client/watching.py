@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -61,9 +62,7 @@ def curves(unit: str, points: Sequence[Point], each: Mapping[str, Sequence[Point
 
     `each`: what several measured by themselves, by name, in thin lines.
     """
-    needed("matplotlib.pyplot")  # whose import makes a notebook show figures
-    # no figure of pyplot's, of which a notebook would show it once more, and another thread has one at a time
-    figure = needed("matplotlib.figure").Figure(figsize=(9, 3.2), layout="constrained")
+    figure = blank_figure(9, 3.2)
     alone = {(by, name) for by, some in (each or {}).items() for _, figures in some for name in figures}
     names = list(dict.fromkeys([name for _, figures in points for name in figures] + sorted(name for _, name in alone)))
     losses = [name for name in names if name.endswith("loss")]
@@ -85,6 +84,17 @@ def curves(unit: str, points: Sequence[Point], each: Mapping[str, Sequence[Point
             axis.legend()
     if others and all(0 <= figures.get(name, 0) <= 1 for _, figures in points for name in others):
         axes[0].set(ylim=(0, 1))
+    return figure
+
+
+def blank_figure(width: float, height: float) -> Any:
+    """A matplotlib figure of so many inches. Raises DependencyError."""
+    pyplot = needed("matplotlib.pyplot")
+    if threading.current_thread() is not threading.main_thread():
+        # pyplot has one current figure for all threads, and it is what somebody's cell draws on
+        return needed("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
+    figure = pyplot.figure(figsize=(width, height), layout="constrained")  # which makes a notebook show figures
+    pyplot.close(figure)  # else a notebook shows it once more
     return figure
 
 
