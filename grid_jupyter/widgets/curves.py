@@ -10,17 +10,21 @@ from grid_jupyter.client.metrics import Measured, means_of
 from grid_jupyter.client.watching import Point
 from grid_jupyter.widgets.texts import name, number
 
-DEVICES = 50
-"""Devices that get a line of their own."""
+EACH = 50
+"""Participants, or devices, that get a line of their own."""
 ROUNDS = 2_000
 """Rounds that are drawn: of more, evenly chosen ones, and always the last."""
 
 
-def of_points(unit: str, points: Sequence[Point]) -> dict[str, Any]:
-    """Lines of what was measured behind each round or epoch."""
+def of_points(unit: str, points: Sequence[Point], each: Mapping[str, Sequence[Point]] | None = None) -> dict[str, Any]:
+    """Lines of what was measured behind each round or epoch; `each`: what the participants measured by themselves."""
     chosen = _chosen([one for one, _ in points])
     figures = {one: found for one, found in points if one in chosen}
-    return {"unit": unit, "rounds": sorted(figures), "lines": _lines("", figures)}
+    lines = _lines("", figures)
+    for by, some in sorted((each or {}).items())[:EACH]:
+        alone = dict(some)
+        lines += _lines(name(by), {one: alone.get(one, {}) for one in figures})
+    return {"unit": unit, "rounds": sorted(figures), "lines": lines}
 
 
 def of_measured(rows: Iterable[Measured]) -> dict[str, Any]:
@@ -32,7 +36,7 @@ def of_measured(rows: Iterable[Measured]) -> dict[str, Any]:
     by_device: dict[int, dict[int, Mapping[str, float]]] = {}
     for cycle in chosen:
         for one in cycles[cycle]:
-            if one.worker <= DEVICES:
+            if one.worker <= EACH:
                 by_device.setdefault(one.worker, {})[cycle] = one.values
     rounds = {cycle: means_of(cycles[cycle]) for cycle in sorted(chosen)}
     lines = _lines("", rounds)

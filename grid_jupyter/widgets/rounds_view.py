@@ -55,9 +55,9 @@ class OfFit:
 
     def read(self) -> dict[str, Any]:
         """Each round that is behind it."""
-        points = [] if self.fit is None else self.fit.points
+        points, each = ([], {}) if self.fit is None else (self.fit.points, self.fit.each)
         stands = f"round {points[-1][0]}" if points else "no round yet"
-        return {**of_points("round", points), "stands": stands, "over": False}
+        return {**of_points("round", points, each), "stands": stands, "over": False}
 
     def figure(self) -> Any:
         """`fit.plot()`."""
@@ -186,9 +186,14 @@ class Rounds(View):
         self._drawn, self._drawn_at = (rounds, over), now
 
     def close(self) -> None:
-        """End the view; a picture stays."""
+        """End the view; a picture of all that was measured stays."""
         if self._made and not self._closed:
-            self._draw_picture(len(self.state.get("rounds", ())), True)
+            self.end()
+            self.join(2.0)
+            try:
+                self._draw_picture(len(self._source.read()["rounds"]), True)
+            except GridError:
+                pass  # the one before stays
         super().close()
         if self._own is not None:
             self._own.close()

@@ -228,10 +228,13 @@ def test_rounds_of_a_fit_are_drawn_as_they_come_and_numbers_that_are_none_are_le
     assert shown(view)["rounds"] == []
     fit = Fit(torch.nn.Linear(2, 1))
     for number, loss in enumerate([0.5, float("nan"), float("inf"), 0.25], 1):
-        fit.records.append(Record(number, ("Flo",), 0.1, {"<b>loss": loss}, {}))
+        fit.records.append(Record(number, ("Flo",), 0.1, {"<b>loss": loss}, {}, {"Flo": {"loss": 0.5}}))
         view.show(fit)
     until(lambda: view.state["rounds"] == [1, 2, 3, 4])
-    assert view.state["lines"] == [{"metric": "<b>loss", "by": "", "values": [0.5, None, None, 0.25]}]
+    assert view.state["lines"] == [
+        {"metric": "<b>loss", "by": "", "values": [0.5, None, None, 0.25]},
+        {"metric": "loss", "by": "Flo", "values": [0.5, 0.5, 0.5, 0.5]},
+    ]
     assert json.loads(json.dumps(view.state, allow_nan=False)) == view.state
     assert view.figure().axes
     with pytest.raises(BadRequest, match="takes the name of a model-centric training"):
