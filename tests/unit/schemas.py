@@ -26,7 +26,7 @@ def make_schema(file: Path, revision: str) -> sqlite3.Connection:
         with Operations.context(MigrationContext.configure(connection)):
             for script in SCRIPTS[: REVISIONS.index(revision) + 1]:
                 script.module.upgrade()
-        connection.exec_driver_sql("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
+        connection.exec_driver_sql("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
         connection.exec_driver_sql(f"INSERT INTO alembic_version VALUES ('{revision}')")  # noqa: S608
     engine.dispose()
     return sqlite3.connect(file, isolation_level=None)
