@@ -324,6 +324,15 @@ def test_examples_are_python(path: Path):
         ast.parse(block)
 
 
+def test_every_test_that_the_security_page_names_exists():
+    text = page("security.md")
+    files = re.findall(r"`(tests/[\w/]+\.py)`", text)
+    assert files
+    there = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [file for file in files if not (ROOT / file).is_file()] == []
+    assert [name for name in re.findall(r"`(test_\w+)`", text) if f"def {name}(" not in there] == []
+
+
 def test_every_decision_is_in_the_list():
     listed = set(re.findall(r"\]\((\d{4}-[\w-]+\.md)\)", page("decisions/README.md")))
     assert listed == {path.name for path in (DOCS / "decisions").glob("[0-9]*.md")}
