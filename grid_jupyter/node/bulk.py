@@ -146,6 +146,7 @@ class Bulk:
         self._leaving: set[Outgoing] = set()  # dropped, and still being sent
         self._incoming: dict[int, Incoming] = {}
         self._arrived: dict[int, int] = {}  # sizes, by id
+        self._closed = False
         self._spare: Outgoing | None = None
         """The file of a round that is over, for the next one: fresh memory costs more than the bytes that come."""
 
@@ -204,7 +205,7 @@ class Bulk:
     def _let_go(self, found: Outgoing) -> None:
         if found.senders:
             return
-        if not found.job:
+        if not found.job or self._closed:
             found.drop()
             return
         self._drop_spare()
@@ -303,6 +304,7 @@ class Bulk:
 
     def close(self) -> None:
         """The session ends."""
+        self._closed = True
         for ticket in list(self._outgoing):
             self.forget(ticket)
         for value in list(self._incoming):

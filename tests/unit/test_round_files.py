@@ -88,3 +88,14 @@ def test_a_file_that_no_round_comes_for_is_let_go_of(bulk: Bulk, clock: Clock):
     bulk.sweep()
     assert bulk._spare is None
     assert spare.descriptor == -1
+
+
+def test_a_file_that_is_still_sent_when_its_session_ends_is_let_go_of(bulk: Bulk):
+    coming = bulk.begin(1, "uint8", (SIZE,), SIZE, "a")
+    coming.write(coming.begin_turn(), memoryview(bytes(SIZE)))
+    ticket = bulk.keep(os.dup(bulk.claim(1).descriptor), SIZE, "a")
+    with bulk.sending(ticket) as value:
+        bulk.close()
+        assert value.descriptor >= 0
+    assert value.descriptor == -1
+    assert bulk._spare is None
