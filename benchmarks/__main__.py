@@ -24,6 +24,8 @@ BENCHMARKS = {
     "job_epochs": "epochs as a job's Worker trains them, beside the ordinary training loop",
     "fold": "folding reports into their weighted mean, beside reading their bytes once",
     "diff_forms": "bytes of a device's report in each form that a Node takes, and the accuracy reached with it",
+    "model_centric": "a model that devices train, each a process, beside the same loop in one process",
+    "load": "2,000 devices at once against one Node, a quarter of which leaves in the middle",
     "federated_jobs": "federated training by jobs that stay warm on ten Nodes, beside the same loop in one process",
     "fl_rounds": "rounds of federated averaging over four Nodes, beside the same loop in one process",
 }

@@ -20,6 +20,8 @@ SEED = 0
 
 Rows = tuple[torch.Tensor, torch.Tensor]
 """Inputs [n, columns] float32, classes [n] int64."""
+Order = Callable[[int, int], torch.Tensor]
+"""Of so many rows, in a round: which comes when. [n] int64."""
 Weights = dict[str, torch.Tensor]
 
 
@@ -73,17 +75,19 @@ def _network(*widths: int) -> torch.nn.Module:
     return torch.nn.Sequential(*layers[:-1])
 
 
-def local_epoch(model: torch.nn.Module, shard: Rows, round_: int) -> None:
+def local_epoch(model: torch.nn.Module, shard: Rows, round_: int, order: Order | None = None) -> None:
     """What a participant does in a round: an epoch of SGD on its shard, in the order that the round says."""
     inputs, classes = shard
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-    for batch in _order(len(inputs), round_).split(BATCH):
+    for batch in (order or _order)(len(inputs), round_).split(BATCH):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model(inputs[batch]), classes[batch]).backward()
         optimizer.step()
 
 
-def plain_rounds(model: torch.nn.Module, shards: Sequence[Rows], rounds: int, first: int = 1) -> None:
+def plain_rounds(
+    model: torch.nn.Module, shards: Sequence[Rows], rounds: int, first: int = 1, order: Order | None = None
+) -> None:
     """Federated averaging (McMahan et al. 2017, algorithm 1) in one process: shard after shard."""
     total = sum(len(classes) for _, classes in shards)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
@@ -91,7 +95,7 @@ def plain_rounds(model: torch.nn.Module, shards: Sequence[Rows], rounds: int, fi
         mean = {name: torch.zeros_like(value) for name, value in weights.items()}
         for shard in shards:
             model.load_state_dict(weights)
-            local_epoch(model, shard, round_)
+            local_epoch(model, shard, round_, order)
             for name, value in model.state_dict().items():
                 mean[name].add_(value, alpha=len(shard[1]) / total)
         weights = mean

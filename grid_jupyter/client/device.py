@@ -60,7 +60,7 @@ class Device:
         """`auth_token` is the JWT that a training asks for. `push_token` is one of Firebase, by which the Node reaches
         this device. With `listen` the device sleeps until the Node invites it, in place of asking again and again. A
         Node that does not answer is asked again for `patience_s`; `threads` are those of ONNX Runtime."""
-        self._line = TrainingLine(Address(address, ca_file), patience_s)
+        self._line = TrainingLine(Address(address, ca_file), patience_s, reuses=True)
         self._auth_token, self._push_token = auth_token, push_token
         self._listen, self._patience_s = listen, patience_s
         self._engine = OnnxEngine("cpu", threads)

@@ -11,7 +11,7 @@ import numpy
 from grid_jupyter.aggregation.diffs import FORMS, KEEP, packed, restored
 from grid_jupyter.client.measuring import Told
 from grid_jupyter.client.residual import Pending, Residual
-from grid_jupyter.client.tensor_files import Array, write_arrays
+from grid_jupyter.client.tensor_files import Array, write_arrays, write_into
 from grid_jupyter.client.training_line import TrainingLine
 from grid_jupyter.errors import BadRequest, Conflict, GridError, NodeUnavailableError, StorageFullError
 
@@ -34,6 +34,7 @@ class Reports:
         if not 0 < keep <= 1:
             raise BadRequest("keep is the part of a diff's values that topk sends: over 0, and at most 1")
         self._line, self._kind, self._keep, self._zipped = line, kind, keep, zipped
+        self._file = bytearray()  # of the last report: the next one comes into its memory
         self._residual = None if residual is None else Residual(Path(residual))
 
     def __enter__(self) -> Reports:
@@ -79,7 +80,8 @@ class Reports:
         StorageFullError."""
         kind, residual, key = self._form(answer), self._residual, answer["request_key"]
         if kind != "topk" or residual is None:
-            return self._send(Pending(worker_id, key, samples, write_arrays(packed(diff, kind, random))), told)
+            self._file = write_into(self._file, packed(diff, kind, random))
+            return self._send(Pending(worker_id, key, samples, self._file), told)
         residual.check(answer["model"], answer["version"], diff)
         whole = residual.added(diff)
         arrays = packed(whole, kind, keep=self._keep)

@@ -37,7 +37,7 @@ class Pending:
     worker_id: str
     request_key: str
     samples: int
-    data: bytes
+    data: bytes | bytearray
 
 
 class Residual:

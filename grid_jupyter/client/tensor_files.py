@@ -18,15 +18,20 @@ Array = NDArray[Any]
 
 def write_arrays(arrays: Mapping[str, Array]) -> bytes:
     """The file of these arrays, in this order. Raises InvalidDataError for a dtype that does not travel."""
+    return bytes(write_into(bytearray(), arrays))
+
+
+def write_into(memory: bytearray, arrays: Mapping[str, Array]) -> bytearray:
+    """The same in this memory, if that is as long as the file, else in new one."""
     header = build_header([(name, array.dtype.name, array.shape) for name, array in arrays.items()])
     total = len(header) + sum(array.nbytes for array in arrays.values())
-    data = bytearray(total)
+    data = memory if len(memory) == total else bytearray(total)
     data[: len(header)] = header
     for place in parse_header(header[:PREFIX_BYTES], header[PREFIX_BYTES:], total):
         numpy.frombuffer(data, arrays[place.name].dtype, arrays[place.name].size, place.begin)[:] = arrays[
             place.name
         ].reshape(-1)
-    return bytes(data)
+    return data
 
 
 def read_arrays(data: bytes | bytearray | memoryview) -> dict[str, Array]:

@@ -31,10 +31,13 @@ class TrainingLine:
     """The routes of one Node that devices use. One thread at a time; every method raises what the Node reports, and
     NodeUnavailableError where it does not answer for `patience_s`."""
 
-    def __init__(self, address: Address, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, address: Address, patience_s: float = PATIENCE_S, *, reuses: bool = False) -> None:
+        """`reuses`: a large answer comes into the memory of the one before, whose pages are there already."""
         self.address = address
+        self._reuses = reuses
         self._patience_s = patience_s
         self._connection: http.client.HTTPConnection | None = None
+        self._buffer = bytearray()
 
     def close(self) -> None:
         """Let the connection go."""
@@ -71,21 +74,21 @@ class TrainingLine:
         # sent again after a lost connection, it is answered with the same place
         return self._json("/model-centric/cycle-request", {**asked, "nonce": secrets.token_hex(16)})
 
-    def get_model(self, worker_id: str, request_key: str, model_id: int) -> bytes:
-        """The checkpoint to train, as a safetensors file."""
+    def get_model(self, worker_id: str, request_key: str, model_id: int) -> bytes | bytearray:
+        """The checkpoint to train, as a safetensors file; of a line that `reuses`, good until the next is fetched."""
         query = urlencode({"worker_id": worker_id, "request_key": request_key, "model_id": model_id})
         return self._exchange("GET", f"/model-centric/get-model?{query}")
 
     def get_plan(self, worker_id: str, request_key: str, plan_id: int) -> bytes:
         """A plan's document."""
         query = urlencode({"worker_id": worker_id, "request_key": request_key, "plan_id": plan_id})
-        return self._exchange("GET", f"/model-centric/get-plan?{query}")
+        return bytes(self._exchange("GET", f"/model-centric/get-plan?{query}"))
 
     def report(
         self,
         worker_id: str,
         request_key: str,
-        diff: bytes,
+        diff: bytes | bytearray,
         samples: int | None,
         *,
         zipped: bool,
@@ -139,11 +142,11 @@ class TrainingLine:
         self,
         method: str,
         path: str,
-        body: bytes | None = None,
+        body: bytes | bytearray | None = None,
         headers: dict[str, str] | None = None,
         *,
         goes_on: bool = False,
-    ) -> bytes:
+    ) -> bytes | bytearray:
         """With `goes_on`, a body whose connection was lost is sent from where it is known to be."""
         deadline, pause = time.monotonic() + self._patience_s, _PAUSE_S
         told, lost = headers or {}, False
@@ -166,7 +169,7 @@ class TrainingLine:
                 lost = True
                 continue
             if response.status != 200:
-                raise reported(response.status, data, self.address.url)
+                raise reported(response.status, bytes(data), self.address.url)
             return data
 
     def _stands(self, path: str) -> _Stands:
@@ -178,13 +181,27 @@ class TrainingLine:
         return _Stands(int(offset) if offset.isdigit() else 0, response.headers.get("Upload-Complete") == "?1")
 
     def _ask(
-        self, method: str, path: str, body: bytes | memoryview | None, headers: dict[str, str]
-    ) -> tuple[http.client.HTTPResponse, bytes]:
+        self, method: str, path: str, body: bytes | bytearray | memoryview | None, headers: dict[str, str]
+    ) -> tuple[http.client.HTTPResponse, bytes | bytearray]:
         if self._connection is None:
             self._connection = self.address.connect()
         self._connection.request(method, self.address.path + path, body, headers)
         response = self._connection.getresponse()
-        return response, response.read()
+        return response, self._read(response)
+
+    def _read(self, response: http.client.HTTPResponse) -> bytes | bytearray:
+        size = response.length or 0
+        if size < _PART or not self._reuses:
+            return response.read()
+        if len(self._buffer) != size:
+            self._buffer = bytearray(size)
+        view = memoryview(self._buffer)
+        while view:
+            count = response.readinto(view)
+            if not count:
+                raise http.client.IncompleteRead(b"", len(view))
+            view = view[count:]
+        return self._buffer
 
     def _unavailable(self, error: Exception) -> NodeUnavailableError:
         return NodeUnavailableError(

@@ -46,9 +46,9 @@ from grid_jupyter.push.bus import Bus
 from grid_jupyter.store.blobs import Blob, BlobStore
 from grid_jupyter.store.metrics import MetricsRows
 from grid_jupyter.store.notices import NoticeRows
-from grid_jupyter.store.places import StoredReport, stored_report
+from grid_jupyter.store.places import Device, StoredReport
 from grid_jupyter.store.records import DeviceRow
-from grid_jupyter.store.trainings import StoredCheckpoint, StoredTraining, TrainingRows, TrainingTable
+from grid_jupyter.store.trainings import StoredCheckpoint, StoredPlan, StoredTraining, TrainingRows, TrainingTable
 from grid_jupyter.wire.answers import Standing
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ class Accepted:
 
     request_key: str
     sequence: int
+    attempt: int
     checkpoint: StoredCheckpoint
 
 
@@ -127,6 +128,9 @@ class Live:
         self._steps: set[asyncio.Task[Any]] = set()
         self.leaving = False  # it is being deleted: nobody registers, or asks, any more
         self._pushes = False  # some of its devices can be reached
+        self._plans: list[StoredPlan] | None = None
+        self._latest: StoredCheckpoint | None = None  # that somebody was told of
+        self._reported: set[str] = set()  # devices, in this attempt; where one may wait for its turn in the next
 
     async def start(self) -> None:
         """Go on from what is stored: fold the reports that are there, and end the cycle when it is time."""
@@ -182,7 +186,8 @@ class Live:
         """A device says that it is there, and `note` writes down what else it says. Raises NotFound, Conflict."""
 
         def work(rows: TrainingRows, state: Training, now: float) -> tuple[Training, None]:
-            device = self._own(rows, worker_id)
+            device = rows.device(worker_id)
+            self._check_own(device)
             device.seen = now
             note(rows.notices, device)
             self._pushes = self._pushes or rows.notices.reach(self.stored.id)
@@ -200,16 +205,14 @@ class Live:
         if self.failed:
             raise Conflict(f"this training does not go on: {self.failed}; who hosts it deletes it and hosts it anew")
 
-    def _kin(self, rows: TrainingRows, state: Training, device: DeviceRow) -> int:
+    def _kin(self, rows: TrainingRows, state: Training, device: Device) -> int:
         if self.terms.max_devices_per_token is None:
             return 0
         return rows.kin(self.stored.id, state.sequence, device.subject)
 
-    def _own(self, rows: TrainingRows, worker_id: str) -> DeviceRow:
-        device = rows.device(worker_id)
+    def _check_own(self, device: Device | DeviceRow) -> None:
         if device.training_id != self.stored.id:
             raise Conflict("this worker_id is for another model; authenticate for this one")
-        return device
 
     async def ask(
         self, worker_id: str, nonce: str, *, download: float | None, upload: float | None
@@ -219,16 +222,18 @@ class Live:
         nonce = nonce or secrets.token_hex(16)
 
         def work(rows: TrainingRows, state: Training, now: float) -> tuple[Training, Accepted | Reject]:
-            device = self._own(rows, worker_id)
+            device = rows.who(worker_id)
+            self._check_own(device)
             due = max(state.began, now - (self.terms.cycle_length or 0) / 4)
             if self.terms.goal_count is not None and device.seen < due:
-                device.seen = now
+                rows.heard(device, now)
             state = self._gather(rows, state, now)
             request_key = self._key(state.sequence, device.number, nonce)
-            if state.phase == "open" and rows.has_key(self.stored.id, state.sequence, device.number, request_key):
-                return state, Accepted(request_key, state.sequence, rows.checkpoint(self.stored.id))
+            place = rows.latest(self.stored.id, state.sequence, device.number)
+            if state.phase == "open" and place is not None and place.waits(request_key):
+                return state, Accepted(request_key, state.sequence, state.attempt, self._checkpoint(rows, state))
             asked = Asked(
-                place=rows.place(self.stored.id, state.sequence, device.number),  # type: ignore[arg-type]
+                place="none" if place is None else place.state,  # type: ignore[arg-type]
                 registered=device.registered,
                 kin=self._kin(rows, state, device),
                 last=device.last,
@@ -237,19 +242,44 @@ class Live:
                 **{name: speed for name, speed in (("download", download), ("upload", upload)) if speed is not None},
             )
             if device.asked != state.attempt and state.phase != "over":
-                device.asked, device.seen = state.attempt, now
+                rows.heard(device, now, state.attempt)
             state, (answer,) = on(self.terms, state, asked, now)
             if isinstance(answer, Accept):
                 if self.terms.asynchronous:
                     rows.give_up_older(self.stored.id, state.sequence, device.number)
-                rows.assign(self.stored.id, state.sequence, device.number, request_key, now)
-                return state, Accepted(request_key, state.sequence, rows.checkpoint(self.stored.id))
+                rows.assign(place, self.stored.id, state.sequence, device.number, request_key, now)
+                return state, Accepted(request_key, state.sequence, state.attempt, self._checkpoint(rows, state))
             if not isinstance(answer, Reject):
                 raise TypeError(f"{answer} is no answer to one who asks")
             return state, answer
 
         self.check_stays()
-        return await self._step(work)
+        return await self._step(work, self._answered)
+
+    def settled(self, worker_id: str) -> Reject | None:
+        """What a device is told that has reported in this cycle; None where that is not known without the rows."""
+        if worker_id not in self._reported or self.leaving or self.failed:
+            return None
+        answer = on(self.terms, self.state, Asked(place="reported", again=True), self._ground.clock())[1][0]
+        return answer if isinstance(answer, Reject) else None
+
+    def _checkpoint(self, rows: TrainingRows, state: Training) -> StoredCheckpoint:
+        """The one that the open cycle trains."""
+        known = self._latest
+        return known if known is not None and known.number == state.completed + 1 else rows.checkpoint(self.stored.id)
+
+    async def plans(self) -> list[StoredPlan]:
+        """Its plans, which never change, in the order of their names."""
+        if self._plans is None:
+            self._plans = await self._ground.table.transact(lambda rows: rows.plans(self.stored.id))
+        return self._plans
+
+    def _train(self, checkpoint: StoredCheckpoint) -> None:
+        self._latest = checkpoint
+
+    def _answered(self, answer: Accepted | Reject) -> None:
+        if isinstance(answer, Accepted):
+            self._train(answer.checkpoint)
 
     def _key(self, sequence: int, device: int, nonce: str) -> str:
         """The request_key of a place: nothing of it is kept but its digest, and only this Node can make it again."""
@@ -278,24 +308,22 @@ class Live:
             state, actions = on(self.terms, state, reported, now)
             first = actions[0]
             if isinstance(first, Store):
-                rows.count(
-                    place, device, counted=state.sequence, number=first.number, samples=samples, blob=blob.name,
-                    sha256=blob.sha256,
-                )  # fmt: skip
                 if measured is not None:
                     keep(MetricsRows.beside(rows), place, device, measured, now)
-                return state, stored_report(place)
+                return state, rows.count(
+                    place, counted=state.sequence, number=first.number, samples=samples, blob=blob.name,
+                    sha256=blob.sha256,
+                )  # fmt: skip
             if place.state == "reported" and place.sha256 == blob.sha256:
                 if place.blob is None or self._ground.blobs.path(place.blob).exists():
                     return state, None
-                place.blob = blob.name  # its file was lost; this is the same
-                return state, stored_report(place)
+                return state, rows.refile(place, blob.name)  # its file was lost; this is the same
             raise Conflict(first.reason if isinstance(first, Late) else "this report does not count")
 
         until = asyncio.get_running_loop().time() + PATIENCE_S
         while True:
             try:
-                return await self._step(work, self._fold_later) is not None
+                return await self._step(work, partial(self._counted, worker_id)) is not None
             except Conflict:
                 left = until - asyncio.get_running_loop().time()
                 if not self.terms.asynchronous or self.state.phase != "closing":
@@ -303,6 +331,11 @@ class Live:
                 if left <= 0:
                     raise NodeUnavailableError("the Node makes a checkpoint; send the report again later") from None
                 await self.changed(left)  # it counts in the next buffer
+
+    def _counted(self, worker_id: str, report: StoredReport | None) -> None:
+        if report is not None and not self.terms.asynchronous and self.terms.goal_count is None:
+            self._reported.add(worker_id)
+        self._fold_later(report)
 
     def foresee(self) -> Reject | None:
         """Why a new device would get no place now; None where it would, as far as that can be known."""
@@ -350,6 +383,8 @@ class Live:
 
         before, after, result, queued = await self._ground.table.transact(run)
         self.state = after
+        if after.attempt != before.attempt:
+            self._reported.clear()
         then(result)
         announcing.publish(self._ground.bus, self.stored, self.terms, before, after)
         if queued:
@@ -433,32 +468,30 @@ class Live:
             await asyncio.to_thread(self._delete, averaged)
             raise
         ground.at("checkpoint-durable")
+        after = StoredCheckpoint(
+            id=0,
+            number=model.number + 1,
+            blob=made.model.name,
+            nbytes=made.model.nbytes,
+            sha256=made.model.sha256,
+            state={slot: blob.name for slot, blob in made.state.items()},
+        )
 
         def work(rows: TrainingRows, state: Training, now: float) -> tuple[Training, list[str]]:
             if state.phase != "closing":  # who hosts it has ended it meanwhile
                 return state, [made.model.name, *(blob.name for blob in made.state.values()), *averaged]
             state, _ = on(self.terms, state, Aggregated(), now)
-            after = StoredCheckpoint(
-                id=0,
-                number=model.number + 1,
-                blob=made.model.name,
-                nbytes=made.model.nbytes,
-                sha256=made.model.sha256,
-                state={slot: blob.name for slot, blob in made.state.items()},
-            )
             rows.add_checkpoint(training, after, now)
-            done = [*rows.folded(training, sequence), *rows.drop_state(model.id), *averaged]
+            done = [*rows.folded(training, sequence), *(rows.drop_state(model.id) if model.state else ()), *averaged]
             done += rows.drop_checkpoints(training, after.number + 1 - self.terms.keep_checkpoints)
             return self._gather(rows, state, now), done
 
-        done = await self._step(work)
+        done = await self._step(work, lambda _: self._train(after))
         ground.at("cycle-opened")
         await asyncio.to_thread(self._delete, done)
 
     def _delete(self, names: list[str]) -> None:
-        for name in names:
-            self._ground.blobs.delete(name)
-            self._ground.at("report-deleted")
+        self._ground.blobs.delete_all(names, lambda: self._ground.at("report-deleted"))
 
     async def _averaged(self, plan: str, model: StoredCheckpoint, reports: list[StoredReport]) -> StoredReport:
         """What the host's plan makes of the reports, as if it were the only one."""

@@ -10,7 +10,7 @@ from grid_jupyter.errors import BadRequest, Conflict, Forbidden
 from grid_jupyter.identity.accounts import Account
 from grid_jupyter.store.database import Database
 from grid_jupyter.store.metrics import MetricsRows, MetricsTable, StoredMetrics
-from grid_jupyter.store.records import DeviceRow, Participation
+from grid_jupyter.store.places import Device, Place
 from grid_jupyter.wire.metrics import MetricsReport, UploadStats, read_metrics
 
 PAGE_ROWS = 5_000
@@ -116,7 +116,7 @@ def measured_of(given: Mapping[str, Any], samples: int | None) -> Measured | Non
     return Measured(values=read_metrics(given), samples=samples or 1) if given else None
 
 
-def keep(rows: MetricsRows, place: Participation, device: DeviceRow, measured: Measured, now: float) -> None:
+def keep(rows: MetricsRows, place: Place, device: Device, measured: Measured, now: float) -> None:
     """What came with a report that counts; what the place has told before stays."""
     if rows.of(place) is None:
         rows.tell(place, device, measured.values, measured.samples, now)

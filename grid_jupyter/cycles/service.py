@@ -19,6 +19,7 @@ from grid_jupyter.cycles.averaging_plan import check_averaging, end_all
 from grid_jupyter.cycles.ending import Ending
 from grid_jupyter.cycles.fold_worker import FoldWorker, fold_workers
 from grid_jupyter.cycles.hosting import buffers_of, check_fits, read_hosting
+from grid_jupyter.cycles.known_places import KnownPlaces, Place
 from grid_jupyter.cycles.live import Accepted, Ground, Live
 from grid_jupyter.cycles.machine import Reject, Training, timeout
 from grid_jupyter.cycles.metrics import Metrics
@@ -88,6 +89,7 @@ class Cycles:
         folding = folds or FoldWorker(fold_workers())
         self._ground = Ground(self._table, blobs, folding, clock, at, bus or Bus(), lambda: self._tell())
         self._live: dict[int, Live] = {}
+        self._places = KnownPlaces()
         self._stopped = False
         self.room = Room(blobs, storage_bytes, time.monotonic)
         self.ending = Ending(
@@ -198,7 +200,7 @@ class Cycles:
 
     async def authenticate(self, body: Authenticate) -> answers.Authenticated:
         """A worker_id for a device. Raises NotFound, NotAuthenticatedError."""
-        live = await self._find(body.model_name, body.model_version)
+        live = self._find(body.model_name, body.model_version)
         known = live.terms.authentication
         subject = check_token(known, body.auth_token)
         if known is not None and known.endpoint is not None:
@@ -210,7 +212,7 @@ class Cycles:
 
     async def foresee(self, name: str, version: str | None) -> answers.Welcome | answers.Rejected:
         """Whether it is worth coming: what a new device would be told if it asked for a place. Raises NotFound."""
-        live = await self._find(name, version)
+        live = self._find(name, version)
         live.check_stays()
         answer = live.foresee()
         return {"status": "accepted"} if answer is None else _rejected(answer)
@@ -228,7 +230,7 @@ class Cycles:
 
         Raises NotFound, BadRequest, Conflict.
         """
-        live = await self._find(body.model, body.version)
+        live = self._find(body.model, body.version)
         terms, clock = live.terms, asyncio.get_running_loop().time
         read_speed("ping", body.ping, required=terms.measures_speed)
         download = read_speed("download", body.download, required=terms.minimum_download_speed is not None)
@@ -237,10 +239,12 @@ class Cycles:
             return _rejected(Reject(timeout(live.state, self._ground.clock()), "this invitation was to another cycle"))
         until = clock() + body.wait_s
         while True:
-            answer = await live.ask(body.worker_id, body.nonce, download=download, upload=upload)
+            answer = live.settled(body.worker_id) or await live.ask(
+                body.worker_id, body.nonce, download=download, upload=upload
+            )
             if isinstance(answer, Accepted):
                 self._ground.folds.prepare()
-                return await self._accepted(live, answer)
+                return await self._accepted(live, body.worker_id, answer)
             left = until - clock()
             if answer.timeout_s is None or left <= 0:
                 return _rejected(answer)
@@ -248,8 +252,12 @@ class Cycles:
             if self._stopped:
                 return _rejected(answer)
 
-    async def _accepted(self, live: Live, answer: Accepted) -> answers.Accepted:
-        plans = await self._table.transact(lambda rows: rows.plans(live.stored.id))
+    async def _accepted(self, live: Live, worker_id: str, answer: Accepted) -> answers.Accepted:
+        self._places.add(
+            answer.request_key,
+            Place(live, worker_id, answer.attempt, answer.sequence, answer.checkpoint),
+        )
+        plans = await live.plans()
         return {
             "status": "accepted",
             "request_key": answer.request_key,
@@ -280,7 +288,11 @@ class Cycles:
             except NotFound:
                 raise Conflict("Cycle not found! Its checkpoint is kept no longer; ask for a new place") from None
 
-        found = await self._within_cycle(worker_id, request_key, work)
+        known = self._places.find(worker_id, request_key)
+        if known is not None and model_id == known.live.stored.id:
+            found = known.checkpoint
+        else:
+            found = await self._within_cycle(worker_id, request_key, work)
         return self.blobs.open(found.blob), found.nbytes
 
     async def plan(self, worker_id: str, request_key: str, plan_id: int, *, onnx: bool = False) -> bytes:
@@ -343,6 +355,9 @@ class Cycles:
 
     async def _awaited(self, worker_id: str, request_key: str) -> tuple[Live, int, bool]:
         """The training of a place that a report could be for, the length of its model, whether one counts already."""
+        known = self._places.find(worker_id, request_key)
+        if known is not None:
+            return known.live, known.checkpoint.nbytes, False
 
         def work(rows: TrainingRows) -> tuple[Live, int, bool]:
             _, place = rows.place_of(worker_id, request_key)
@@ -399,10 +414,12 @@ class Cycles:
             if upload.size > arriving.limit:
                 raise LimitExceededError(f"a report of this model has at most {arriving.limit} bytes")
             await ground.folds.check(live.subject, upload.path, samples)
-            blob = await asyncio.to_thread(upload.commit)
-        finally:
-            await asyncio.to_thread(upload.abort)  # nothing, after a commit
+        except BaseException:
+            await asyncio.to_thread(upload.abort)
+            raise
+        blob = await asyncio.to_thread(_committed, upload)
         ground.at("report-durable")
+        self._places.drop(arriving.request_key)
         try:
             counted = await live.report(arriving.worker_id, arriving.request_key, samples, blob, arriving.measured)
         except GridError:
@@ -439,7 +456,7 @@ class Cycles:
 
     async def cycle(self, name: str, version: str | None, *, after: int, wait_s: float) -> answers.Standing:
         """How a training stands; at once, or when more than `after` cycles are complete. Raises NotFound."""
-        live = await self._find(name, version)
+        live = self._find(name, version)
         until = asyncio.get_running_loop().time() + wait_s
         while live.state.completed <= after and live.state.phase != "over":
             left = until - asyncio.get_running_loop().time()
@@ -448,11 +465,15 @@ class Cycles:
             await live.changed(left)
         return live.told()
 
-    async def _find(self, name: str, version: str | None) -> Live:
-        found = await self._table.transact(lambda rows: rows.find(name, version).id)
-        if found not in self._live:  # its row was written a moment ago
-            raise NotFound("Federated Learning Process not found!")
-        return self._live[found]
+    def _find(self, name: str, version: str | None) -> Live:
+        named = [
+            number
+            for number, live in self._live.items()
+            if live.stored.name == name and version in (None, live.stored.version)
+        ]
+        if not named:
+            raise NotFound("Federated Learning Process not found! Check name and version of the model")
+        return self._live[max(named)]
 
 
 def _all(rows: TrainingRows) -> list[tuple[StoredTraining, Training, StoredCheckpoint]]:
@@ -479,6 +500,11 @@ def _check_model(path: Path, form: Form) -> None:
 
     with path.open("rb") as file:
         Folding(form, Averaging()).check(file.fileno(), accepted=("float32",))
+
+
+def _committed(upload: Upload) -> Blob:
+    with upload:
+        return upload.commit()
 
 
 def _rejected(answer: Reject) -> answers.Rejected:

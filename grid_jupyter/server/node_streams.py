@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import logging
 import os
 from collections.abc import Awaitable
@@ -28,8 +29,10 @@ log = logging.getLogger("grid_jupyter")
 
 CHUNK = 1 << 20
 """Bytes of a bulk answer that are read and sent at a time."""
-PART = 64 << 10
-"""Bytes of a plain answer that must be taken within STALL_S."""
+PART = 256 << 10
+"""Bytes of a plain answer that must be taken within STALL_S: some 4 KiB in a second, as of whoever sends."""
+READ = 256 << 10
+"""Bytes of a large body that are read at a time; of others tornado reads 64 KiB."""
 TRANSFER_S = 6 * 3600.0
 """Longest time that one bulk transfer may take."""
 SLOWEST = 4096
@@ -61,10 +64,13 @@ class NodeDoor(Door):
         """Answer with the bytes of an open file, piece by piece, and close it."""
         try:
             self.set_header("Content-Type", "application/octet-stream")
+            if nbytes <= PART:  # quicker than the way to another thread
+                self.finish(os.pread(descriptor, PART, 0))
+                return
             self.set_header("Content-Length", str(nbytes))
             sent = 0
             while sent < nbytes:
-                piece = await asyncio.to_thread(os.pread, descriptor, CHUNK, sent)
+                piece = await asyncio.to_thread(os.pread, descriptor, 2 * PART, sent)
                 if not piece:
                     raise HTTPError(500)
                 for start in range(0, len(piece), PART):
@@ -226,6 +232,9 @@ class BulkDoor(NodeDoor):
         connection: Any = self.request.connection
         connection.set_max_body_size(limit)
         connection.set_body_timeout(time_for(limit))
+        if self.length() > READ:
+            connection.params = copy.copy(connection.params)  # of this request alone
+            connection.params.chunk_size = connection.stream.read_chunk_size = READ
 
     def on_connection_close(self) -> None:
         super().on_connection_close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import secrets
 
 from grid_jupyter.errors import InvalidDataError
 from grid_jupyter.store.blobs import BlobStore, Upload
@@ -16,6 +15,6 @@ def of_text(blobs: BlobStore, diff: str) -> Upload:
         data = base64.b64decode(diff, validate=True)
     except (binascii.Error, ValueError):
         raise InvalidDataError("'diff' is no base64 text of a safetensors file") from None
-    upload = blobs.begin(secrets.token_hex(16))
+    upload = blobs.begin()
     upload.write(data)
     return upload

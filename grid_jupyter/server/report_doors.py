@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from typing import Any
 
 import msgspec
@@ -14,7 +13,7 @@ from grid_jupyter.cycles.metrics import Measured, measured_of
 from grid_jupyter.cycles.service import Cycles
 from grid_jupyter.errors import BadRequest, GridError, LimitExceededError, NodeUnavailableError
 from grid_jupyter.server.door import Door
-from grid_jupyter.server.node_streams import CHUNK, OFFSET_HEADER, BulkDoor, byte_number, tell_progress
+from grid_jupyter.server.node_streams import OFFSET_HEADER, BulkDoor, byte_number, tell_progress
 from grid_jupyter.server.report_bytes import of_text
 from grid_jupyter.server.training_doors import TrainingDoor, decode
 from grid_jupyter.wire.training import MAX_METRICS_BYTES, Report, Samples
@@ -23,6 +22,8 @@ MAX_JSON_REPORT_BYTES = 64 << 20
 """Length of a report in base64; larger ones come as bytes."""
 MAX_TEXT_BYTES = 256 << 20
 """Bytes of all reports in base64 that come in at once: they are in memory, and anybody can begin one."""
+WRITE = 512 << 10
+"""Bytes of a report that are written to the disk at a time; each that comes in has so many in memory."""
 
 
 @stream_request_body
@@ -64,11 +65,7 @@ class ReportDoor(TrainingDoor, BulkDoor):
         arriving.measured, arriving.samples, arriving.size = measured, samples, self.length()
         arriving.unzip = unzip_of(self.request.headers.get("Content-Encoding", "identity"))
         self._begin(arriving.limit)
-        upload = await asyncio.to_thread(self.cycles.blobs.begin, secrets.token_hex(16))
-        if self._turn != arriving.turn:  # it gave way meanwhile, or its sender left
-            upload.abandon()
-            return
-        arriving.upload = upload
+        arriving.upload = self.cycles.blobs.begin()
 
     async def _prepare_patch(self) -> None:
         offset = byte_number(self.request.headers.get(OFFSET_HEADER, ""))
@@ -109,7 +106,7 @@ class ReportDoor(TrainingDoor, BulkDoor):
             self._text_bytes += len(chunk)
             self.cycles.text_bytes += len(chunk)
         self._body += chunk
-        if self._arriving is not None and len(self._body) >= CHUNK:
+        if self._arriving is not None and len(self._body) >= WRITE:
             await self._write(self._arriving)
 
     async def _write(self, arriving: Arriving) -> None:

@@ -7,9 +7,9 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -42,18 +42,15 @@ class Upload:
     """
 
     def __init__(self, directory: Path, temporary: str, made: set[str]) -> None:
+        """Nothing is on the disk before `open`, or the first `write`."""
         self._directory = directory
         self._path = directory / temporary
         self._made = made
         self._hash = hashlib.sha256()
         self._size = 0
+        self._fd = -1
+        self._ended = False
         made.add(temporary)  # before it appears, so that no sweep comes between
-        try:
-            with _disk_full_told():
-                self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except BaseException:
-            made.discard(temporary)
-            raise
 
     @property
     def size(self) -> int:
@@ -68,7 +65,17 @@ class Upload:
     @property
     def ended(self) -> bool:
         """Whether it was committed or aborted."""
-        return self._fd < 0
+        return self._ended
+
+    def open(self) -> None:
+        """Make its file. Raises StorageFullError."""
+        if self._fd < 0 and not self._ended:
+            try:
+                with _disk_full_told():
+                    self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            except BaseException:
+                self._made.discard(self._path.name)
+                raise
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append bytes. Blocks while the disk does."""
@@ -77,6 +84,7 @@ class Upload:
         self._size += len(rest)
         try:
             with _disk_full_told():
+                self.open()
                 while rest:
                     rest = rest[os.write(self._fd, rest) :]
         except BaseException:
@@ -85,14 +93,18 @@ class Upload:
 
     def abort(self) -> None:
         """Forget it all. Does nothing after a commit or another abort."""
-        if self._fd >= 0:
+        if not self._ended:
+            there = self._fd >= 0
             self._close()
-            self._path.unlink(missing_ok=True)
+            if there:
+                self._path.unlink(missing_ok=True)
 
     def abandon(self) -> None:
         """As `abort`, without waiting for the disk: what is large takes a while to remove."""
-        if self._fd >= 0:
-            descriptor, self._fd = self._fd, -1
+        if self._fd < 0:
+            self.abort()
+        else:
+            descriptor, self._fd, self._ended = self._fd, -1, True
             _REMOVING.submit(_remove, self._path, descriptor, self._made)
 
     def commit(self) -> Blob:
@@ -100,6 +112,7 @@ class Upload:
         blob = Blob(secrets.token_hex(16), self._size, self._hash.hexdigest())
         try:
             with _disk_full_told():
+                self.open()
                 os.fsync(self._fd)
                 self._made.add(blob.name)
                 self._path.rename(self._directory / blob.name)
@@ -114,8 +127,9 @@ class Upload:
         return blob
 
     def _close(self) -> None:
-        os.close(self._fd)
-        self._fd = -1
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd, self._ended = -1, True
         self._made.discard(self._path.name)
 
     def __enter__(self) -> Upload:
@@ -136,15 +150,18 @@ class BlobStore:
         self._directory = directory
         self._made: set[str] = set()  # by this process: their rows may be about to be written
 
-    def begin(self, upload_id: str) -> Upload:
-        """Begin to write a blob. An unfinished upload of the same id is given up, so that a retry needs no room twice.
-
-        Raises StorageFullError.
+    def begin(self, upload_id: str | None = None) -> Upload:
+        """Begin to write a blob. An unfinished upload of the same id is given up, so that a retry needs no room twice;
+        without an id there is none, and nothing is on the disk before the first `write`. Raises StorageFullError.
         """
+        if upload_id is None:
+            return Upload(self._directory, f"{secrets.token_hex(8)}-{secrets.token_hex(8)}.part", self._made)
         origin = hashlib.sha256(upload_id.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         for older in self._directory.glob(f"{origin}-*.part"):
             older.unlink(missing_ok=True)
-        return Upload(self._directory, f"{origin}-{secrets.token_hex(8)}.part", self._made)
+        upload = Upload(self._directory, f"{origin}-{secrets.token_hex(8)}.part", self._made)
+        upload.open()
+        return upload
 
     def path(self, name: str) -> Path:
         """Where a blob is. Raises ObjectNotFoundError for what is not a blob's name."""
@@ -171,9 +188,15 @@ class BlobStore:
 
     def delete(self, name: str) -> None:
         """Remove a blob that no row names any more. One that is gone already is as well."""
-        self.path(name).unlink(missing_ok=True)
+        self.delete_all([name])
+
+    def delete_all(self, names: Iterable[str], each: Callable[[], None] = lambda: None) -> None:
+        """The same, for many of them; `each` is called when one is removed."""
+        for name in names:
+            self.path(name).unlink(missing_ok=True)
+            self._made.discard(name)
+            each()
         _sync_directory(self._directory)
-        self._made.discard(name)
 
     def sweep(self, known: Collection[str]) -> int:
         """Remove what an earlier process left: blobs that no row names (`known` are those that one does), unfinished
@@ -198,7 +221,11 @@ class BlobStore:
 
     def used_bytes(self) -> int:
         """Bytes of all blobs and unfinished uploads."""
-        return sum(entry.stat(follow_symlinks=False).st_size for entry in self._entries())
+        total = 0
+        for entry in self._entries():
+            with suppress(FileNotFoundError):  # it was removed since it was seen
+                total += entry.stat(follow_symlinks=False).st_size
+        return total
 
     def _entries(self) -> Iterator[os.DirEntry[str]]:
         with os.scandir(self._directory) as entries:

@@ -7,10 +7,12 @@ import errno
 import os
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -28,6 +30,8 @@ DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 DISK_FULL_TEXT = "the disk of this Node is full and nothing was kept; its owner must free space, then try again"
 
 _SQLITE_FULL = 13
+_TOGETHER = 64
+"""Transactions that are committed together, at most: they wait for the disk once."""
 
 
 def is_id(value: int) -> bool:
@@ -44,7 +48,8 @@ class Database:
     """A database at the newest schema, with a thread of its own in which every transaction runs.
 
     SQLite runs in WAL mode, and a commit is on the disk (synchronous=FULL) before it is answered. All work goes
-    through one thread, so transactions of one process follow one another and need no further locks.
+    through one thread, so transactions of one process follow one another and need no further locks; those that wait
+    for it at the same time are committed together, which is one wait for the disk.
     """
 
     def __init__(self, url: str | URL) -> None:
@@ -61,6 +66,7 @@ class Database:
             event.listen(self._engine, "connect", _prepare_sqlite)
             event.listen(self._engine, "begin", _begin_immediate)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grid-database")
+        self._waiting: deque[tuple[Callable[[Session], Any], Future[Any]]] = deque()
         self._ident = self._thread.submit(threading.get_ident).result()
         self._closed = False
         try:
@@ -90,7 +96,24 @@ class Database:
     def _submit(self, work: Callable[[Session], T]) -> Future[T]:
         if threading.get_ident() == self._ident:
             raise RuntimeError("a transaction cannot start another one; pass the Session on")
-        return self._thread.submit(self._transact, work)
+        future: Future[T] = Future()
+        self._waiting.append((work, future))
+        try:
+            self._thread.submit(self._work_off)
+        except RuntimeError:  # it was closed
+            self._waiting.remove((work, future))
+            raise
+        return future
+
+    def _work_off(self) -> None:
+        """What waits by now, together: whoever comes while the disk is waited for is in the next commit."""
+        count = min(len(self._waiting), _TOGETHER)
+        taken = [self._waiting.popleft() for _ in range(count)]
+        begun = [(work, future) for work, future in taken if future.set_running_or_notify_cancel()]
+        if len(begun) == 1:
+            _settle(begun[0][1], lambda: self._transact(begun[0][0]))
+        elif begun:
+            self._transact_together(begun)
 
     def _transact(self, work: Callable[[Session], T]) -> T:
         try:
@@ -98,6 +121,20 @@ class Database:
                 return work(session)
         except (DBAPIError, OSError) as error:
             raise _meaning(error) from error
+
+    def _transact_together(self, works: Sequence[tuple[Callable[[Session], Any], Future[Any]]]) -> None:
+        """Each in a savepoint, which an error rolls back, and one commit. Nobody is answered before that."""
+        outcomes: list[Callable[[], Any]] = []
+        try:
+            with self._engine.begin() as connection:
+                for work, _ in works:
+                    outcomes.append(_within(connection, work))
+        except (_LostError, IntegrityError):  # nothing of it happened: by itself each finds out whether it was the one
+            outcomes = [partial(self._transact, work) for work, _ in works]
+        except BaseException as error:
+            outcomes = [partial(_raise, error)] * len(works)
+        for (_, future), outcome in zip(works, outcomes, strict=True):
+            _settle(future, outcome)
 
     def _migrate(self) -> None:
         try:
@@ -107,6 +144,40 @@ class Database:
                     upgrade(connection, revision)
         except (DBAPIError, OSError) as error:
             raise _meaning(error) from error
+
+
+class _LostError(Exception):
+    """After an error of the database itself, nothing is known of the transaction around a savepoint."""
+
+
+def _within(connection: Connection, work: Callable[[Session], T]) -> Callable[[], T]:
+    """Run work in a savepoint; what it came to."""
+    try:
+        with (
+            Session(connection, expire_on_commit=False, join_transaction_mode="create_savepoint") as session,
+            session.begin(),
+        ):
+            result = work(session)
+    except BaseException as error:
+        if isinstance(error, DBAPIError) and not isinstance(error, IntegrityError):
+            raise _LostError from error
+        return partial(_raise, error)
+    return lambda: result
+
+
+def _raise(error: BaseException) -> NoReturn:
+    if isinstance(error, DBAPIError | OSError):
+        raise _meaning(error) from error
+    raise error
+
+
+def _settle(future: Future[T], outcome: Callable[[], T]) -> None:
+    try:
+        result = outcome()
+    except BaseException as error:  # it is the caller's
+        future.set_exception(error)
+    else:
+        future.set_result(result)
 
 
 def _create_private(path: Path) -> None:

@@ -10,7 +10,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from grid_jupyter.store.database import Database
-from grid_jupyter.store.records import DeviceRow, MetricsRow, Participation
+from grid_jupyter.store.places import Device, Place
+from grid_jupyter.store.records import MetricsRow
 from grid_jupyter.store.trainings import TrainingRows
 
 T = TypeVar("T")
@@ -51,12 +52,12 @@ class MetricsRows:
         """Those of a transaction that is under way."""
         return cls(trainings.session)
 
-    def of(self, place: Participation) -> tuple[dict[str, float], int] | None:
+    def of(self, place: Place) -> tuple[dict[str, float], int] | None:
         """Metrics that a place has told under the key that it has now, and on how many samples."""
         row = self._row(place)
         return None if row is None or row.key != place.key else (row.figures, row.samples)
 
-    def tell(self, place: Participation, device: DeviceRow, values: dict[str, float], samples: int, now: float) -> None:
+    def tell(self, place: Place, device: Device, values: dict[str, float], samples: int, now: float) -> None:
         """The metrics of a place. What it told when it was given out before is replaced."""
         row = self._row(place)
         if row is not None:
@@ -85,5 +86,5 @@ class MetricsRows:
             for row in self._session.scalars(query.order_by(MetricsRow.id).limit(most))
         ]
 
-    def _row(self, place: Participation) -> MetricsRow | None:
+    def _row(self, place: Place) -> MetricsRow | None:
         return self._session.scalars(select(MetricsRow).where(MetricsRow.place == place.id)).first()

@@ -1,15 +1,60 @@
-"""The rows of places in cycles, and of the reports that were made of them. Decides nothing."""
+"""The rows of places in cycles, and of the reports that were made of them. Decides nothing.
+
+Every device asks for a place and reports in each cycle, so that what they need are statements that were made once, and
+plain rows in place of mapped objects: half the time of a transaction.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Table, and_, bindparam, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from grid_jupyter.errors import NotAuthenticatedError, NotFound
 from grid_jupyter.store.records import DeviceRow, Participation
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device, as its row was when it was read."""
+
+    number: int
+    training_id: int
+    rank: int
+    registered: float
+    seen: float
+    subject: str | None
+    last: int | None
+    asked: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a device has in a cycle, as its row was when it was read."""
+
+    id: int
+    training_id: int
+    sequence: int
+    device: int
+    state: str
+    key: str | None
+    counted: int | None
+    number: int | None
+    samples: int | None
+    sha256: str | None
+    blob: str | None
+
+    def waits(self, request_key: str) -> bool:
+        """Whether it has no report yet, and this key is for it."""
+        return self.state == "assigned" and self.key == _digest(request_key)
+
+    def report(self) -> StoredReport:
+        """Its report, as it is folded."""
+        late = (self.counted or self.sequence) - self.sequence
+        return StoredReport(number=self.number or 0, blob=self.blob or "", samples=self.samples or 1, staleness=late)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +68,46 @@ class StoredReport:
     """Cycles between the one that it is of and the one that it counts in."""
 
 
+_NO_DEVICE = "Worker ID not found! Authenticate first: that gives a worker_id"
+_DEVICES, _PLACES = cast(Table, DeviceRow.__table__), cast(Table, Participation.__table__)
+_D, _P = _DEVICES.c, _PLACES.c
+_OF_DEVICE = (_D.number, _D.training_id, _D.rank, _D.registered, _D.seen, _D.subject, _D.last, _D.asked)
+_OF_PLACE = (
+    _P.id, _P.training_id, _P.sequence, _P.device, _P.state, _P.key, _P.counted, _P.number, _P.samples, _P.sha256,
+    _P.blob,
+)  # fmt: skip
+_IN_CYCLE = and_(_P.training_id == bindparam("training"), _P.sequence == bindparam("sequence"))
+_COUNTED = and_(_P.training_id == bindparam("of"), _P.counted == bindparam("cycle"))
+_THIS_DEVICE, _THIS_PLACE = _D.number == bindparam("who"), _P.id == bindparam("place")
+
+_DEVICE = select(*_OF_DEVICE).where(_D.id == bindparam("id"))
+_LATEST = select(*_OF_PLACE).where(_IN_CYCLE, _P.device == bindparam("device")).order_by(_P.id.desc()).limit(1)
+_OF_KEY = (
+    select(*_OF_DEVICE, *_OF_PLACE)
+    .select_from(_DEVICES)
+    .outerjoin(_PLACES, and_(_P.device == _D.number, _P.key == bindparam("key")))
+    .where(_D.id == bindparam("id"))
+)
+_REPORTS = select(*_OF_PLACE).where(_COUNTED, _P.number.is_not(None)).order_by(_P.number)
+_BLOBS = select(_P.blob).where(_COUNTED, _P.blob.is_not(None))
+
+_ADD_PLACE = insert(_PLACES)
+_ASSIGN = update(_PLACES).where(_THIS_PLACE).values(state="assigned", key=bindparam("digest"), at=bindparam("now"))
+_SEEN = update(_DEVICES).where(_THIS_DEVICE).values(seen=bindparam("now"))
+_ASKED = _SEEN.values(asked=bindparam("attempt"))
+_LAST = update(_DEVICES).where(_THIS_DEVICE).values(last=bindparam("cycle"))
+_REPORTED = (
+    update(_PLACES)
+    .where(_THIS_PLACE)
+    .values(
+        state="reported",
+        **{name: bindparam(f"new_{name}") for name in ("counted", "number", "samples", "blob", "sha256")},
+    )
+)
+_REFILE = update(_PLACES).where(_THIS_PLACE).values(blob=bindparam("file"))
+_NO_BLOBS = update(_PLACES).where(_COUNTED).values(blob=None)
+
+
 class PlaceRows:
     """The rows within one transaction."""
 
@@ -30,42 +115,46 @@ class PlaceRows:
         self._session = session
 
     def device(self, id: str) -> DeviceRow:  # noqa: A002
-        """A device by the id that it was given. Raises NotFound."""
+        """The row of a device by the id that it was given. Raises NotFound."""
         row = self._session.scalars(select(DeviceRow).where(DeviceRow.id == id)).first()
         if row is None:
-            raise NotFound("Worker ID not found! Authenticate first: that gives a worker_id")
+            raise NotFound(_NO_DEVICE)
         return row
 
-    def _place(self, training: int, sequence: int, device: int) -> Participation | None:
-        """Its latest; under a strategy that waits for nobody a device has one after the other in the same cycle."""
-        return self._session.scalars(
-            select(Participation)
-            .where(
-                Participation.training_id == training,
-                Participation.sequence == sequence,
-                Participation.device == device,
-            )
-            .order_by(Participation.id.desc())
-            .limit(1)
-        ).first()
+    def who(self, id: str) -> Device:  # noqa: A002
+        """A device by the id that it was given. Raises NotFound."""
+        found = self._session.execute(_DEVICE, {"id": id}).first()
+        if found is None:
+            raise NotFound(_NO_DEVICE)
+        return Device(*found)
+
+    def latest(self, training: int, sequence: int, device: int) -> Place | None:
+        """A device's latest place in a cycle; under a strategy that waits for nobody it has one after the other."""
+        asked = {"training": training, "sequence": sequence, "device": device}
+        found = self._session.execute(_LATEST, asked).first()
+        return None if found is None else Place(*found)
 
     def place(self, training: int, sequence: int, device: int) -> str:
         """What a device has in a cycle: none, invited, assigned, reported."""
-        row = self._place(training, sequence, device)
-        return "none" if row is None else row.state
+        found = self.latest(training, sequence, device)
+        return "none" if found is None else found.state
 
-    def has_key(self, training: int, sequence: int, device: int, request_key: str) -> bool:
-        """Whether a device has a place without a report in a cycle, and this key for it."""
-        row = self._place(training, sequence, device)
-        return row is not None and row.state == "assigned" and row.key == _digest(request_key)
+    def assign(
+        self, latest: Place | None, training: int, sequence: int, device: int, request_key: str, now: float
+    ) -> None:
+        """Give a device its place; `latest` is what it has in this cycle."""
+        if latest is None or latest.state == "reported":
+            place = {"training_id": training, "sequence": sequence, "device": device, "state": "assigned"}
+            self._session.execute(_ADD_PLACE, {**place, "key": _digest(request_key), "at": now})
+        else:
+            self._session.execute(_ASSIGN, {"place": latest.id, "digest": _digest(request_key), "now": now})
 
-    def assign(self, training: int, sequence: int, device: int, request_key: str, now: float) -> None:
-        """Give a device its place."""
-        row = self._place(training, sequence, device)
-        if row is None or row.state == "reported":
-            row = Participation(training_id=training, sequence=sequence, device=device)
-            self._session.add(row)
-        row.state, row.key, row.at = "assigned", _digest(request_key), now
+    def heard(self, device: Device, now: float, attempt: int | None = None) -> None:
+        """A device was heard of; it asked for a place in this attempt at a cycle, if there is one."""
+        if attempt is None:
+            self._session.execute(_SEEN, {"who": device.number, "now": now})
+        else:
+            self._session.execute(_ASKED, {"who": device.number, "now": now, "attempt": attempt})
 
     def give_up_older(self, training: int, sequence: int, device: int) -> None:
         """Take back a device's places without a report in cycles before this one."""
@@ -80,38 +169,34 @@ class PlaceRows:
             .values(state="none")
         )
 
-    def place_of(self, device_id: str, request_key: str) -> tuple[DeviceRow, Participation]:
+    def place_of(self, device_id: str, request_key: str) -> tuple[Device, Place]:
         """The place that a request_key is for. Raises NotFound, and NotAuthenticatedError for another device's key."""
-        device = self.device(device_id)
-        row = self._session.scalars(select(Participation).where(Participation.key == _digest(request_key))).first()
-        if row is None or row.device != device.number:
+        found = self._session.execute(_OF_KEY, {"id": device_id, "key": _digest(request_key)}).first()
+        if found is None:
+            raise NotFound(_NO_DEVICE)
+        device, place = found[: len(_OF_DEVICE)], found[len(_OF_DEVICE) :]
+        if place[0] is None:
             raise NotAuthenticatedError(
                 "Invalid request key! Use the worker_id and the request_key of the cycle-request that was accepted"
             )
-        return device, row
+        return Device(*device), Place(*place)
 
-    def count(
-        self,
-        place: Participation,
-        device: DeviceRow,
-        *,
-        counted: int,
-        number: int,
-        samples: int,
-        blob: str,
-        sha256: str,
-    ) -> None:
+    def count(self, place: Place, *, counted: int, number: int, samples: int, blob: str, sha256: str) -> StoredReport:
         """The report of a place, which counts in cycle `counted`."""
-        place.state, place.counted, place.number = "reported", counted, number
-        place.samples, place.blob, place.sha256 = samples, blob, sha256
-        device.last = counted
+        told = {"counted": counted, "number": number, "samples": samples, "blob": blob, "sha256": sha256}
+        self._session.execute(_REPORTED, {"place": place.id, **{f"new_{name}": one for name, one in told.items()}})
+        self._session.execute(_LAST, {"who": place.device, "cycle": counted})
+        return StoredReport(number=number, blob=blob, samples=samples, staleness=counted - place.sequence)
+
+    def refile(self, place: Place, blob: str) -> StoredReport:
+        """The report of a place is in another file now."""
+        self._session.execute(_REFILE, {"place": place.id, "file": blob})
+        return replace(place, blob=blob).report()
 
     def reports(self, training: int, sequence: int) -> list[StoredReport]:
         """The reports of a cycle, in the order in which they counted."""
-        query = select(Participation).where(
-            Participation.training_id == training, Participation.counted == sequence, Participation.number.is_not(None)
-        )
-        return [stored_report(row) for row in self._session.scalars(query.order_by(Participation.number))]
+        found = self._session.execute(_REPORTS, {"of": training, "cycle": sequence})
+        return [Place(*row).report() for row in found]
 
     def give_up(self, training: int, sequence: int) -> None:
         """Take back the places of a cycle that have no report."""
@@ -128,17 +213,11 @@ class PlaceRows:
     def folded(self, training: int, sequence: int) -> list[str]:
         """The reports of a cycle are in a checkpoint: their rows name no blobs any more. Those are the caller's to
         delete, afterwards."""
-        rows = self._session.scalars(
-            select(Participation).where(
-                Participation.training_id == training,
-                Participation.counted == sequence,
-                Participation.blob.is_not(None),
-            )
-        ).all()
-        names = [row.blob for row in rows if row.blob]
-        for row in rows:
-            row.blob = None
-        return names
+        which = {"of": training, "cycle": sequence}
+        names = list(self._session.scalars(_BLOBS, which))
+        if names:
+            self._session.execute(_NO_BLOBS, which)
+        return [name for name in names if name]
 
     def kin(self, training: int, sequence: int, subject: str | None) -> int:
         """Places of a cycle that devices with the same token's subject have."""
@@ -156,12 +235,6 @@ class PlaceRows:
             )
         )
         return self._session.scalar(query) or 0
-
-
-def stored_report(row: Participation) -> StoredReport:
-    """A report as it is folded."""
-    late = (row.counted or row.sequence) - row.sequence
-    return StoredReport(number=row.number or 0, blob=row.blob or "", samples=row.samples or 1, staleness=late)
 
 
 def _digest(request_key: str) -> str:

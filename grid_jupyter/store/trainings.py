@@ -5,9 +5,9 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from sqlalchemy import ColumnElement, delete, func, or_, select
+from sqlalchemy import ColumnElement, Table, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from grid_jupyter.errors import Conflict, NodeUnavailableError, NotFound
@@ -29,6 +29,26 @@ T = TypeVar("T")
 
 _AT_ONCE = 500
 """Ids of one query; SQLite takes some thousands."""
+
+_TRAINING = cast(Table, TrainingRow.__table__)
+# Made once: how a training stands is read and written with all that happens to it, and nothing else of its row is.
+_STATE = select(_TRAINING.c.state).where(_TRAINING.c.id == bindparam("training"))
+_SAVE = update(_TRAINING).where(_TRAINING.c.id == bindparam("training")).values(state=bindparam("new"))
+_CHECKPOINTS = cast(Table, Checkpoint.__table__)
+_C = _CHECKPOINTS.c
+_CHECKPOINT = select(_C.id, _C.number, _C.blob, _C.nbytes, _C.sha256, _C.state).where(
+    _C.training_id == bindparam("training"), _C.number == bindparam("which")
+)
+_LATEST_CHECKPOINT = (
+    select(_C.id, _C.number, _C.blob, _C.nbytes, _C.sha256, _C.state)
+    .where(_C.training_id == bindparam("training"))
+    .order_by(_C.number.desc())
+    .limit(1)
+)
+_OLDER = select(_C.id, _C.blob, _C.state).where(
+    _C.training_id == bindparam("training"), _C.number > 1, _C.number < bindparam("which")
+)
+_ADD_CHECKPOINT = insert(_CHECKPOINTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,12 +175,15 @@ class TrainingRows(PlaceRows):
         return [_training(row) for row in self._session.scalars(select(TrainingRow).order_by(TrainingRow.id))]
 
     def state(self, training: int) -> dict[str, Any]:
-        """How it stands, as the machine wrote it."""
-        return self._row(training).state
+        """How it stands, as the machine wrote it. Raises NotFound."""
+        found = self._session.execute(_STATE, {"training": training}).first()
+        if found is None:
+            raise NotFound("Federated Learning Process not found!")
+        return dict(found[0])
 
     def save(self, training: int, state: dict[str, Any]) -> None:
         """How it stands from here on."""
-        self._row(training).state = state
+        self._session.execute(_SAVE, {"training": training, "new": state})
 
     def _row(self, training: int) -> TrainingRow:
         row = self._session.get(TrainingRow, training)
@@ -209,40 +232,35 @@ class TrainingRows(PlaceRows):
 
     def checkpoint(self, training: int, number: int | None = None) -> StoredCheckpoint:
         """A checkpoint; without a number the latest. Raises NotFound."""
-        query = select(Checkpoint).where(Checkpoint.training_id == training)
-        if number is not None:
-            query = query.where(Checkpoint.number == number)
-        row = self._session.scalars(query.order_by(Checkpoint.number.desc()).limit(1)).first()
+        if number is None:
+            row = self._session.execute(_LATEST_CHECKPOINT, {"training": training}).first()
+        else:
+            row = self._session.execute(_CHECKPOINT, {"training": training, "which": number}).first()
         if row is None:
             raise NotFound("Model's Checkpoint not found!")
-        return StoredCheckpoint(
-            id=row.id, number=row.number, blob=row.blob, nbytes=row.nbytes, sha256=row.sha256, state=row.state
-        )
+        return StoredCheckpoint(**row._mapping)
 
     def add_checkpoint(self, training: int, model: StoredCheckpoint, created: float) -> None:
         """The next checkpoint."""
-        self._session.add(
-            Checkpoint(
-                training_id=training,
-                number=model.number,
-                blob=model.blob,
-                nbytes=model.nbytes,
-                sha256=model.sha256,
-                created=created,
-                state=model.state,
-            )
+        self._session.execute(
+            _ADD_CHECKPOINT,
+            {
+                "training_id": training,
+                "number": model.number,
+                "blob": model.blob,
+                "nbytes": model.nbytes,
+                "sha256": model.sha256,
+                "created": created,
+                "state": model.state,
+            },
         )
 
     def drop_checkpoints(self, training: int, number: int) -> list[str]:
         """Forget checkpoints before this number, but not the first. Their blobs are the caller's to delete."""
-        query = select(Checkpoint).where(
-            Checkpoint.training_id == training, Checkpoint.number > 1, Checkpoint.number < number
-        )
-        found = self._session.scalars(query).all()
-        names = [name for row in found for name in (row.blob, *row.state.values())]
-        for row in found:
-            self._session.delete(row)
-        return names
+        rows = self._session.execute(_OLDER, {"training": training, "which": number}).all()
+        if rows:
+            self._session.execute(delete(Checkpoint).where(Checkpoint.id.in_([row.id for row in rows])))
+        return [name for row in rows for name in (row.blob, *row.state.values())]
 
     def drop_state(self, checkpoint: int) -> list[str]:
         """The next checkpoint is there: this one's strategy's state is needed no more. Its blobs are the caller's to

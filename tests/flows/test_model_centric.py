@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -324,8 +325,10 @@ def test_reports_that_are_cut_too_large_or_for_another_model_are_refused_and_cha
     first = node.connection()
     first.putrequest("POST", path)
     first.putheader("Content-Length", str(len(good)))
-    first.endheaders(good[:99])
-    until(lambda: list(node.state.glob("training/*.part")))
+    first.putheader("Expect", "100-continue")
+    first.endheaders()
+    until(lambda: b"100" in first.sock.recv(64, socket.MSG_PEEK))  # the Node waits for its body
+    first.send(good[:99])
     assert node.call("POST", path, good[:-4])[0] == 400
     answer = first.getresponse()  # it gave way to the newer one, and left nothing
     assert (answer.status, "begun again" in answer.read().decode()) == (409, True)

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -136,6 +137,38 @@ def test_a_sweep_takes_uploads_that_have_rested_for_a_day(store: BlobStore, dire
     assert store.sweep(set()) == 1
     with pytest.raises(Conflict):
         upload.commit()
+
+
+def test_the_room_that_is_used_is_told_while_blobs_come_and_go(store: BlobStore) -> None:
+    def come_and_go() -> None:
+        while not told:
+            for _ in range(50):
+                with store.begin() as upload:
+                    upload.write(b"x")
+
+    told: list[int] = []
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        found = [store.used_bytes() for _ in range(2000)]
+    finally:
+        told.append(1)
+        thread.join()
+    assert 0 <= max(found) <= 1
+    assert store.used_bytes() == 0
+
+
+def test_an_upload_without_an_id_is_on_the_disk_from_its_first_byte_on(store: BlobStore, directory: Path) -> None:
+    with store.begin() as upload:
+        assert list(directory.iterdir()) == []
+        upload.write(b"abc")
+        assert [file.stat().st_size for file in directory.iterdir()] == [3]
+    assert list(directory.iterdir()) == []
+    with store.begin() as upload:
+        blob = upload.commit()
+    assert (blob.nbytes, store.size(blob.name)) == (0, 0)
+    store.begin().abandon()
+    assert [file.name for file in directory.iterdir()] == [blob.name]
 
 
 def test_a_full_disk_is_told_as_such_and_keeps_nothing(directory: Path) -> None:

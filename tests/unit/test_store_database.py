@@ -10,11 +10,12 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import event, select, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from grid_jupyter.errors import Conflict, GridError, NotFound, StorageFullError
@@ -110,6 +111,102 @@ def test_transactions_of_many_threads_follow_one_another(database: Database) -> 
     for thread in threads:
         thread.join()
     assert database.call(lambda session: session.get_one(Setting, "count").value) == "50"
+
+
+def held(database: Database) -> threading.Event:
+    """Keeps the database's thread busy until it is set: what is asked for meanwhile waits."""
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def work(_: Session) -> None:
+        begun.set()
+        goes_on.wait(30)
+
+    threading.Thread(target=database.call, args=(work,)).start()
+    assert begun.wait(30)
+    return goes_on
+
+
+def commits(database: Database, works: list[Callable[[Session], object]]) -> tuple[list[object], int]:
+    """What works that wait at the same time come to, or raise, and how many commits that takes."""
+    counted = []
+    listener = lambda _connection: counted.append(1)  # noqa: E731
+    goes_on = held(database)
+
+    async def all_of_them() -> list[object]:
+        waiting = asyncio.gather(*(database.run(work) for work in works), return_exceptions=True)
+        await asyncio.sleep(0)  # now each has handed its work in
+        event.listen(database._engine, "commit", listener)
+        goes_on.set()
+        return list(await waiting)
+
+    found = asyncio.run(all_of_them())
+    event.remove(database._engine, "commit", listener)
+    return found, len(counted)
+
+
+def test_transactions_that_wait_at_the_same_time_are_committed_together_and_fail_by_themselves(
+    database: Database,
+) -> None:
+    def half(session: Session) -> None:
+        session.add(Setting(key="half", value=""))
+        session.flush()
+        raise NotFound("the other half")
+
+    database.call(lambda session: session.add(Group(name="taken")))
+    works: list[Callable[[Session], object]] = [
+        lambda session: session.add(Setting(key="a", value="")),
+        half,
+        lambda session: session.add(Group(name="taken")),
+        lambda session: session.add(Setting(key="b", value="")),
+        lambda session: sorted(session.scalars(select(Setting.key))),
+    ]
+    found, count = commits(database, works)
+    assert [type(one) for one in found] == [type(None), NotFound, Conflict, type(None), list]
+    assert found[-1] == keys(database) == ["a", "b"]
+    assert count == 1
+
+
+def test_an_error_of_the_database_itself_is_told_to_the_one_who_made_it_and_to_nobody_beside(
+    database: Database,
+) -> None:
+    works: list[Callable[[Session], object]] = [
+        lambda session: session.add(Setting(key="a", value="")),
+        lambda session: session.execute(text("SELECT * FROM no_such_table")),
+        lambda session: session.add(Setting(key="b", value="")),
+    ]
+    found, _ = commits(database, works)
+    assert isinstance(found[1], OperationalError)
+    assert (found[0], found[2]) == (None, None)
+    assert keys(database) == ["a", "b"]
+
+
+def test_a_commit_that_is_refused_is_told_to_the_one_who_made_it_so(database: Database) -> None:
+    def unkept(session: Session) -> None:
+        session.execute(text("PRAGMA defer_foreign_keys=ON"))
+        columns = "training_id, name, sha256, blob, nbytes"
+        session.execute(text(f"INSERT INTO training_plan ({columns}) VALUES (7, 'p', '', '', 0)"))  # noqa: S608
+
+    works: list[Callable[[Session], object]] = [lambda session: session.add(Setting(key="a", value="")), unkept]
+    found, _ = commits(database, works)
+    assert [type(one) for one in found] == [type(None), Conflict]
+    assert keys(database) == ["a"]
+
+
+def test_what_is_cancelled_before_its_turn_does_not_happen_beside_what_waits_too(database: Database) -> None:
+    async def work() -> None:
+        goes_on = held(database)
+        first, second = (
+            asyncio.ensure_future(database.run(lambda session, key=key: session.add(Setting(key=key, value=""))))
+            for key in "ab"
+        )
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.wait([first])
+        goes_on.set()
+        await second
+
+    asyncio.run(work())
+    assert keys(database) == ["b"]
 
 
 def test_a_transaction_within_a_transaction_is_refused_instead_of_waiting_for_itself(database: Database) -> None:
