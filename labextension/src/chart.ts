@@ -53,7 +53,12 @@ export function options(
       { ...axis, size: 56 }
     ],
     cursor: { drag: { x: true, y: false } },
-    hooks: { setSelect: [drawn => drawn.select.width > 0 && zoom(true)] },
+    hooks: {
+      ready: [latest],
+      setCursor: [latest],
+      setData: [latest],
+      setSelect: [drawn => drawn.select.width > 0 && zoom(true)]
+    },
     series: [
       { label: unit },
       ...lines.map(line => ({
@@ -63,12 +68,19 @@ export function options(
         width: line.by ? 1 : 2,
         spanGaps: true,
         points: {
-          show: line.values.length < 40 && !line.by,
+          show: (drawn: uPlot) => !line.by && drawn.data[0].length < 40,
           fill: colour('--jp-layout-color1')
         }
       }))
     ]
   };
+}
+
+/** Where nothing is pointed at, the legend tells of the last round. */
+function latest(drawn: uPlot): void {
+  if (typeof drawn.cursor.idx !== 'number') {
+    drawn.setLegend({ idx: drawn.data[0].length - 1 });
+  }
 }
 
 export function title(line: ILine): string {

@@ -247,6 +247,10 @@ def test_the_curve_of_a_federated_training_grows_while_it_runs(panel, page, plac
             seen = eventually(lambda: round_of(chart), "the first point")
             eventually(lambda: round_of(chart) > seen, "another point")
             eventually(lambda: page.evaluate(DRAWN) > 100, "the line")
+            told = chart.locator(".u-value").first
+            eventually(
+                lambda: int((told.text_content() or "0").replace(",", "")) > seen, "the last round in the legend"
+            )
             page.screenshot(path=artefacts / "curves.png")
             with page.expect_download() as saved:
                 page.get_by_role("button", name="CSV").click()
@@ -284,6 +288,8 @@ def test_a_training_of_devices_shows_its_cycles_and_what_they_measured(panel, pa
     expect(card).to_contain_text("Over", timeout=PATIENCE_MS)
     page.get_by_label("Each participant").check()
     expect(charts.last).to_contain_text("device 1")
+    expect(charts.last.locator(".u-legend .u-value").first).to_have_text("3")
+    assert float(charts.last.locator(".u-legend .u-value").nth(1).text_content()) > 0.0
     page.screenshot(path=artefacts / "curves-cycles.png")
 
 

@@ -104,7 +104,7 @@ export function NetworkView(props: {
           'A Network lists the Nodes of many owners. Ask whoever runs one for an invite, and start Jupyter with it:'
         )}
         code={
-          'GRID_JUPYTER_INVITE=… jupyter lab \\\n  --GridExtension.network_url=…'
+          'GRID_JUPYTER_INVITE=… \\\n  jupyter lab \\\n  --GridExtension.network_url=…'
         }
       />
     );
