@@ -9,6 +9,7 @@ from typing import Any
 
 from grid_jupyter.client.credentials import Credentials
 from grid_jupyter.client.grid_jobs import Submits
+from grid_jupyter.client.listings import FoundAt
 from grid_jupyter.client.node import NodeClient
 from grid_jupyter.client.training import Trains
 from grid_jupyter.errors import BadRequest, GridError
@@ -75,7 +76,7 @@ class PublicGridNetwork(Trains, Submits):
         Raises NodeUnavailableError if the Network does not answer, NotAuthenticatedError.
         """
         hosts: list[Any] = call(self.address, "POST", "/search", {"query": list(tags)}, token=self._token())
-        found: dict[str, list[Any]] = {}
+        found = FoundAt[Any]()
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             for (name, _), pointers in zip(hosts, pool.map(lambda host: self._ask(host, tags), hosts), strict=True):
                 if pointers:

@@ -12,6 +12,7 @@ import msgspec
 
 from grid_jupyter.aggregation.strategies import Strategy, numbered
 from grid_jupyter.client.credentials import Credentials
+from grid_jupyter.client.listings import Stands
 from grid_jupyter.client.metrics import ReadsMetrics, told_of
 from grid_jupyter.client.tensor_files import Array, arrays_of, read_arrays, write_arrays
 from grid_jupyter.errors import BadRequest, NodeUnavailableError
@@ -137,7 +138,7 @@ class ModelCentricFLClient(ReadsMetrics):
 
     def status(self, name: str, version: str | None = None) -> dict[str, Any]:
         """How a training stands: its cycle, phase, reports, completed cycles. Raises NotFound."""
-        return dict(call(self.address, "GET", f"/model-centric/cycle?{_query(name, version)}", token=self._token))
+        return Stands(call(self.address, "GET", f"/model-centric/cycle?{_query(name, version)}", token=self._token))
 
     def follow(self, name: str, version: str | None = None) -> Iterator[dict[str, Any]]:
         """How a training stands, each time that more cycles are complete, until it is over. Raises NotFound.

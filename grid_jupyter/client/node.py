@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from grid_jupyter.client.credentials import Credentials
+from grid_jupyter.client.listings import Datasets
 from grid_jupyter.client.metrics import ReadsMetrics
 from grid_jupyter.client.pointers import pointer
 from grid_jupyter.client.publishing import Publishing
@@ -282,12 +283,12 @@ class NodeClient(Publishing, SignOff, Submitting, ReadsMetrics, FormerPlace):
         reply = self._ask(Search(query=tuple(tags)))
         if not isinstance(reply, Found):
             raise ResponseSignatureError("the Node answered a search with something else; its version may differ")
-        return [pointer(self, dataset) for dataset in reply.datasets]
+        return Datasets(pointer(self, dataset) for dataset in reply.datasets)
 
     def datasets(self) -> list[DatasetInfo]:
         """Descriptions of the data sets that the caller may compute on."""
         reply = self._ask(Search())
-        return list(reply.datasets) if isinstance(reply, Found) else []
+        return Datasets(reply.datasets) if isinstance(reply, Found) else Datasets()
 
     def pointer(self, dataset: int) -> Any:
         """A pointer to the data set of this number, as `datasets()` and the panel tell it. Raises

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from grid_jupyter.client.grid_jobs import Submits
+from grid_jupyter.client.listings import FoundAt
 from grid_jupyter.client.node import NodeClient
 from grid_jupyter.client.training import Trains
 from grid_jupyter.client.virtual import TorchHook, VirtualWorker
@@ -41,7 +42,7 @@ class PrivateGridNetwork(Trains, Submits):
 
     def search(self, *tags: str) -> dict[str, list[Any]]:
         """Pointers to what carries all of these tags, by the id of the worker; workers without any are left out."""
-        found = {}
+        found = FoundAt[Any]()
         for name, worker in self.workers.items():
             if isinstance(worker, NodeClient):
                 pointers = worker.search(*tags)

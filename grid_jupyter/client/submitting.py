@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from grid_jupyter.client.jobs import Job
+from grid_jupyter.client.listings import JobList
 from grid_jupyter.client.pointers import DatasetRef, RemoteArrays, RemoteTable
 from grid_jupyter.errors import BadRequest, InvalidDataError
 from grid_jupyter.link.bulk import of_memory, upload
@@ -135,7 +136,7 @@ class Submitting:
         """Jobs that you submitted, or that are on data of yours (of a Node's owner: all), newest first."""
         token = self._token_of(user)
         found: list[JobInfo] = call(self.address, "GET", "/data-centric/jobs", token=token, kind=list[JobInfo])
-        return [Job(self, info, None, user) for info in found]
+        return JobList(Job(self, info, None, user) for info in found)
 
     def job(self, job: str, model: torch.nn.Module | None = None, user: str | None = None) -> Job:
         """A job by its id, as after a kernel was started again; `model` is what `result()` fills. Raises
