@@ -27,6 +27,8 @@ from grid_jupyter.widgets.view import View, script, style
 
 PICTURE_S = 15.0
 """How often the picture is made anew while training goes on, in seconds."""
+AT_MOST_EVERY_S = 0.2
+"""How often rounds are drawn as they come; besides, it looks every second."""
 QUIET_S = 2.0
 """How long no round has to come before it is made anew all the same."""
 
@@ -130,6 +132,7 @@ class Rounds(View):
         self._picture: Any = None
         self._drawn, self._drawn_at = (0, False), 0.0
         self._newest, self._newest_at = 0, 0.0
+        self._woken_at = 0.0
         if isinstance(of, (Fit, type(None))):
             self._source: Source = OfFit(of)
         elif isinstance(of, Job):
@@ -145,7 +148,10 @@ class Rounds(View):
         """Draw this training from now on; `after_round=view.show` lets it go on."""
         if not isinstance(self._source, OfFit) or self._source.fit is not fit:
             self._source = OfFit(fit)
-        self.wake()
+        now = time.monotonic()
+        if now - self._woken_at > AT_MOST_EVERY_S:  # rounds may be faster than anybody sees; the last is looked for
+            self._woken_at = now
+            self.wake()
 
     def look(self) -> dict[str, Any]:
         """What was measured so far."""
