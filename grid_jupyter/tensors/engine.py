@@ -6,6 +6,7 @@ Prepared once, when the first session is made. What torch is given besides remot
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +30,7 @@ def prepare() -> None:
     """Let torch.autograd.grad, torch.autograd.backward and what rests on them take remote tensors."""
     autograd: Any = torch.autograd
     local_engine = autograd._engine_run_backward
-    local_apply = autograd.Function.apply.__func__
+    local_apply = inspect.getattr_static(autograd.Function, "apply")  # Python's or, since torch 2.15, C's
 
     @functools.wraps(local_engine)
     def run(outputs: Any, grads: Any, *args: Any, **kwargs: Any) -> Any:
@@ -46,7 +47,7 @@ def prepare() -> None:
             engine(tuple(outputs[i] for i in picked), tuple(grads[i] for i in picked), *args, **kwargs)
         return ()
 
-    @functools.wraps(local_apply)
+    @functools.wraps(autograd.Function.apply)
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
         if torch.is_grad_enabled() and any(isinstance(one, Autograd) and one.requires_grad for one in args):
             raise RemoteOperationError(
@@ -54,7 +55,7 @@ def prepare() -> None:
                 f"are, so its backward cannot. Write it with torch's operations, or call it under torch.no_grad()"
                 f"{_HINTS.get(cls.__name__, '')}"
             )
-        return local_apply(cls, *args, **kwargs)
+        return local_apply.__get__(None, cls)(*args, **kwargs)
 
     autograd._engine_run_backward = run
     autograd.Function.apply = classmethod(apply)
