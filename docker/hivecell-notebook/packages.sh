@@ -2,8 +2,9 @@
 # Install the wheel and what it needs into /opt/grid/env: packages.sh WHEELS TORCH. TORCH is
 #   none   no torch: the bare package, a headless training device
 #   base   the torch of the base image stays as it is (NVIDIA's build on a Jetson), and its NumPy with it
-#   pypi   what the package index gives: on x86-64 with CUDA, some gigabytes
+#   pypi   what the package index gives: with CUDA, some gigabytes
 #   cpu    the build for processors
+#   torch==VERSION   that release of the package index: on arm64 those before 2.10 are for processors
 #   else   the address of a package index that has torch
 set -euo pipefail
 wheels=$1 torch=$2
@@ -39,16 +40,13 @@ base)
   ;;
 *)
   case $torch in
-  pypi) from=() ;;
-  cpu)
-    from=()
-    # elsewhere than on x86-64 the package index itself has the build for processors
-    if [ "$(uname -m)" = x86_64 ]; then from=(--index-url https://download.pytorch.org/whl/cpu); fi
-    ;;
-  *) from=(--index-url "$torch") ;;
+  pypi) what=(torch) ;;
+  cpu) what=(--index-url https://download.pytorch.org/whl/cpu torch) ;;
+  torch==*) what=("$torch") ;;
+  *) what=(--index-url "$torch" torch) ;;
   esac
   python3 -m venv "$env"
-  "$env/bin/pip" install --quiet "${from[@]}" torch
+  "$env/bin/pip" install --quiet "${what[@]}"
   "$env/bin/pip" install --quiet "${wheel}[lab]"
   ;;
 esac

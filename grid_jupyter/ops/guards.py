@@ -368,7 +368,6 @@ GUARDS: dict[str, Callable[..., Any]] = {
     "aten.div_.Scalar_mode": _truncated(aten.div_.Scalar_mode),
     "aten._foreach_addcdiv_.ScalarList": _scaled_each(aten._foreach_addcdiv_.ScalarList),
     "aten._foreach_addcmul_.ScalarList": _scaled_each(aten._foreach_addcmul_.ScalarList),
-    "aten._foreach_lerp_.ScalarList": _scaled_each(aten._foreach_lerp_.ScalarList),
     "aten.lcm.default": _whole(aten.lcm.default),
     "aten.native_group_norm.default": _group_norm,
     "aten._adaptive_avg_pool2d.default": _adaptive_pool(aten._adaptive_avg_pool2d.default),
@@ -385,6 +384,8 @@ GUARDS: dict[str, Callable[..., Any]] = {
     **NUMERIC_GUARDS,
 }
 """Full name of an operation → the callable that checks its arguments and then runs it."""
+if "ScalarList" in aten._foreach_lerp_.overloads():  # not before torch 2.6
+    GUARDS["aten._foreach_lerp_.ScalarList"] = _scaled_each(aten._foreach_lerp_.ScalarList)
 
 BY_LAYOUT = frozenset(f"aten.{name}.default" for name in ("_fused_adam_", "_fused_adamw_", "_fused_sgd_"))
 """Those of them that look at shapes, strides, dtypes and numbers alone: found good once, the same are good again."""

@@ -35,6 +35,9 @@ def _apart(kernel: Callable[..., torch.Tensor]) -> Callable[..., None]:
     return run
 
 
+_mean = aten.mean.dtype_out._op if "dtype_out" in aten.mean.overloads() else _apart(aten.mean.default._op)
+"""torch 2.4 has none that is told where to write."""
+
 _VIEWS = frozenset(
     one._op
     for one in (
@@ -56,7 +59,7 @@ _INTO: dict[Any, tuple[Callable[..., Any], tuple[str, ...]]] = {
     aten.exp.default._op: (torch.exp, ("out",)),
     aten._to_copy.default._op: (_cast, ("out",)),
     aten.sum.dim_IntList._op: (torch.sum, ("out",)),
-    aten.mean.default._op: (aten.mean.dtype_out._op, ("out",)),
+    aten.mean.default._op: (_mean, ("out",)),
     aten.mean.dim._op: (torch.mean, ("out",)),
     aten.argmax.default._op: (torch.argmax, ("out",)),
     aten.eq.Tensor._op: (torch.eq, ("out",)),

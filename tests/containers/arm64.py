@@ -1,5 +1,7 @@
 """The whole image on arm64, by emulation: `make arm64`. Prints what it did and how long each step took.
 
+    python tests/containers/arm64.py [TORCH]      as packages.sh takes it; without it the last one for processors alone
+
 Every step of the Dockerfile is run in an unpacked arm64 Debian, with torch and JupyterLab; the panel and the extension
 are listed, a Node starts as the image's user, a client of this machine computes on it, a device there takes part in
 the training of a model that it hosts.
@@ -27,9 +29,11 @@ from grid_jupyter import ModelCentricFLClient, NodeClient, training_plan
 PORT = 3971
 SEEN = {"GRID_ROLE": "node", "GRID_NAME": "Jetson", "GRID_JUPYTER_HOME": "/var/lib/grid"}
 PATIENCE_S = 600.0
+TORCH = "torch==2.9.1"
+"""The last release in the package index that comes without CUDA for this processor: gigabytes less to unpack."""
 
 
-def main() -> int:
+def main(torch_of: str = TORCH) -> int:
     """Run it all. Raises AssertionError at the first thing that is not as it should be."""
     if reason := missing("arm64"):
         print(reason, file=sys.stderr)
@@ -52,9 +56,9 @@ def main() -> int:
         done("system.sh")
         wheel = build_wheel(folder)
         root.take(wheel, f"/opt/grid/wheels/{wheel.name}")
-        root.run("/opt/grid/packages.sh", "/opt/grid/wheels", "cpu", PIP_NO_COMPILE="1")
+        root.run("/opt/grid/packages.sh", "/opt/grid/wheels", torch_of, PIP_NO_COMPILE="1")
         done("packages.sh: the wheel with JupyterLab and torch")
-        said = root.run("/opt/grid/check.sh", "cpu")
+        said = root.run("/opt/grid/check.sh", torch_of)
         done("check.sh: " + "; ".join(" ".join(line.split()) for line in said.splitlines() if "cpuinfo" not in line))
         with subprocess.Popen(root.command("/opt/grid/start.sh", "node", "--port", str(PORT), "--operation-time", "10m",
                                            user="grid", **SEEN), stdout=sys.stderr, stderr=sys.stderr,
@@ -88,7 +92,8 @@ def use(root: Root, node: subprocess.Popen[bytes], done: object) -> None:
     with NodeClient(None, address, user="Pat") as pat:
         values = torch.arange(12.0).reshape(3, 4)
         there = pat.receive(values)
-        assert torch.equal((there @ there.T).get(), values @ values.T)
+        product = (there @ there.T).get()
+        assert torch.equal(product, values @ values.T), f"a product came out as {product}"
     done("a client computed there")
     torch.manual_seed(7)
     model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
@@ -110,4 +115,4 @@ def use(root: Root, node: subprocess.Popen[bytes], done: object) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))
