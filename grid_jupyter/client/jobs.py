@@ -22,9 +22,10 @@ from grid_jupyter.errors import (
     ResponseSignatureError,
     SessionLostError,
 )
-from grid_jupyter.link.bulk import Room, download, of_memory, upload
+from grid_jupyter.link.bulk import download, of_memory, upload
 from grid_jupyter.link.client import WebSocketLink
 from grid_jupyter.link.http import Address, call, transfer
+from grid_jupyter.link.room import Room
 from grid_jupyter.ops.raw import from_bytes, to_bytes
 from grid_jupyter.tensors.text import plain
 from grid_jupyter.wire.jobs import INLINE_BYTES, JobInfo, Part, offsets

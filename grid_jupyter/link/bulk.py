@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import http.client
 import itertools
-import mmap
 import select
 import ssl
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
@@ -15,6 +13,7 @@ from typing import BinaryIO
 from grid_jupyter.errors import Conflict, GridError, NodeUnavailableError, ObjectNotFoundError
 from grid_jupyter.link.http import TIMEOUT_S, Address, reported, untrusted
 from grid_jupyter.link.progress import Progress
+from grid_jupyter.link.room import Pages, Room
 
 RETRIES = 6
 """How often in a row a transfer is taken up again without getting any further."""
@@ -68,7 +67,7 @@ def upload(
 def download(address: Address, path: str, headers: dict[str, str], what: str, room: Room | None = None) -> memoryview:
     """GET bytes, and the rest of them as often as the connection breaks; into `room`, where somebody downloads the
     same again and again. Raises as `upload`."""
-    data, got, tries = memoryview(b""), 0, _Tries()
+    data, got, pages, tries = memoryview(b""), 0, Pages(), _Tries()
     with Progress(what) as progress:
         while True:
             try:
@@ -76,11 +75,12 @@ def download(address: Address, path: str, headers: dict[str, str], what: str, ro
                     ranged = {"Range": f"bytes={got}-"} if got else {}
                     response = exchange.ask("GET", path, {**headers, **ranged})
                     if not got:
-                        data = (room or Room()).take(response.length or 0)
+                        data, pages = (room or Room()).take(response.length or 0)
                         progress.of(len(data))
                     elif response.status != 206 or response.length != len(data) - got:
                         raise GridError(f"{address.url} answered with something else than the rest of a download")
                     while got < len(data):
+                        pages.make(got + PIECE)
                         count = exchange.take(response, data[got : got + PIECE])
                         got += count
                         progress.at(got)
@@ -93,25 +93,6 @@ def download(address: Address, path: str, headers: dict[str, str], what: str, ro
             except (_Cut, GridError):
                 pass  # the other side will forget it by itself
             return data
-
-
-class Room:
-    """Memory for one download after another: as long as nobody holds what came before, it is used again, for fresh
-    memory costs as much as the bytes that come into it."""
-
-    def __init__(self) -> None:
-        self._memory: mmap.mmap | None = None
-
-    def take(self, size: int) -> memoryview:
-        """Memory for so many bytes, which hold anything."""
-        if not size:
-            return memoryview(bytearray())
-        # views of it, and tensors that share it, hold references; one is ours, one is that of the call
-        free = self._memory is not None and len(self._memory) == size and sys.getrefcount(self._memory) == 2
-        if not free or self._memory is None:
-            # not filled with zeros first, and without huge pages, which can take seconds to find
-            self._memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        return memoryview(self._memory)
 
 
 class _Tries:

@@ -22,9 +22,10 @@ from grid_jupyter.errors import (
     from_wire,
 )
 from grid_jupyter.link.attendant import attendant
-from grid_jupyter.link.bulk import Room, download, of_memory, upload
+from grid_jupyter.link.bulk import download, of_memory, upload
 from grid_jupyter.link.http import Address, reported, untrusted
 from grid_jupyter.link.outbox import Outbox
+from grid_jupyter.link.room import Room
 from grid_jupyter.link.websocket import Closed, WebSocket
 from grid_jupyter.wire import frames
 from grid_jupyter.wire.limits import PROTOCOL

@@ -1,7 +1,7 @@
 """Bulk bytes of one session, beside its stream: large values on their way out, large tensors on their way in.
 
-Bytes lie in memory files, never in this process. A transfer that was cut goes on from where it was, for as long as
-its bytes are kept here.
+Bytes lie in memory files, or go through a pipe to the Worker, and are never kept in this process. A transfer that was
+cut goes on from where it was, for as long as its bytes are kept here.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import itertools
 import os
 import secrets
 import threading
@@ -39,6 +40,11 @@ MAX_ARRIVED = 256
 """Ids of uploads that are remembered as complete, for clients to whom the answer was lost."""
 FILL_S = 0.001
 """How often it is looked whether a value that is being filled has more."""
+MAX_COMING = 64
+"""Uploads of one session that are not complete."""
+_PIPE_BYTES = 1 << 20
+"""Of a pipe; a kernel that does not give as many gives fewer."""
+_F_SETPIPE_SZ = 1031  # fcntl.F_SETPIPE_SZ, which Python 3.10 has not
 _LARGE = 4 << 20
 """Bytes of a file whose end is left to a thread."""
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
@@ -77,11 +83,23 @@ class Outgoing:
 
 
 class Incoming:
-    """A tensor that comes in piece by piece, over one connection at a time: `turn` says which one counts."""
+    """A tensor that comes in piece by piece, over one connection at a time: `turn` says which one counts.
+
+    Its bytes go to a memory file, or after `into_pipe` to who reads from that.
+    """
 
     def __init__(
-        self, dtype: str, shape: tuple[int, ...], size: int, now: float, job: str = "", descriptor: int | None = None
+        self,
+        number: int,
+        dtype: str,
+        shape: tuple[int, ...],
+        size: int,
+        now: float,
+        job: str = "",
+        descriptor: int | None = None,
     ) -> None:
+        self.number = number
+        self.is_piped = False
         self.dtype = dtype
         self.shape = shape
         self.size = size
@@ -93,6 +111,18 @@ class Incoming:
         if descriptor is None:
             descriptor = os.memfd_create("upload", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         self.descriptor = descriptor
+
+    def into_pipe(self) -> int:
+        """Let what comes go into a pipe, before anything has; its other end, which the caller closes. Neither blocks.
+        Raises Conflict."""
+        if self.descriptor < 0:
+            raise Conflict("this upload was given up")
+        reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        with contextlib.suppress(OSError):  # more than one user may have
+            fcntl.fcntl(writer, _F_SETPIPE_SZ, _PIPE_BYTES)
+        os.close(self.descriptor)
+        self.descriptor, self.is_piped = writer, True
+        return reader
 
     def begin_turn(self) -> int:
         """Whoever wrote until now writes no more; the number of the new turn."""
@@ -107,12 +137,9 @@ class Incoming:
             self.touched = now
 
     def write(self, turn: int, data: memoryview) -> None:
-        """Append bytes. Raises Conflict for a turn that is over, InvalidMessageError for too many bytes,
-        StorageFullError."""
-        if turn != self.turn or self.descriptor < 0:
-            raise Conflict("this upload goes on elsewhere, or was given up")
-        if len(data) > self.size - self.offset:
-            raise InvalidMessageError(f"the tensor has {self.size} bytes, and more came")
+        """Append bytes to the memory file. Raises Conflict for a turn that is over, InvalidMessageError for too many
+        bytes, StorageFullError."""
+        self._check(turn, len(data))
         rest = data
         try:
             while rest:
@@ -122,17 +149,40 @@ class Incoming:
         except OSError:
             raise StorageFullError("this Node has no memory left for the tensor; try again later") from None
 
+    def pass_on(self, turn: int, data: memoryview) -> int:
+        """Put bytes into the pipe, as many as it takes; how many. Raises BlockingIOError where that is none, and as
+        `write`; OSError when nobody reads any more."""
+        self._check(turn, len(data))
+        count = os.write(self.descriptor, data)
+        self.offset += count
+        return count
+
+    def splice(self, turn: int, connection: int, most: int) -> int:
+        """Let bytes go from a connection into the pipe, without touching them; how many, 0 at the end of the
+        connection. Raises BlockingIOError where nothing came or the pipe is full, and as `pass_on`."""
+        self._check(turn, most)
+        count = os.splice(connection, self.descriptor, most, flags=os.SPLICE_F_NONBLOCK)
+        self.offset += count
+        return count
+
+    def _check(self, turn: int, count: int) -> None:
+        if turn != self.turn or self.descriptor < 0:
+            raise Conflict("this upload goes on elsewhere, or was given up")
+        if count > self.size - self.offset:
+            raise InvalidMessageError(f"the tensor has {self.size} bytes, and more came")
+
     def seal(self) -> None:
-        """Fix its length: whoever maps it can rely on that. Raises InvalidMessageError if bytes are missing."""
+        """Nothing more comes: whoever maps the file can rely on its length. Raises InvalidMessageError if bytes are
+        missing."""
         if self.descriptor < 0 or self.offset != self.size:
             raise InvalidMessageError("the upload ended early; send the rest")
-        if fcntl.fcntl(self.descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
+        if not self.is_piped and fcntl.fcntl(self.descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
             fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, _SEALS)
 
     def drop(self) -> None:
         """Give it up."""
         if self.descriptor >= 0:
-            _close(self.descriptor, self.offset)
+            _close(self.descriptor, 0 if self.is_piped else self.offset)
             self.descriptor = -1
 
 
@@ -147,6 +197,7 @@ class Bulk:
         self._incoming: dict[int, Incoming] = {}
         self._arrived: dict[int, int] = {}  # sizes, by id
         self._closed = False
+        self._numbers = itertools.count(1)
         self._spare: Outgoing | None = None
         """The file of a round that is over, for the next one: fresh memory costs more than the bytes that come."""
 
@@ -233,13 +284,15 @@ class Bulk:
         self._arrived.pop(value, None)
         if size + sum(one.size for one in self._incoming.values()) > self._limit:
             raise LimitExceededError(f"a tensor of {size} bytes is over the session's memory of {self._limit} bytes")
-        spare = self._spare
+        if len(self._incoming) >= MAX_COMING:
+            raise LimitExceededError(f"{MAX_COMING} uploads of this session are not complete; end them first")
+        spare, number = self._spare, next(self._numbers)
         if spare is not None and (spare.job, spare.size) == (job, size) and _is_as_made(spare.descriptor):
             self._spare = None
-            made = Incoming(dtype, shape, size, self._clock(), job, spare.descriptor)
+            made = Incoming(number, dtype, shape, size, self._clock(), job, spare.descriptor)
         else:
             self._drop_spare()
-            made = Incoming(dtype, shape, size, self._clock(), job)
+            made = Incoming(number, dtype, shape, size, self._clock(), job)
         self._incoming[value] = made
         return made
 
@@ -278,14 +331,17 @@ class Bulk:
         """Take an upload that is whole, its length sealed; whoever takes it drops it. Raises ObjectNotFoundError,
         InvalidMessageError."""
         found = self._at(value)
+        if found.is_piped:
+            raise InvalidMessageError("this upload is a tensor of the session's")
         found.seal()
         del self._incoming[value]
         return found
 
-    def give_up(self, value: int) -> None:
-        """Forget an upload, whoever is sending it."""
-        found = self._incoming.pop(value, None)
-        if found is not None:
+    def give_up(self, value: int, incoming: Incoming | None = None) -> None:
+        """Forget an upload, whoever is sending it; with `incoming`, that one alone."""
+        found = self._incoming.get(value)
+        if found is not None and incoming in (None, found):
+            del self._incoming[value]
             found.drop()
 
     # -------------------------------------------------------------- both

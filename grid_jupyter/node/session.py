@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("grid_jupyter")
 
+_PIPED_FROM = 1 << 20
+"""Bytes of a tensor that is worth asking the Worker for memory first."""
 RECHECK_S = 1.0
 """How long a session goes on before its caller's credential is looked at again: it may have been revoked."""
 
@@ -312,8 +314,11 @@ class NodeSession:
 
     # -------------------------------------------------------------- bulk bytes
 
-    async def begin_receive(self, value: int, dtype: str, shape: tuple[int, ...], size: int) -> Incoming:
-        """Make room for a large tensor of this form, under the client's id.
+    async def begin_receive(
+        self, value: int, dtype: str, shape: tuple[int, ...], size: int, *, piped: bool = False
+    ) -> Incoming:
+        """Make room for a large tensor of this form, under the client's id; with `piped` its bytes may go through a
+        pipe.
 
         Raises NotAuthenticatedError, InvalidMessageError, LimitExceededError.
         """
@@ -321,9 +326,16 @@ class NodeSession:
         policy.check_session(self._caller.user, self._sessions.guests)
         made = self.bulk.begin(value, dtype, shape, size)
         try:
-            await self._running()  # a session that nothing can be computed in takes nothing in
+            running = await self._running()  # a session that nothing can be computed in takes nothing in
+            if piped and size >= _PIPED_FROM and running.takes_pipes:
+                reader = made.into_pipe()
+                try:
+                    waiting = await running.send(worker.TakeIn(number=made.number, nbytes=size), (reader,))
+                finally:
+                    os.close(reader)
+                await waiting
         except GridError:
-            self.bulk.give_up(value)
+            self.bulk.give_up(value, made)
             raise
         return made
 
@@ -336,8 +348,15 @@ class NodeSession:
         numbers = tuple(self._gate.number(source) for source in sources)
         if numbers:
             await self._close_sources(running)
-        message = worker.Receive(value=value, dtype=incoming.dtype, shape=incoming.shape, sources=numbers)
-        await (await running.send(message, (incoming.descriptor,)))
+        piped = incoming.is_piped
+        message = worker.Receive(
+            value=value,
+            dtype=incoming.dtype,
+            shape=incoming.shape,
+            sources=numbers,
+            taken=incoming.number if piped else 0,
+        )
+        await (await running.send(message, () if piped else (incoming.descriptor,)))
         self.bulk.arrived(value, incoming)
 
     # -------------------------------------------------------------- the Worker

@@ -1,27 +1,30 @@
 """The Node's doors for the bulk bytes of sessions: large values up, down, and over from other Nodes.
 
-Bodies go straight between connection and memory file, in one buffer: tornado's own way copies them twice more. A
-transfer that was cut goes on: HEAD tells how far an upload is and PATCH brings the rest; a download takes a Range.
+Bodies go straight between connection and memory file, in one buffer, or from the connection to the pipe of a Worker:
+tornado's own way copies them twice more. A transfer that was cut goes on: HEAD tells how far an upload is and PATCH
+brings the rest; a download takes a Range.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import select
 import time
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 from urllib.parse import unquote
 
 import msgspec
-from tornado.iostream import IOStream, StreamClosedError
+from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 from tornado.web import stream_request_body
 
 from grid_jupyter.errors import BadRequest, GridError, LimitExceededError
 from grid_jupyter.node.bulk import Incoming, Outgoing
 from grid_jupyter.node.moves import Expectation, begin, foreign
 from grid_jupyter.node.session import NodeSession
-from grid_jupyter.server.detached import send_file
+from grid_jupyter.server.detached import readable, send_file, take_over, writable
 from grid_jupyter.server.door import Door
 from grid_jupyter.server.node_streams import (
     CHUNK,
@@ -71,7 +74,11 @@ class Intake(BulkDoor):
         try:
             if self.request.headers.get("Expect", "").lower() == "100-continue":
                 await stream.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            await self._append(stream, length, incoming, turn, session)
+            if incoming.is_piped and not isinstance(stream, SSLIOStream):
+                begin, stream = take_over(stream)
+                await _splice(stream, begin, length, incoming, turn, session)
+            else:
+                await self._append(stream, length, incoming, turn, session)
             incoming.end_turn(turn, time.monotonic())
             await done()
         except (StreamClosedError, _Stalled):
@@ -93,7 +100,10 @@ class Intake(BulkDoor):
                 reading.add_done_callback(lambda future: future.cancelled() or future.exception())
                 raise _Stalled
             count = min(reading.result(), length)  # what comes behind the body is not read: the connection ends
-            incoming.write(turn, memoryview(buffer)[:count])
+            if incoming.is_piped:
+                await _pour(memoryview(buffer)[:count], incoming, turn, session)
+            else:
+                incoming.write(turn, memoryview(buffer)[:count])
             length -= count
             if length < len(buffer):
                 buffer = bytearray(length)
@@ -106,6 +116,61 @@ class _Stalled(Exception):
     """The other side sends nothing, or its session is over."""
 
 
+async def _splice(
+    stream: IOStream, begin: bytes, length: int, incoming: Incoming, turn: int, session: NodeSession
+) -> None:
+    """Let the body go from the connection to the Worker, of which `begin` was read already: not a byte of the rest
+    comes into this process. Raises _Stalled, Conflict."""
+    deadline = time.monotonic() + TRANSFER_S
+    connection = stream.socket.fileno()
+    begin = begin[:length]  # what comes behind the body is not read: the connection ends
+    await _pour(memoryview(begin), incoming, turn, session)
+    length -= len(begin)
+    while length and time.monotonic() < deadline:
+        try:
+            count = incoming.splice(turn, connection, min(length, CHUNK))
+        except BlockingIOError:
+            if not await _movable(connection, incoming, session.gone):
+                raise _Stalled from None
+            continue
+        except OSError:  # it broke, or the Worker is gone
+            raise _Stalled from None
+        if not count:
+            raise _Stalled
+        length -= count
+        await asyncio.sleep(0)  # others have their turn
+
+
+async def _movable(connection: int, incoming: Incoming, gone: asyncio.Future[None]) -> bool:
+    """Wait until there is something to be moved and room for it; whether there may be. A Worker that is busy is waited
+    for, a sender not without end."""
+    waiting = select.poll()
+    waiting.register(connection, select.POLLIN)
+    if not waiting.poll(0):
+        return await readable(connection, gone, STALL_S)
+    return await _takes_more(incoming, gone)
+
+
+async def _takes_more(incoming: Incoming, gone: asyncio.Future[None]) -> bool:
+    own = os.dup(incoming.descriptor)  # it may be closed meanwhile, and its number be another one's
+    try:
+        return await writable(own, gone, None)
+    finally:
+        os.close(own)
+
+
+async def _pour(data: memoryview, incoming: Incoming, turn: int, session: NodeSession) -> None:
+    """Hand bytes to the Worker. Raises _Stalled when it is gone."""
+    while data:
+        try:
+            data = data[incoming.pass_on(turn, data) :]
+        except BlockingIOError:
+            if not await _takes_more(incoming, session.gone):
+                raise _Stalled from None
+        except OSError:  # the Worker is gone
+            raise _Stalled from None
+
+
 @stream_request_body
 class ValueIn(SessionBulkDoor, Intake):
     """PUT /data-centric/values/<id>?dtype=&shape=: a large tensor into the session, under the client's id.
@@ -113,7 +178,8 @@ class ValueIn(SessionBulkDoor, Intake):
 
     async def put(self, value: str) -> None:
         session, number, shape = self.session, byte_number(value), _shape(self.get_query_argument("shape", ""))
-        incoming = await session.begin_receive(number, self.get_query_argument("dtype", ""), shape, self.length())
+        dtype = self.get_query_argument("dtype", "")
+        incoming = await session.begin_receive(number, dtype, shape, self.length(), piped=True)
         await self.take_in(incoming, session, lambda: session.receive(number, incoming))
 
     async def patch(self, value: str) -> None:

@@ -6,13 +6,16 @@ import asyncio
 import os
 import socket
 import time
+from collections.abc import Callable
 from http import HTTPStatus
+from typing import Any
 
 import msgspec
 from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 
 from grid_jupyter.node.bulk import FILL_S, Outgoing
 
+_Watch = Callable[[int, Callable[[asyncio.Future[None]], None], asyncio.Future[None]], None]
 LINGER_S = 2.0
 """How long a refused upload may go on, so that its sender gets to read why."""
 _CHUNK = 1 << 20
@@ -43,6 +46,20 @@ def in_json(status: int, said: dict[str, str] | dict[str, bool]) -> bytes:
         f"Connection: close\r\n\r\n"
     )
     return head.encode() + body
+
+
+def take_over(stream: Any) -> tuple[bytes, IOStream]:
+    """The same connection, which tornado reads nothing of until it is asked to; and what it has read already.
+
+    Raises StreamClosedError.
+    """
+    size: int = stream._read_buffer_size
+    read: bytes = stream.read_bytes(size).result() if size else b""
+    if stream.closed():
+        raise StreamClosedError
+    made = IOStream(stream.socket.dup())
+    stream.close()
+    return read, made
 
 
 async def send_file(
@@ -110,23 +127,35 @@ async def _send_part(
         try:
             sent += os.write(own, buffer[sent:length])
         except BlockingIOError:
-            if not await _writable(own, gone, stall_s):
+            if not await writable(own, gone, stall_s):
                 return 0
         else:
             await asyncio.sleep(0)  # others have their turn
     return sent
 
 
-async def _writable(own: int, gone: asyncio.Future[None], stall_s: float) -> bool:
-    """Wait until a connection takes more; whether it does."""
+async def writable(own: int, gone: asyncio.Future[None], stall_s: float | None) -> bool:
+    """Wait until a connection or pipe takes more, or nobody reads it any more; whether that is so."""
     loop = asyncio.get_running_loop()
-    writable: asyncio.Future[None] = loop.create_future()
-    loop.add_writer(own, _wake, writable)
+    return await _watched(own, loop.add_writer, loop.remove_writer, gone, stall_s)
+
+
+async def readable(own: int, gone: asyncio.Future[None], stall_s: float | None) -> bool:
+    """Wait until something comes by a connection, or its end; whether it does."""
+    loop = asyncio.get_running_loop()
+    return await _watched(own, loop.add_reader, loop.remove_reader, gone, stall_s)
+
+
+async def _watched(
+    own: int, watch: _Watch, leave: Callable[[int], object], gone: asyncio.Future[None], stall_s: float | None
+) -> bool:
+    ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    watch(own, _wake, ready)
     try:
-        await asyncio.wait({writable, gone}, timeout=stall_s, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({ready, gone}, timeout=stall_s, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        loop.remove_writer(own)
-    return writable.done()
+        leave(own)
+    return ready.done()
 
 
 def _wake(waiting: asyncio.Future[None]) -> None:

@@ -43,14 +43,24 @@ class Close(Message, frozen=True, tag="close"):
     sources: tuple[int, ...]
 
 
+class TakeIn(Message, frozen=True, tag="take-in"):
+    """Take in bytes from the pipe sent along, which must not block, until its other end is closed: then they are not
+    needed any more. Reply: Done, when there is room for them."""
+
+    number: int
+    nbytes: int
+
+
 class Receive(Message, frozen=True, tag="receive"):
-    """Take in a tensor from the descriptor sent along: the client's, or what derives from these sources. Its
-    length is fixed. Reply: Done."""
+    """Take in a tensor: the client's, or what derives from these sources. Its bytes are what was taken in under the
+    number `taken`, all of which is sent by now; with 0 they are in the descriptor sent along, whose length is fixed.
+    Reply: Done."""
 
     value: int
     dtype: str
     shape: tuple[int, ...]
     sources: tuple[int, ...] = ()
+    taken: int = 0
 
 
 class Fetch(Message, frozen=True, tag="fetch"):
@@ -260,7 +270,7 @@ class Counted(Message, frozen=True, tag="counted"):
 
 
 FoldRequest = BeginFold | CheckReport | FoldReport | EndFold | DropFold
-Request = Union[Load, Close, Receive, Fetch, Measure, Explain, Count, RunJob, RunEpoch, RunRound, FoldRequest]
+Request = Union[Load, Close, TakeIn, Receive, Fetch, Measure, Explain, Count, RunJob, RunEpoch, RunRound, FoldRequest]
 Reply = Union[Done, Fetched, Measured, Broken, Explained, Counted, Trained, Folded, Failed]
 
 request_decoder: msgspec.msgpack.Decoder[tuple[int, Request]] = msgspec.msgpack.Decoder(tuple[int, Request])

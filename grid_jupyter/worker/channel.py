@@ -122,6 +122,8 @@ class AsyncChannel:
     One reader stays with the event loop, and what can be sent at once is: a frame costs one system call.
     """
 
+    passes_pipes = True
+
     def __init__(
         self,
         sock: socket.socket,

@@ -28,6 +28,9 @@ _LAST_WORDS_S = 10.0
 class WayToWorker(Protocol):
     """How frames and descriptors reach a Worker: AsyncChannel here, NearEnd for one on another machine."""
 
+    passes_pipes: bool
+    """Whether a descriptor may be a pipe's, through which more comes later; else what it holds is sent as it is."""
+
     def send(self, frame: Frame, descriptors: Sequence[int] = ()) -> asyncio.Future[None] | None:
         """Send one frame in order. None if it is on its way; else wait for what is returned before sending more:
         the Worker is behind. Raises EOFError when it is gone."""
@@ -58,6 +61,11 @@ class WorkerProcess:
         self._waiting: dict[int, Answered] = {}
         self._parting: asyncio.Task[None] | None = None
         self._said: str | None = None
+
+    @property
+    def takes_pipes(self) -> bool:
+        """Whether bytes may go to the Worker through a pipe."""
+        return self._channel.passes_pipes
 
     # -------------------------------------------------------------- to the Worker
 

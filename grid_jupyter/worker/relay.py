@@ -112,6 +112,8 @@ class NearEnd:
     `told` hears once why the Worker ended, before `hung_up` is called.
     """
 
+    passes_pipes = False
+
     def __init__(
         self,
         stream: Stream,

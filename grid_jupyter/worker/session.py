@@ -24,6 +24,7 @@ from grid_jupyter.worker.ancestry import Log, explain
 from grid_jupyter.worker.channel import Channel
 from grid_jupyter.worker.executor import Broken, Executor
 from grid_jupyter.worker.folds import Folds
+from grid_jupyter.worker.intake import Intake
 from grid_jupyter.worker.jobs import JobRun, meaning
 from grid_jupyter.worker.memory import Shared, fill, keep_freed_memory, memory_file
 
@@ -43,7 +44,7 @@ def serve(sock: socket.socket, limits: worker.WorkerLimits) -> None:
     session = _Session(channel, executor, limits)
     while True:
         try:
-            frame, descriptors = channel.receive()
+            frame, descriptors = channel.received() or session.next_frame()
         except EOFError:
             return
         try:
@@ -65,6 +66,7 @@ class _Session:
         self._limits = limits
         self._job: JobRun | None = None
         self._folds = Folds()
+        self._intake = Intake()
         self._filling: tuple[int, memoryview] | None = None
         self._log = Log()
 
@@ -72,6 +74,13 @@ class _Session:
     def is_job(self) -> bool:
         """Whether a job runs here, and no session's operations."""
         return self._job is not None
+
+    def next_frame(self) -> tuple[memoryview, list[int]]:
+        """Wait for a frame, and take in meanwhile what comes in. Raises EOFError."""
+        if self._intake.is_open:
+            self._executor.memory.enter(False)
+            self._intake.serve_until(self._channel.sock)
+        return self._channel.receive()
 
     def handle(self, frame: memoryview, descriptors: list[int]) -> None:
         cut = frames.unpack(frame)
@@ -150,6 +159,8 @@ class _Session:
             self._log.add(message)
         elif isinstance(message, worker.Close):
             self._executor.closed = sum(1 << source for source in set(message.sources))
+        elif isinstance(message, worker.TakeIn):
+            self._take_in(message, descriptors)
         elif isinstance(message, worker.Receive):
             self._receive(message, descriptors)
             self._log.add(message)
@@ -212,12 +223,20 @@ class _Session:
             tensor = mapped(data, part.dtype, part.shape)  # the executor refuses to write to it (Box.frozen)
             self._executor.put(part.value, tensor, 1 << message.source, frozen=True)
 
-    def _receive(self, message: worker.Receive, descriptors: list[int]) -> None:
+    def _take_in(self, message: worker.TakeIn, descriptors: list[int]) -> None:
         if len(descriptors) != 1:
-            raise InvalidMessageError("receiving a tensor takes its descriptor")
+            raise InvalidMessageError("taking in bytes takes their pipe")
+        self._executor.memory.enter(False)
+        self._intake.begin(message.number, message.nbytes, os.dup(descriptors[0]))
+
+    def _receive(self, message: worker.Receive, descriptors: list[int]) -> None:
+        if len(descriptors) != (not message.taken):
+            raise InvalidMessageError("receiving a tensor takes its descriptor, or what was taken in")
         check_layout(message.dtype, message.shape)
         sources = sum(1 << source for source in set(message.sources))
-        if not os.fstat(descriptors[0]).st_size:
+        if message.taken:
+            tensor = from_bytes(memoryview(self._intake.whole(message.taken)), message.dtype, message.shape)
+        elif not os.fstat(descriptors[0]).st_size:
             tensor = torch.zeros(message.shape, dtype=DTYPES[message.dtype])
         else:
             tensor = from_bytes(memoryview(Shared(descriptors[0])), message.dtype, message.shape)

@@ -9,7 +9,7 @@ import torch
 
 from grid_jupyter.client.packed import ForMany, named, packed
 from grid_jupyter.errors import InvalidDataError, ResponseSignatureError
-from grid_jupyter.link.bulk import Room
+from grid_jupyter.link.room import Room
 from grid_jupyter.ops.raw import from_bytes
 from grid_jupyter.wire.jobs import Part
 
@@ -53,17 +53,17 @@ def test_weights_that_are_not_the_models_are_refused_for_one_node_and_for_many(w
 
 def test_memory_of_a_download_is_used_again_once_nobody_holds_a_part_of_it():
     room = Room()
-    first = from_bytes(room.take(64), "float32", (16,))
+    first = from_bytes(room.take(64)[0], "float32", (16,))
     first.fill_(1.0)
     held = first.numpy()[3:5]
     where = first.data_ptr()
     del first
-    second = from_bytes(room.take(64), "float32", (16,))
+    second = from_bytes(room.take(64)[0], "float32", (16,))
     second.fill_(2.0)
     assert second.data_ptr() != where
     assert held.tolist() == [1.0, 1.0]
     where = second.data_ptr()
     del second
-    assert from_bytes(room.take(64), "float32", (16,)).data_ptr() == where
-    assert len(room.take(128)) == 128
-    assert len(room.take(0)) == 0
+    assert from_bytes(room.take(64)[0], "float32", (16,)).data_ptr() == where
+    assert len(room.take(128)[0]) == 128
+    assert len(room.take(0)[0]) == 0

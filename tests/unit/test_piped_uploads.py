@@ -1,0 +1,81 @@
+"""Uploads that go into a pipe, as the Node keeps them: in turns, in bounds, and to nobody but the session's Worker."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from grid_jupyter.errors import Conflict, InvalidMessageError, LimitExceededError
+from grid_jupyter.node.bulk import MAX_COMING, Bulk
+
+MB = 1 << 20
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_bytes_go_from_the_connection_to_the_reader_and_not_one_more():
+    before, bulk = descriptors(), Bulk(8 * MB)
+    incoming = bulk.begin(1, "uint8", (10,), 10)
+    reader = incoming.into_pipe()
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    turn = incoming.begin_turn()
+    assert incoming.pass_on(turn, memoryview(b"01")) == 2
+    with pytest.raises(BlockingIOError):
+        incoming.splice(turn, near.fileno(), 8)
+    far.sendall(b"23456789 and what comes behind it")
+    assert incoming.splice(turn, near.fileno(), 8) == 8
+    incoming.seal()
+    assert os.read(reader, 100) == b"0123456789"
+    with pytest.raises(InvalidMessageError, match="more came"):
+        incoming.splice(turn, near.fileno(), 1)
+    for one in (near, far):
+        one.close()
+    bulk.arrived(1, incoming)
+    assert os.read(reader, 100) == b"", "the Worker is told that it is not needed any more"
+    os.close(reader)
+    assert descriptors() == before
+
+
+def test_a_turn_that_is_over_moves_nothing():
+    bulk = Bulk(8 * MB)
+    incoming = bulk.begin(1, "uint8", (10,), 10)
+    reader = incoming.into_pipe()
+    older = incoming.begin_turn()
+    assert bulk.progress(1) == (0, False)
+    for moves in (lambda: incoming.pass_on(older, memoryview(b"1")), lambda: incoming.splice(older, 0, 1)):
+        with pytest.raises(Conflict):
+            moves()
+    bulk.begin(1, "uint8", (10,), 10)
+    with pytest.raises(Conflict):
+        incoming.into_pipe()
+    bulk.give_up(1, incoming)
+    assert bulk.progress(1) == (0, False), "another upload came in its place"
+    bulk.close()
+    os.close(reader)
+
+
+def test_a_tensor_of_the_session_is_no_weights_of_a_job():
+    bulk = Bulk(8 * MB)
+    incoming = bulk.begin(1, "uint8", (3,), 3)
+    reader = incoming.into_pipe()
+    incoming.pass_on(incoming.begin_turn(), memoryview(b"abc"))
+    with pytest.raises(InvalidMessageError, match="a tensor of the session"):
+        bulk.claim(1)
+    bulk.close()
+    os.close(reader)
+
+
+def test_uploads_that_are_not_complete_are_limited():
+    bulk = Bulk(8 * MB)
+    for number in range(MAX_COMING):
+        bulk.begin(number, "uint8", (1,), 1)
+    with pytest.raises(LimitExceededError, match="not complete"):
+        bulk.begin(MAX_COMING, "uint8", (1,), 1)
+    bulk.begin(3, "uint8", (1,), 1)  # anew
+    bulk.close()
