@@ -12,12 +12,10 @@ import contextlib
 import itertools
 import logging
 import os
-import shutil
 import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 import msgspec
@@ -28,35 +26,27 @@ from grid_jupyter.worker.channel import AsyncChannel, close_all, pair
 from grid_jupyter.worker.devices import (
     NODES,
     ON_CPU,
-    SHOWN,
     Asked,
     Found,
     Granted,
     Wait,
     Wish,
-    device_files,
     limited,
     room,
 )
+from grid_jupyter.worker.sandbox import Sandbox
 from grid_jupyter.worker.shares import Shares
 
 log = logging.getLogger("grid_jupyter")
 _START_S = 60.0
 _REPLACE_S = 0.5
 """How long after a spare was taken, or died, the next one is forked: whoever took it computes first."""
-_ROOT_BYTES, _TEMPORARY_BYTES = str(1 << 20), str(64 << 20)
-"""What the sandbox's own file systems may hold: nothing but places to mount on, and what libraries put into /tmp."""
 _SAID_BYTES = 64 << 10
 """What fork server and Workers may say on standard error before the rest is dropped; each fork server anew."""
 _PROGRAM = ("-m", "grid_jupyter.worker.forkserver")
 _PROBING = ("-m", "grid_jupyter.worker.probing")
 _ROOM_S = 3.0
 """How long somebody waits for a share of a device that is taken: a Worker may be about to end."""
-_PACKAGE = Path(__file__).parent.parent
-
-
-_KEPT = ("LANG", "LC_ALL", "LD_LIBRARY_PATH")
-_KEPT_ON_GPU = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES")
 
 
 class Forked(Protocol):
@@ -112,8 +102,7 @@ class WorkerPool(Generic[F]):
         self._process: asyncio.subprocess.Process | None = None
         self._listening: asyncio.Task[None] | None = None
         self._control: AsyncChannel | None = None
-        self._bwrap = shutil.which("bwrap")
-        self._own_users = ["--unshare-all", "--unshare-user", "--disable-userns"]
+        self._sandbox = Sandbox(self._on_gpu)
 
     @property
     def limits(self) -> worker.WorkerLimits:
@@ -126,7 +115,7 @@ class WorkerPool(Generic[F]):
 
         Raises NodeUnavailableError where a device is not there.
         """
-        await self._find_sandbox()
+        self.isolation = await self._sandbox.probe()
         if self.shares.wish.of_gpu:
             self.shares.settle(await self._machine())
         return self.isolation
@@ -135,14 +124,14 @@ class WorkerPool(Generic[F]):
         """What a program that is no Worker is started behind, and its environment; no command where there is no
         sandbox. Raises NodeUnavailableError where there must be one."""
         if self.isolation == "unknown":
-            await self._find_sandbox()
-        if self._require_isolation and self._bwrap is None:
+            self.isolation = await self._sandbox.probe()
+        if self._require_isolation and not self._sandbox.is_there:
             raise NodeUnavailableError(f"nothing is computed here: isolation is {self.isolation}")
-        return self._sandbox() if self._bwrap else [], _environment(False)
+        return self._sandbox.command(), self._sandbox.environment(False)
 
     async def _machine(self) -> Found:
         process = await asyncio.create_subprocess_exec(
-            *(self._sandbox() if self._bwrap else []), sys.executable, *_PROBING, env=_environment(self._on_gpu),
+            *self._sandbox.command(), sys.executable, *_PROBING, env=self._sandbox.environment(self._on_gpu),
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         try:
@@ -155,32 +144,6 @@ class WorkerPool(Generic[F]):
             raise NodeUnavailableError(
                 "this Node cannot find out which GPUs there are: is torch installed, and does nvidia-smi answer?"
             ) from None
-
-    async def _find_sandbox(self) -> str:
-        if self._bwrap is None:
-            self.isolation = "reduced: a process each, no sandbox (bubblewrap is not installed)"
-            return self.isolation
-        failed, said = await self._tried()
-        if failed:  # an older bubblewrap, or root where it may make no user namespace
-            self._own_users = ["--unshare-all"]
-            failed, said = await self._tried()
-        if not failed:
-            self.isolation = "sandboxed: a process each, no network, read-only system, no view of this Node's files"
-        else:
-            self._bwrap = None
-            first = said.decode(errors="replace").strip().splitlines()[:1]
-            self.isolation = (
-                f"reduced: a process each, no sandbox ({' '.join(first) or 'bubblewrap does not work here'})"
-            )
-        return self.isolation
-
-    async def _tried(self) -> tuple[int | None, bytes]:
-        process = await asyncio.create_subprocess_exec(
-            *self._sandbox(), sys.executable, "-S", "-c", "pass",
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        _, said = await process.communicate()
-        return process.returncode, said
 
     def prepare(self) -> None:
         """Somebody may compute soon: start the fork server if it does not run, and fork spare Workers beside."""
@@ -341,21 +304,21 @@ class WorkerPool(Generic[F]):
     async def _start_fork_server(self) -> AsyncChannel:
         if self.isolation == "unknown":
             await self.probe()
-        if self._require_isolation and self._bwrap is None:
+        if self._require_isolation and not self._sandbox.is_there:
             raise NodeUnavailableError(
                 f"nothing is computed here: isolation is {self.isolation}, and this Node's owner requires a sandbox. "
                 f"The owner can install bubblewrap, or start the Node without --require-isolation"
             )
         ours, theirs = pair()
         os.set_inheritable(theirs.fileno(), True)
-        command = [*(self._sandbox() if self._bwrap else []), sys.executable, *self._program]
+        command = [*self._sandbox.command(), sys.executable, *self._program]
         try:
             with theirs:
                 self._process = await asyncio.create_subprocess_exec(
                     *command, str(theirs.fileno()),
                     stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
-                    stderr=asyncio.subprocess.PIPE, pass_fds=(theirs.fileno(),), env=_environment(self._on_gpu),
-                    start_new_session=True,
+                    stderr=asyncio.subprocess.PIPE, pass_fds=(theirs.fileno(),),
+                    env=self._sandbox.environment(self._on_gpu), start_new_session=True,
                 )  # fmt: skip
         except BaseException:
             ours.close()
@@ -408,23 +371,6 @@ class WorkerPool(Generic[F]):
             self.shares.give_back(number)
         self._workers.clear()
 
-    def _sandbox(self) -> list[str]:
-        """bubblewrap's arguments: no network, none of the Node's files, a read-only system."""
-        command = [self._bwrap or "bwrap", *self._own_users, "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
-        command += ["--size", _ROOT_BYTES, "--tmpfs", "/", "--proc", "/proc", "--dev", "/dev"]
-        command += ["--size", _TEMPORARY_BYTES, "--tmpfs", "/tmp"]  # noqa: S108
-        shown = ["/usr", "/lib", "/lib64", "/lib32", "/bin", "/sbin", "/etc/ld.so.cache", "/etc/alternatives"]
-        shown += ["/sys/devices/system/cpu", sys.prefix, sys.base_prefix, str(_PACKAGE)]
-        for path in dict.fromkeys([*shown, str(Path(sys.executable).resolve().parent.parent)]):
-            command += ["--ro-bind-try", path, path]
-        command += ["--ro-bind-try", "/proc/sys", "/proc/sys"]  # a Node that root runs could write there
-        if self._on_gpu:
-            for path in SHOWN:
-                command += ["--ro-bind-try", path, path]
-            for path in device_files():
-                command += ["--dev-bind-try", path, path]
-        return [*command, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp"]  # noqa: S108
-
 
 async def _listen(process: asyncio.subprocess.Process) -> None:
     """Log what fork server and Workers say, a limited amount of it and no control characters: it may be hostile."""
@@ -436,14 +382,6 @@ async def _listen(process: asyncio.subprocess.Process) -> None:
             for line in said[:left].decode(errors="replace").splitlines():
                 log.warning("a Worker says: %s", ascii(line)[1:-1])
         left -= len(said)
-
-
-def _environment(on_gpu: bool) -> dict[str, str]:
-    """No secret of the Node's surroundings reaches a Worker."""
-    kept = {name: os.environ[name] for name in (*_KEPT, *(_KEPT_ON_GPU * on_gpu)) if name in os.environ}
-    if on_gpu:  # that there is CUDA is found without its beginning, which would survive no fork
-        kept["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-    return {**kept, "PATH": "/usr/bin:/bin", "HOME": "/tmp", "PYTHONPATH": str(_PACKAGE.parent)}  # noqa: S108
 
 
 def _reason(event: worker.Ended, limits: worker.WorkerLimits) -> str:

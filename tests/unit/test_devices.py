@@ -18,7 +18,7 @@ from grid_jupyter.errors import BadRequest, LimitExceededError, NodeUnavailableE
 from grid_jupyter.ops.allowed import ALLOWED
 from grid_jupyter.ops.kernels import _table, kernel
 from grid_jupyter.wire.worker import WorkerLimits
-from grid_jupyter.worker import pool as pools
+from grid_jupyter.worker import sandbox
 from grid_jupyter.worker.devices import (
     CONTEXT_BYTES,
     NODES,
@@ -174,15 +174,15 @@ def test_fractions_are_thousandths():
 
 
 def test_files_of_a_device_are_let_into_the_sandbox_where_one_is_asked_for(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(pools, "device_files", lambda: ["/dev/nvidia0", "/dev/nvidiactl"])
-    plain = WorkerPool(LIMITS, lambda number, sock: None, 0)._sandbox()  # type: ignore[arg-type,return-value,type-var]
+    monkeypatch.setattr(sandbox, "device_files", lambda: ["/dev/nvidia0", "/dev/nvidiactl"])
+    plain = WorkerPool(LIMITS, lambda number, sock: None, 0)._sandbox.arguments()  # type: ignore[arg-type,return-value,type-var]
     assert "/dev/nvidia0" not in plain
     assert "/sys/bus/pci" not in plain
     for pool in (
         WorkerPool(LIMITS, lambda number, sock: None, 0, wish=Wish(("auto",))),  # type: ignore[arg-type,return-value,type-var]
         WorkerPool(limited(LIMITS, Granted(TWO[0], 500)), lambda number, sock: None, 0),  # type: ignore[arg-type,return-value,type-var]
     ):
-        command = pool._sandbox()
+        command = pool._sandbox.arguments()
         at = command.index("/dev/nvidia0")
         assert command[at - 1 : at + 2] == ["--dev-bind-try", "/dev/nvidia0", "/dev/nvidia0"]
         assert command.index("--dev") < at < command.index("--remount-ro")
