@@ -176,6 +176,11 @@ def add_node(commands: Commands[argparse.ArgumentParser]) -> None:
         "--device-memory", type=values.size, default=0, metavar="SIZE",
         help="memory that Workers on cpu share in this way (each has --session-memory, and nothing is shared)",
     )  # fmt: skip
+    rows = parser.add_argument_group("where rows are kept; data, models and checkpoints are files in --state")
+    rows.add_argument(
+        "--database", metavar="URL",
+        help="postgresql+psycopg://USER@HOST/NAME, or @FILE with one and its password, in place of a SQLite file",
+    )  # fmt: skip
     limits = parser.add_argument_group("limits of one session")
     limits.add_argument("--session-memory", type=values.size, default=2 << 30, metavar="SIZE", help="memory (2G)")
     limits.add_argument(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from sqlalchemy import URL
 
 from grid_jupyter.errors import StorageFullError
 from grid_jupyter.identity.accounts import Accounts
@@ -32,6 +33,7 @@ from grid_jupyter.store.database import Database, sqlite_url
 from grid_jupyter.store.datasets import DatasetTable
 from grid_jupyter.store.jobs import JobTable
 from grid_jupyter.store.models import ModelTable
+from grid_jupyter.store.postgres import check_state, settle_whose
 from grid_jupyter.store.requests import RequestTable
 from grid_jupyter.store.settings import SettingTable
 from grid_jupyter.wire import network, worker
@@ -147,10 +149,23 @@ class GridNode:
         jobs_per_user: int = 2,
         job_storage_bytes: int = 16 << 30,
         job_s: float = 43_200.0,
+        postgres: URL | None = None,
     ) -> GridNode:
-        """The Node whose state lies in this directory; made there at its first start."""
-        database = Database(sqlite_url(state / "grid.db"))
-        node_id = await SettingTable(database).keep("node-id", secrets.token_hex(8))
+        """The Node whose state lies in this directory; made there at its first start. Its rows are in a SQLite file
+        there, or in `postgres`.
+
+        Raises BadRequest where directory and database are not of the same Node, and what `Database` raises.
+        """
+        check_state(state, postgres)
+        database = Database(sqlite_url(state / "grid.db") if postgres is None else postgres)
+        try:
+            settings, fresh = SettingTable(database), secrets.token_hex(8)
+            if postgres is not None:
+                fresh = settle_whose(state, await settings.get("node-id", ""), fresh)
+            node_id = await settings.keep("node-id", fresh)
+        except BaseException:
+            database.close()
+            raise
         return cls(
             name=name,
             node_id=node_id,

@@ -191,6 +191,7 @@ async def _serve(options: NodeOptions, state: StateDir) -> None:
         jobs_per_user=options.jobs_per_user,
         job_storage_bytes=options.job_storage_bytes,
         job_s=options.job_s,
+        postgres=options.database,
     )
     if options.workers == "local":
         folds = FoldWorker(fold_workers(require_isolation=options.require_isolation))

@@ -23,6 +23,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -30,6 +31,9 @@ from grid_jupyter import __version__
 from grid_jupyter.errors import Conflict, NotFound
 from grid_jupyter.wire.home import private_directory
 from grid_jupyter.wire.limits import PROTOCOL
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
 
 log = logging.getLogger("grid_jupyter")
 
@@ -76,6 +80,7 @@ class NodeOptions:
     host: str
     port: int
     state_dir: Path
+    database: URL | None = None  # PostgreSQL; None: a SQLite file in the state directory
     public_address: str | None = None
     network_url: str | None = None
     invite: str | None = None  # the bare code

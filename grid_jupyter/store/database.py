@@ -1,4 +1,7 @@
-"""One SQL database and the one thread that talks to it: transactions, durability, migration, errors."""
+"""One SQL database and the one thread that talks to it: transactions, durability, migration, errors.
+
+It is a SQLite file, or PostgreSQL; store/postgres.py knows what is different there.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,19 @@ import os
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
-from grid_jupyter.errors import Conflict, StorageFullError
+from grid_jupyter.errors import BadRequest, Conflict, DependencyError, NodeUnavailableError, StorageFullError
 from grid_jupyter.store.migrations import HEAD, upgrade
+from grid_jupyter.store.postgres import ENGINE, is_gone, take_over, unavailable
 
 T = TypeVar("T")
 
@@ -55,13 +59,24 @@ class Database:
     def __init__(self, url: str | URL) -> None:
         """Open the database, creating the file (mode 0600) and its directory (0700), and migrate it.
 
-        Raises StorageFullError, and GridError if a newer version of this software wrote the database.
+        Raises StorageFullError, GridError if a newer version of this software wrote the database; of PostgreSQL
+        NodeUnavailableError, DependencyError, and Conflict where another process has this database.
         """
         address = make_url(url)
+        self._address = address
         self._sqlite = address.get_backend_name() == "sqlite"
         if self._sqlite and address.database and address.database != ":memory:":
             _create_private(Path(address.database))
-        self._engine: Engine = create_engine(address)
+        # what somebody stored is in no text of an error
+        more: Mapping[str, Any] = {} if self._sqlite else ENGINE
+        try:
+            self._engine: Engine = create_engine(address, hide_parameters=True, **more)
+        except ModuleNotFoundError:
+            raise DependencyError(
+                "psycopg is not installed, and PostgreSQL needs it; pip install 'grid-jupyter[postgres]'"
+            ) from None
+        if not self._sqlite:
+            event.listen(self._engine, "connect", take_over)
         if self._sqlite:
             event.listen(self._engine, "connect", _prepare_sqlite)
             event.listen(self._engine, "begin", _begin_immediate)
@@ -143,6 +158,8 @@ class Database:
                 if revision != HEAD:  # Alembic takes a quarter of a second to import: only when there is work
                     upgrade(connection, revision)
         except (DBAPIError, OSError) as error:
+            if isinstance(error, DBAPIError) and is_gone(error):
+                raise unavailable(self._address) from None
             raise _meaning(error) from error
 
 
@@ -217,6 +234,10 @@ def _meaning(error: DBAPIError | OSError) -> Exception:
     """The error of the tree that a driver's or the system's error stands for, or that error itself."""
     if isinstance(error, OSError):
         return StorageFullError(DISK_FULL_TEXT) if error.errno in DISK_FULL_ERRNOS else error
+    if is_gone(error):
+        return NodeUnavailableError("the database of this Node does not answer; try again in a moment")
+    if isinstance(error, DataError):
+        return BadRequest("a text has a character that the database of this Node cannot keep, such as NUL")
     if isinstance(error, IntegrityError):
         return Conflict("this contradicts what is stored: a name or id is taken, or something it refers to is gone")
     return StorageFullError(DISK_FULL_TEXT) if _is_full(error.orig) else error

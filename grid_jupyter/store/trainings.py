@@ -351,7 +351,7 @@ class TrainingRows(PlaceRows):
     ) -> Iterable[int]:
         """Ranks of those that could be invited, ascending from behind a rank on."""
         query = select(DeviceRow.rank).where(*_eligible(training, sequence, who, slow), DeviceRow.rank > behind)
-        return self._session.scalars(query.order_by(DeviceRow.rank).limit(most))
+        return self._session.scalars(query.order_by(DeviceRow.rank).limit(None if most < 0 else most))
 
     def cursor(self, training: int) -> int:
         """Rank of the last device that was invited in turn."""

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import URL, text
 
 from grid_jupyter.node.audit import REPEAT_S, Audit
 from grid_jupyter.store import audit as rows
 from grid_jupyter.store.audit import AuditTable, Event
-from grid_jupyter.store.database import Database, sqlite_url
+from grid_jupyter.store.database import Database
 
 run = asyncio.run
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(sqlite_url(tmp_path / "grid.db"))
+def database(address: URL) -> Iterator[Database]:
+    database = Database(address)
     yield database
     database.close()
 
@@ -104,7 +103,7 @@ def test_a_million_rows_are_gone_through_in_pieces(table: AuditTable, monkeypatc
 
 
 def test_texts_of_others_are_kept_as_they_are(table: AuditTable):
-    hostile = "<script>\x00\n'; DROP TABLE audit; -- \N{SNOWMAN}\u202e"
+    hostile = "<script>\x01\n'; DROP TABLE audit; -- \N{SNOWMAN}\u202e"
     run(table.append([Event(1.0, "requested", hostile, {"key": hostile})]))
     (found,) = run(table.listed())
     assert (found.actor, found.details) == (hostile, {"key": hostile})

@@ -21,8 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cycle_world import MODEL, World, diff, world
 from plan_documents import linear
 from safetensors.numpy import save
-from sqlalchemy import insert, update
-from sqlalchemy.dialects import sqlite
+from sqlalchemy import URL, update
 
 from grid_jupyter.cycles import selection
 from grid_jupyter.cycles.machine import Pooled, begin, on
@@ -37,9 +36,9 @@ from grid_jupyter.errors import (
     NotFound,
     ObjectNotFoundError,
 )
-from grid_jupyter.store.database import Database, sqlite_url
+from grid_jupyter.store.database import Database
 from grid_jupyter.store.records import DeviceRow, TrainingRow
-from grid_jupyter.store.trainings import TrainingRows
+from grid_jupyter.store.trainings import StoredCheckpoint, StoredTraining, TrainingRows
 
 
 class Clock:
@@ -657,24 +656,34 @@ def test_the_same_seed_invites_the_same_devices_and_turns_go_round(tmp_path: Pat
     assert [len([rank for rank in one if rank % 3 == 0]) for one in slow] == [2, 2, 2]
 
 
-def test_a_thousand_of_a_million_devices_are_invited_in_a_second_and_little_memory(tmp_path: Path):
+def test_a_thousand_of_a_million_devices_are_invited_in_a_second_and_little_memory(address: URL):
     terms = read_terms({"goal_count": 1000, "cycle_length": 1e6, "pool_selection": "random", "seed": 1})
 
-    async def work(here: World) -> None:
-        await here.host(goal_count=1000, cycle_length=1e6, pool_selection="random", seed=1)
-
-    run(tmp_path, work)
-    database = Database(sqlite_url(tmp_path / "grid.db"))
+    training = StoredTraining(
+        id=0, name="m", version="1", owner="Ann", created=0.0, client_config={}, server_config={}, seed="1", secret="s"
+    )
+    model = StoredCheckpoint(id=0, number=1, blob="0" * 32, nbytes=1, sha256="0" * 64)
+    database = Database(address)
+    database.call(lambda session: TrainingRows(session).add(training, {}, [], model))
     count, now = 1_000_000, time.time()
     devices = (
         {"number": k, "id": f"{k:036}", "training_id": 1, "rank": k, "registered": 0.0, "seen": now, "slow": False,
          "subject": None, "last": None, "asked": 0}
         for k in range(1, count + 1)
     )  # fmt: skip
-    statement = str(insert(DeviceRow.__table__).compile(dialect=sqlite.dialect(paramstyle="named")))
 
     def register(session: Any) -> None:
-        session.connection().connection.cursor().executemany(statement, devices)
+        # a million objects would be more than all else here
+        cursor, names = session.connection().connection.cursor(), [one.name for one in DeviceRow.__table__.columns]
+        into = f"training_device ({', '.join(names)})"
+        rows = ([device[name] for name in names] for device in devices)
+        if address.get_backend_name() == "sqlite":
+            cursor.executemany(f"INSERT INTO {into} VALUES ({', '.join('?' * len(names))})", rows)  # noqa: S608
+        else:
+            with cursor.copy(f"COPY {into} FROM STDIN") as copy:
+                for row in rows:
+                    copy.write_row(row)
+            cursor.execute("ANALYZE training_device")
         session.execute(update(TrainingRow).values(registered=count))
 
     try:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from sqlalchemy import URL
 from sqlalchemy.orm import Session
 
 from grid_jupyter.cycles.pushing import StoredOutbox
-from grid_jupyter.store.database import Database, sqlite_url
+from grid_jupyter.store.database import Database
 from grid_jupyter.store.notices import KEEP_S, NoticeRows, NoticeTable
 from grid_jupyter.store.records import DeviceRow, TrainingRow
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
+def database(address: URL) -> Iterator[Database]:
     """One with a training and its devices 1 and 2."""
-    made = Database(sqlite_url(tmp_path / "grid.db"))
+    made = Database(address)
 
     def fill(session: Session) -> None:
         session.add(

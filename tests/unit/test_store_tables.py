@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import URL
 
 from grid_jupyter.errors import Conflict, IdNotUniqueError, NotFound, ObjectNotFoundError, SendNotPermittedError
 from grid_jupyter.identity import roles
 from grid_jupyter.network.registry import Registry
 from grid_jupyter.store.accounts import AccountTable
-from grid_jupyter.store.database import Database, sqlite_url
+from grid_jupyter.store.database import Database
 from grid_jupyter.store.datasets import DatasetTable, NewDataset, StoredBlob, StoredColumn, StoredMock, StoredTensor
 from grid_jupyter.store.models import ModelTable, StoredModel
 from grid_jupyter.store.records import FLAG_COLUMNS
@@ -23,8 +23,8 @@ run = asyncio.run
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(sqlite_url(tmp_path / "grid.db"))
+def database(address: URL) -> Iterator[Database]:
+    database = Database(address)
     yield database
     database.close()
 

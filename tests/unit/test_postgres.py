@@ -1,0 +1,158 @@
+"""A Node on PostgreSQL: whose database it is, where its password may stand, and what is said when it is away."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from cycle_world import World, diff
+from postgres import PASSWORD, Postgres
+from sqlalchemy import URL, inspect, make_url
+from sqlalchemy.orm import Session
+
+from grid_jupyter.cycles.service import Cycles
+from grid_jupyter.errors import BadRequest, Conflict, NodeUnavailableError
+from grid_jupyter.store.blobs import BlobStore
+from grid_jupyter.store.database import Database
+from grid_jupyter.store.migrations import HEAD
+from grid_jupyter.store.postgres import VARIABLE, check_state, read_address, settle_whose
+from grid_jupyter.store.records import Base, Group, Setting
+
+PLAIN = "postgresql+psycopg://ann@db.example.org/grid"
+SECRET = "postgresql://ann:hunter2@db.example.org/grid"
+
+
+def test_migrations_make_the_tables_that_the_code_has(server: Postgres):
+    address = server.empty()
+    database = Database(address)
+
+    def look(session: Session) -> tuple[set[str], dict[str, set[str]]]:
+        found = inspect(session.connection())
+        tables = set(found.get_table_names())
+        return tables, {name: {column["name"] for column in found.get_columns(name)} for name in tables}
+
+    tables, columns = database.call(look)
+    database.close()
+    assert tables - {"alembic_version"} == set(Base.metadata.tables)
+    for name, table in Base.metadata.tables.items():
+        assert columns[name] == {column.name for column in table.columns}
+    again = Database(address)
+    assert again.call(lambda session: session.connection().exec_driver_sql("SELECT * FROM alembic_version").scalar())
+    again.close()
+    assert HEAD
+
+
+def test_a_training_runs_on_postgresql_and_goes_on_after_a_restart(server: Postgres, tmp_path: Path):
+    address = server.fresh()
+
+    async def story() -> None:
+        for cycle in range(2):
+            database = Database(address)
+            cycles = Cycles(database, BlobStore(tmp_path))
+            try:
+                await cycles.start()
+                here = World(cycles)
+                if not cycle:
+                    await here.host(max_diffs=2, goal_count=2, cycle_length=1000, min_workers=2)
+                places = [await here.device() for _ in range(2)]
+                for worker in places:
+                    answer = await here.ask(worker, wait_s=5)
+                    assert answer["status"] == "accepted", answer
+                    await here.report((worker, answer["request_key"]), diff(1, 2, 3), loss=0.5)
+                assert (await here.stands(after=cycle))["completed"] == cycle + 1
+            finally:
+                await cycles.stop()
+                database.close()
+
+    asyncio.run(story())
+
+
+def test_a_database_has_one_node_at_a_time(server: Postgres, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("grid_jupyter.store.postgres.HELD_S", 0.2)
+    address = server.fresh()
+    first = Database(address)
+    with pytest.raises(Conflict, match="another Node uses this database"):
+        Database(address)
+    first.close()
+    Database(address).close()
+
+
+def test_a_taken_name_is_a_conflict_and_what_cannot_be_kept_is_said(server: Postgres):
+    database = Database(server.fresh())
+    with pytest.raises(BadRequest, match="NUL"):
+        database.call(lambda session: session.add(Setting(key="a", value="secret\0")))
+    database.call(lambda session: session.add(Group(name="the secret group")))
+    with pytest.raises(Conflict) as caught:
+        database.call(lambda session: session.add(Group(name="the secret group")))
+    assert "secret" not in f"{caught.value} {caught.value.__cause__}".replace("the secret group) already exists", "")
+    database.close()
+
+
+def test_a_connection_that_breaks_is_told_and_the_next_transaction_has_a_new_one(server: Postgres):
+    address = server.fresh()
+    database = Database(address)
+    ended = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{address.database}'"  # noqa: S608
+
+    def broken(session: Session) -> None:
+        session.connection().exec_driver_sql("SELECT 1")
+        server.execute(ended)
+        session.connection().exec_driver_sql("SELECT 1")
+
+    with pytest.raises(NodeUnavailableError, match="does not answer; try again"):
+        database.call(broken)
+    server.execute(ended)
+    database.call(lambda session: session.add(Setting(key="a", value="1")))
+    database.close()
+
+
+@pytest.mark.parametrize("changed", [{"password": "wrong"}, {"query": {"host": "/nowhere"}}, {"database": "none"}])
+def test_who_is_not_let_in_hears_it_without_user_and_password(server: Postgres, changed: dict[str, str]):
+    with pytest.raises(NodeUnavailableError, match="cannot be used") as refused:
+        Database(server.fresh().set(**changed))  # type: ignore[arg-type]
+    told = f"{refused.value} {refused.value.__cause__}"
+    assert not [word for word in (PASSWORD, "wrong", "grid@") if word in told]
+
+
+def test_a_password_stands_in_a_file_or_in_the_environment_and_nowhere_else(tmp_path: Path):
+    assert read_address(None, {}) is None
+    assert read_address(PLAIN, {VARIABLE: SECRET}) == make_url(PLAIN)
+    found = read_address(None, {VARIABLE: f"{SECRET}\n"})
+    assert found is not None
+    assert (found.drivername, found.password) == ("postgresql+psycopg", "hunter2")
+    assert "hunter2" not in f"{found!r} {found}"
+    with pytest.raises(BadRequest, match="a password on the command line") as refused:
+        read_address(SECRET, {})
+    assert "hunter2" not in str(refused.value)
+    file = tmp_path / "address"
+    file.write_text(SECRET)
+    file.chmod(0o640)
+    with pytest.raises(BadRequest, match="chmod 600"):
+        read_address(f"@{file}", {})
+    file.chmod(0o600)
+    assert read_address(f"@{file}", {}) == found
+    with pytest.raises(BadRequest, match="cannot be read"):
+        read_address(f"@{tmp_path / 'none'}", {})
+    for wrong in ("mysql://h/n", "sqlite:///x", "postgresql://h", "x", "postgresql+psycopg://h:port/n", "postgresql:/"):
+        with pytest.raises(BadRequest, match="a database is postgresql"):
+            read_address(wrong, {})
+
+
+def test_a_directory_and_a_database_of_different_nodes_are_never_put_together(tmp_path: Path):
+    address = URL.create("postgresql+psycopg", database="grid")
+    check_state(tmp_path, None)
+    check_state(tmp_path, address)
+    assert settle_whose(tmp_path, "", "one") == "one"
+    assert settle_whose(tmp_path, "", "two") == "one"  # it was killed before the database knew
+    assert settle_whose(tmp_path, "one", "three") == "one"
+    with pytest.raises(BadRequest, match="another state directory"):
+        settle_whose(tmp_path, "other", "three")
+    with pytest.raises(BadRequest, match="are in PostgreSQL: say where"):
+        check_state(tmp_path, None)
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(BadRequest, match="another state directory"):
+        settle_whose(other, "one", "three")
+    (other / "grid.db").touch()
+    with pytest.raises(BadRequest, match="in its SQLite file"):
+        check_state(other, address)
