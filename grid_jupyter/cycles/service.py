@@ -145,9 +145,11 @@ class Cycles:
 
     # -------------------------------------------------------------- hosting
 
-    async def host(self, owner: str, body: HostTraining, model: Blob) -> answers.Hosted:
-        """Host a model, whose blob is on the disk. Raises BadRequest, InvalidDataError, PlanInvalidError, Conflict;
-        the blob is the caller's then."""
+    async def host(self, owner: str, body: HostTraining, model: Blob, *, takes_over: bool = False) -> answers.Hosted:
+        """Host a model, whose blob is on the disk; `takes_over` as `TrainingRows.add` has it.
+
+        Raises BadRequest, InvalidDataError, PlanInvalidError, Conflict; the blob is the caller's then.
+        """
         hosted = await asyncio.to_thread(read_hosting, body)
         known = hosted.terms.authentication
         if known is not None and known.endpoint is not None:
@@ -183,7 +185,9 @@ class Cycles:
             )
             first = StoredCheckpoint(id=0, number=1, blob=model.name, nbytes=model.nbytes, sha256=model.sha256)
             raw = msgspec.to_builtins(state)
-            number = await self._table.transact(lambda rows: rows.add(training, raw, plans, first))
+            number = await self._table.transact(
+                lambda rows: rows.add(training, raw, plans, first, takes_over=takes_over)
+            )
         except GridError:
             for name in [*(plan.blob for plan in plans), *([] if averaging is None else [averaging.name])]:
                 await asyncio.to_thread(self.blobs.delete, name)

@@ -10,6 +10,7 @@ import msgspec
 from tornado.iostream import StreamClosedError
 from tornado.web import stream_request_body
 
+from grid_jupyter.cycles.ending import ENDERS
 from grid_jupyter.cycles.service import Cycles
 from grid_jupyter.errors import (
     BadRequest,
@@ -117,7 +118,7 @@ async def host(door: NodeDoor, account: Any, body: HostTraining) -> Hosted:
     if arrived is None:
         raise BadRequest("the model is not here: PUT its safetensors bytes to /model-centric/uploads/<id> first")
     try:
-        said = await cycles.host(account.username, body, arrived.blob)
+        said = await cycles.host(account.username, body, arrived.blob, takes_over=ENDERS in account.flags)
     except GridError:
         await asyncio.to_thread(cycles.blobs.delete, arrived.blob.name)
         raise

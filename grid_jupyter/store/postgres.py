@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
 from grid_jupyter.errors import BadRequest, Conflict, NodeUnavailableError
 
@@ -101,7 +101,8 @@ def settle_whose(state: Path, known: str, fresh: str) -> str:
 def is_gone(error: DBAPIError) -> bool:
     """Whether it says that the server does not answer, or let nobody in."""
     state = getattr(error.orig, "sqlstate", "")  # None: it never came so far
-    return error.connection_invalidated or state is None or state[:2] in ("08", "28", "57")
+    refused = isinstance(error, OperationalError) and (state is None or state[:2] in ("08", "28", "3D", "57"))
+    return error.connection_invalidated or refused
 
 
 def unavailable(address: URL) -> NodeUnavailableError:

@@ -307,6 +307,15 @@ class TrainingRow(Base):
     cursor: Mapped[int]  # rank of the last device that was invited in turn
 
 
+class TrainingName(Base):
+    """A name under which somebody hosted a model: it stays theirs when the model is deleted."""
+
+    __tablename__ = "training_name"
+
+    name: Mapped[str] = mapped_column(String(128), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(128))
+
+
 class TrainingPlan(Base):
     """A plan that devices run."""
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import ColumnElement, Table, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Table, bindparam, delete, exists, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from grid_jupyter.errors import Conflict, NodeUnavailableError, NotFound
@@ -21,6 +21,7 @@ from grid_jupyter.store.records import (
     Participation,
     PushAddress,
     PushNotice,
+    TrainingName,
     TrainingPlan,
     TrainingRow,
 )
@@ -129,9 +130,17 @@ class TrainingRows(PlaceRows):
     # -------------------------------------------------------------- trainings
 
     def add(
-        self, training: StoredTraining, state: dict[str, Any], plans: Iterable[StoredPlan], model: StoredCheckpoint
+        self,
+        training: StoredTraining,
+        state: dict[str, Any],
+        plans: Iterable[StoredPlan],
+        model: StoredCheckpoint,
+        *,
+        takes_over: bool = False,
     ) -> int:
-        """A new training, its id. Raises Conflict where name and version are taken."""
+        """A new training, its id. `takes_over`: it may have a name under which others hosted, and nobody does now.
+        Raises Conflict where name and version are taken, or the name is somebody else's."""
+        self._name(training, takes_over)
         taken = select(TrainingRow.id).where(TrainingRow.name == training.name, TrainingRow.version == training.version)
         if self._session.scalars(taken).first() is not None:
             raise Conflict("FL Process already exists. Host it under another name or version")
@@ -159,6 +168,20 @@ class TrainingRows(PlaceRows):
             )
         self.add_checkpoint(row.id, model, training.created)
         return row.id
+
+    def _name(self, training: StoredTraining, takes_over: bool) -> None:
+        """Devices ask for a model by its name, and run the plans that they get."""
+        named = self._session.get(TrainingName, training.name)
+        if named is None:
+            self._session.add(TrainingName(name=training.name, owner=training.owner))
+        elif named.owner != training.owner:
+            hosted = select(exists().where(TrainingRow.name == training.name))
+            if not takes_over or self._session.scalar(hosted):
+                raise Conflict(
+                    "somebody else hosted under this name, and their devices would train what you host: take another "
+                    "name. Who manages this Node may take it over when nothing is hosted under it"
+                )
+            named.owner = training.owner
 
     def find(self, name: str, version: str | None) -> StoredTraining:
         """A training by name; without a version the newest. Raises NotFound."""

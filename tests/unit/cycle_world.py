@@ -46,6 +46,9 @@ class World:
         model: dict[str, Array] | None = None,
         plan: dict[str, Any] | None = None,
         averaging: dict[str, Any] | None = None,
+        owner: str = "Ann",
+        version: str = "1.0",
+        takes_over: bool = False,
         **server_config: Any,
     ) -> Any:
         with self.cycles.blobs.begin(secrets.token_hex(16)) as upload:
@@ -54,11 +57,11 @@ class World:
         body = HostTraining(
             model=secrets.token_hex(16),
             plans={"training_plan": msgspec.Raw(json.dumps(plan or linear()).encode())},
-            client_config={"name": name, "version": "1.0", "lr": 0.1},
+            client_config={"name": name, "version": version, "lr": 0.1},
             server_config=server_config,
             averaging_plan=msgspec.Raw(json.dumps(averaging).encode()),
         )
-        return await self.cycles.host("Ann", body, blob)
+        return await self.cycles.host(owner, body, blob, takes_over=takes_over)
 
     async def device(self, name: str = "m", **facts: Any) -> str:
         told = await self.cycles.authenticate(Authenticate(model_name=name, **facts))

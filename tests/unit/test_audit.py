@@ -139,6 +139,7 @@ def test_the_same_again_and_again_is_counted_and_drives_nothing_out(table: Audit
     assert found == [([1], None), ([2], None), ([1], 4_999), ([1], None)]
 
 
+@pytest.mark.parametrize("address", ["SQLite"], indirect=True)  # whose pages can be bounded
 def test_what_waits_while_the_disk_is_full_is_written_later(database: Database, table: AuditTable):
     async def story() -> None:
         audit = Audit(table)

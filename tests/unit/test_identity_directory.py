@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
-from sqlalchemy import URL
 
 from grid_jupyter.errors import BadRequest, Conflict, Forbidden, IdNotUniqueError, NotAuthenticatedError, NotFound
 from grid_jupyter.identity.accounts import Account, Accounts
 from grid_jupyter.identity.directory import Directory
 from grid_jupyter.store.accounts import AccountTable
-from grid_jupyter.store.database import Database
+from grid_jupyter.store.database import Database, sqlite_url
 
 run = asyncio.run
 USER, COMPLIANCE, ADMINISTRATOR, OWNER, PUBLISHER, NODE = range(1, 7)
@@ -38,8 +38,8 @@ class World:
 
 
 @pytest.fixture
-def world(address: URL) -> Iterator[World]:
-    database = Database(address)
+def world(tmp_path: Path) -> Iterator[World]:
+    database = Database(sqlite_url(tmp_path / "grid.db"))
     accounts = Accounts(AccountTable(database), "n", lambda: 1000.0)
 
     async def settle() -> World:

@@ -55,8 +55,8 @@ def test_a_training_runs_on_postgresql_and_goes_on_after_a_restart(server: Postg
                 here = World(cycles)
                 if not cycle:
                     await here.host(max_diffs=2, goal_count=2, cycle_length=1000, min_workers=2)
-                places = [await here.device() for _ in range(2)]
-                for worker in places:
+                    devices = [await here.device() for _ in range(2)]
+                for worker in devices:
                     answer = await here.ask(worker, wait_s=5)
                     assert answer["status"] == "accepted", answer
                     await here.report((worker, answer["request_key"]), diff(1, 2, 3), loss=0.5)
