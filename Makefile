@@ -47,7 +47,7 @@ $(MODULES): labextension/package-lock.json | $(STAMP)
 
 test: lint panel ## check the code, run all tests and all tutorials
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
-	$(BIN)/python -m pytest tests --ignore tests/unit
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests --ignore tests/unit
 	$(BIN)/python -m pytest tests/server
 	$(BIN)/python -m pytest tests/ui
 	PYTHONPATH=tests $(BIN)/python -m pytest -p notebook_grid --nbval --nbval-current-env \
