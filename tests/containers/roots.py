@@ -68,6 +68,7 @@ class Root:
             "PATH": path,
             "LANG": "C.UTF-8",
             "HOME": "/root" if user == "root" else f"/home/{user}",
+            "QEMU_CPU": "cortex-a76",  # near a Jetson's; torch 2.15 multiplies wrongly on the one that it emulates else
             **variables,
         }
         inner = ["chroot", f"--userspec={user}", str(self.folder), "env", "-i", *(f"{k}={v}" for k, v in seen.items())]
