@@ -196,6 +196,8 @@ class _Exchange:
         if not reading.done():
             up.result()  # raises if the body broke off
             self._client.set_close_callback(self._node.close)  # nothing else would tell that nobody waits any more
+            if self._client.closed():  # then nobody calls back
+                self._node.close()
             await asyncio.wait({reading}, timeout=ANSWER_S)
         if not reading.done():
             raise _Stalled

@@ -319,6 +319,13 @@ def test_a_client_that_leaves_while_the_node_thinks_is_told_to_the_node(door):
     assert node.recv(1) == b""
 
 
+def test_a_client_that_has_left_before_the_node_has_the_request_is_told_to_it_too(door):
+    door.ask("GET /user/x/grid/public/a HTTP/1.1\nHost: h\n\n").close()
+    node = door.accept()
+    head_of(node)
+    assert node.recv(1) == b""
+
+
 def test_so_many_connections_and_not_one_more(door):
     for _ in range(4):
         door.ask("GET /user/x/grid/public/a HTTP/1.1\nHost: h\n\n")
