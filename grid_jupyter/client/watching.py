@@ -10,7 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from grid_jupyter.errors import DependencyError
+from grid_jupyter.tensors.text import plain
 
+LABEL_CHARS = 60
+"""Of a metric's or a Node's name in a legend."""
 Point = tuple[int, Mapping[str, float]]
 """The number of a round or an epoch, and what was measured behind it."""
 Draw = Callable[[str, Sequence[Point]], Any]
@@ -73,11 +76,10 @@ def curves(unit: str, points: Sequence[Point], each: Mapping[str, Sequence[Point
         for name in panel:
             line = [(number, figures[name]) for number, figures in points if name in figures]
             if line:
-                axis.plot(*zip(*line, strict=True), marker=".", label=name)
+                axis.plot(*zip(*line, strict=True), marker=".", label=_label(name))
         for by, name in sorted(one for one in alone if one[1] in panel):
             line = [(number, figures[name]) for number, figures in (each or {})[by] if name in figures]
-            label = f"{by} · {name}".replace("$", r"\$")  # formulas are written between two of them
-            axis.plot(*zip(*line, strict=True), linewidth=0.8, alpha=0.6, label=label)
+            axis.plot(*zip(*line, strict=True), linewidth=0.8, alpha=0.6, label=_label(f"{by} · {name}"))
         axis.set(xlabel=unit)
         axis.xaxis.get_major_locator().set_params(integer=True)
         if panel:
@@ -85,6 +87,11 @@ def curves(unit: str, points: Sequence[Point], each: Mapping[str, Sequence[Point
     if others and all(0 <= figures.get(name, 0) <= 1 for _, figures in points for name in others):
         axes[0].set(ylim=(0, 1))
     return figure
+
+
+def _label(text: str) -> str:
+    """Others' text, which matplotlib takes for no formula, nor for one that the legend leaves out."""
+    return plain(text.lstrip("_"), LABEL_CHARS).replace("$", r"\$")
 
 
 def blank_figure(width: float, height: float) -> Any:

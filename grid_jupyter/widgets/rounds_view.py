@@ -211,6 +211,5 @@ def _bundle(source: Source) -> dict[str, str]:
     png = base64.b64encode(buffer.getvalue()).decode()
     title = html.escape(f"{source.title}, round by round")
     image = f'<img alt="{title}" src="data:image/png;base64,{png}">'
-    image = f'<img alt="{title}" src="data:image/png;base64,{png}">'
     folded = f"<details><summary>A picture, for this file without a kernel</summary>{image}</details>"
     return {"text/plain": f"{source.title}, round by round", "text/html": folded, "image/png": png}

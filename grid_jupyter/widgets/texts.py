@@ -32,4 +32,7 @@ def block(text: object) -> str:
 
 def number(value: Any) -> float | None:
     """A number that JSON has; None for one that it has not."""
-    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+    try:
+        return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+    except OverflowError:  # a whole number that no float has
+        return None
