@@ -29,8 +29,8 @@ def backup(state_dir: Path, file: Path, *, role: str, name: str) -> Manifest:
 
     All that was acknowledged before the call is in it. The file is there whole, or not at all.
 
-    Raises Conflict if the file is there already, NotFound where there is no state, NodeUnavailableError,
-    InvalidDataError for a database that is damaged, StorageFullError.
+    Raises Conflict if the file is there already, or the rows are in PostgreSQL; NotFound where there is no state,
+    NodeUnavailableError, InvalidDataError for a database that is damaged, StorageFullError.
     """
     file = file.absolute()
     if file.exists() or file.is_symlink():

@@ -37,6 +37,7 @@ from grid_jupyter.errors import (
     StorageFullError,
 )
 from grid_jupyter.store.database import DISK_FULL_ERRNOS
+from grid_jupyter.store.postgres import MARK
 
 FORMAT = 1
 """Of the archive. One with another number is refused."""
@@ -86,7 +87,8 @@ def write_archive(state: Path, out: BinaryIO, *, role: str, name: str, scratch: 
     Every row that was committed before the call is in it, with the bytes that it names: no row changes while the files
     are opened, and what is open stays readable when it is deleted. `scratch` is a directory with room for the database.
 
-    Raises NotFound where there is no database, NodeUnavailableError where it never rests, StorageFullError.
+    Raises NotFound where there is no database, Conflict where that is PostgreSQL, NodeUnavailableError where it never
+    rests, StorageFullError.
     """
     with ExitStack() as stack, _disk_full_told():
         files, schema, created = _at_one_moment(state, scratch, stack)
@@ -117,6 +119,11 @@ def write_archive(state: Path, out: BinaryIO, *, role: str, name: str, scratch: 
 def _at_one_moment(state: Path, scratch: Path, stack: ExitStack) -> tuple[dict[str, BinaryIO], str, float]:
     """All files of a moment, open, the database's copy among them; its schema; when that was."""
     path = state / DATABASE
+    if not path.is_file() and (state / MARK).is_file():
+        raise Conflict(
+            f"the rows of the Node of {state} are in PostgreSQL, whose backups are its own: stop the Node, pg_dump the "
+            "database, and copy the state directory; both must be of one moment"
+        )
     if not path.is_file():
         raise NotFound(f"there is no {DATABASE} in {state}: it is not the state of a Node or Network")
     files: dict[str, BinaryIO] = {}

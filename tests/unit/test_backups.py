@@ -236,6 +236,9 @@ def test_what_is_no_state_and_what_is_no_backup_is_told(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(NotFound, match=r"grid\.db"):
         backup(tmp_path / "empty", tmp_path / "b.tar", role="node", name="ward7")
+    (tmp_path / "empty" / "database").write_text("0" * 32)
+    with pytest.raises(Conflict, match=r"in PostgreSQL.*pg_dump.*copy the state directory"):
+        backup(tmp_path / "empty", tmp_path / "b.tar", role="node", name="ward7")
     with pytest.raises(NotFound, match="no directory"):
         backup(tmp_path / "empty", tmp_path / "no" / "b.tar", role="node", name="ward7")
     (tmp_path / "text").write_text("hello " * 400)
