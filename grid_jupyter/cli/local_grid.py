@@ -16,11 +16,12 @@ from urllib.parse import urlsplit
 
 from grid_jupyter.cli.places import GRID_NODES, local_file, log_file
 from grid_jupyter.client.credentials import Credentials
-from grid_jupyter.errors import Conflict, NodeUnavailableError, NotAuthenticatedError, NotFound
+from grid_jupyter.errors import BadRequest, Conflict, NodeUnavailableError, NotAuthenticatedError, NotFound
 from grid_jupyter.identity import roles, tokens
 from grid_jupyter.server.owner_client import OwnerClient
 from grid_jupyter.server.running import Running, listen, read_running, write_private
 from grid_jupyter.server.supervisor import ChildProcess
+from grid_jupyter.store.postgres import VARIABLE
 
 START_S = 60.0
 """Time for one process to be ready."""
@@ -41,7 +42,8 @@ class LocalGrid:
     """The Network and the Nodes in one data directory. Those in `elsewhere` are started by somebody else.
 
     Ports count up from the ones given; 0 means any, and the same one again after a restart. What the
-    processes print goes to `on_line`, with the name of the one that did.
+    processes print goes to `on_line`, with the name of the one that did. Raises BadRequest where the environment names
+    a database.
     """
 
     def __init__(
@@ -54,6 +56,11 @@ class LocalGrid:
         verbose: bool = False,
         on_line: Callable[[str, str], None],
     ) -> None:
+        if os.environ.get(VARIABLE, "").strip():
+            raise BadRequest(
+                f"the environment variable {VARIABLE} names one database, and each Node of this grid needs one of its "
+                f"own: unset {VARIABLE}, and they keep their rows in files"
+            )
         self.home = home
         self.network_address = ""
         self.node_addresses: dict[str, str] = {}

@@ -164,6 +164,17 @@ def test_where_nothing_was_started_the_commands_say_so(home: Path, capsys: pytes
     assert not home.exists()
 
 
+@pytest.mark.parametrize("command", ["up", "demo"])
+def test_several_nodes_never_get_the_one_database_of_the_environment(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+):
+    monkeypatch.setenv("GRID_JUPYTER_DATABASE", "postgresql+psycopg://ward7:secret@localhost/ward7")
+    assert main([command]) == 1
+    said = capsys.readouterr().err
+    assert "unset GRID_JUPYTER_DATABASE" in said
+    assert "secret" not in said
+
+
 def test_an_owner_makes_and_ends_credentials_of_what_runs(
     network: dict[str, str], home: Path, capsys: pytest.CaptureFixture[str]
 ):
