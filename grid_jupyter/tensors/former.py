@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
@@ -45,6 +46,21 @@ def _refusal(name: str, why: str) -> Callable[..., NoReturn]:
     refused.__name__ = name
     refused.__doc__ = f"Raises BadRequest: {why}."
     return refused
+
+
+class OfModules:
+    """A refusal on modules, which gives way to a submodule, parameter or buffer that somebody calls so."""
+
+    def __init__(self, name: str, why: str) -> None:
+        self._name = name
+        self._refused = _refusal(name, why)
+
+    def __get__(self, module: Any, kind: type[Any] | None = None) -> Callable[..., NoReturn]:
+        if module is None:
+            return self._refused
+        if any(self._name in vars(module).get(kept, ()) for kept in ("_modules", "_parameters", "_buffers")):
+            raise AttributeError(self._name)  # torch then looks among what the module has
+        return functools.partial(self._refused, module)
 
 
 class FormerPlace:

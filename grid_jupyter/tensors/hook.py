@@ -10,7 +10,7 @@ import torch
 
 from grid_jupyter.errors import BadRequest, InvalidTensorForRemoteGet
 from grid_jupyter.tensors.autograd import RETURNS_POINTER_FROM_BACKWARD
-from grid_jupyter.tensors.former import OF_MODULES, OF_OPTIMISERS, OF_TENSORS, refusing
+from grid_jupyter.tensors.former import OF_MODULES, OF_OPTIMISERS, OF_TENSORS, OfModules, refusing
 from grid_jupyter.tensors.modules import copy_module, get_module, move_module, send_module
 from grid_jupyter.tensors.private import private_tensor
 from grid_jupyter.tensors.sending import combine, describe, is_here, send, send_, tag
@@ -68,8 +68,8 @@ def install(torch_module: Any, local_worker: Callable[[], Any], verbose: bool = 
     module.copy = copy_module
     module.location = property(_module_location)
     module.owner = property(lambda self: _owner[0]())
-    for name, refusal in refusing(OF_MODULES).items():
-        setattr(module, name, refusal)
+    for name, why in OF_MODULES.items():
+        setattr(module, name, OfModules(name, why))
     for name, refusal in refusing(OF_OPTIMISERS).items():
         setattr(torch.optim.Optimizer, name, refusal)
 

@@ -49,6 +49,23 @@ def test_torchhook_adds_to_tensors_what_is_for_secret_shares(alice: Any, name: s
             getattr(one, name)()
 
 
+def test_a_layer_of_a_refused_name_is_the_layer_and_modules_without_it_refuse(alice: Any):
+    class Coder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encrypt, self.share = torch.nn.Linear(2, 1), torch.nn.Linear(1, 2)
+
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            return self.share(self.encrypt(rows))
+
+    coder = Coder()
+    assert coder(x()).shape == (2,)
+    assert set(coder.state_dict()) == {"encrypt.weight", "encrypt.bias", "share.weight", "share.bias"}
+    for refused in (coder.decrypt, coder.share.share):
+        with pytest.raises(BadRequest, match="nothing here computes on secret shares"):
+            refused(1)
+
+
 def test_torchhook_adds_to_tensors_numpy_tensor(alice: Any):
     with pytest.raises(BadRequest, match=r"x\.numpy\(\) is the array"):
         x().numpy_tensor()
