@@ -22,7 +22,7 @@ from grid_jupyter.client.watching import curves, in_notebook
 from grid_jupyter.errors import BadRequest, DependencyError, GridError, NodeUnavailableError
 from grid_jupyter.link.http import call
 from grid_jupyter.widgets.curves import of_measured, of_points
-from grid_jupyter.widgets.texts import name
+from grid_jupyter.widgets.texts import line, name
 from grid_jupyter.widgets.view import View, script, style
 
 PICTURE_S = 15.0
@@ -109,11 +109,12 @@ class OfProcess:
         token = self._reading.token()
         stands: Any = call(self._client.address, "GET", f"/model-centric/cycle?{self._query}", token=token)
         of = f" of {stands['num_cycles']}" if stands["num_cycles"] else ""
-        over = stands["phase"] == "over"
+        phase, problem = name(stands["phase"]), line(stands["problem"])
+        told = f"{stands['completed']}{of} cycles, {phase}" if phase not in ("over", "failed") else phase
         return {
             **of_measured(self._reading.more()),
-            "stands": "over" if over else f"{stands['completed']}{of} cycles, {name(stands['phase'])}",
-            "over": over,
+            "stands": f"{told}: {problem}" if problem else told,
+            "over": phase in ("over", "failed"),
         }
 
     def figure(self) -> Any:

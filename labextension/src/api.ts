@@ -298,6 +298,12 @@ export class GridApi {
     return this.call('POST', 'trainings', { name, version });
   }
 
+  /** All of it is forgotten, its checkpoints too. */
+  forget(training: ITraining): Promise<unknown> {
+    const { name, version } = training;
+    return this.call('POST', 'trainings', { name, version, delete: true });
+  }
+
   /** What devices measured, behind the row `after`. */
   measured(
     training: ITraining,

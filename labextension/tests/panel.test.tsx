@@ -293,6 +293,28 @@ test('a Node that comes back is reconnected to, and what was known stays in sigh
   );
 });
 
+test('a training that failed says why, and can be deleted and not ended', async () => {
+  server.answer('GET', 'trainings', () => ({
+    trainings: [training({ phase: 'failed', problem: 'its file is gone' })]
+  }));
+  server.answer('GET', 'jobs', () => ({ jobs: [] }));
+  server.answer('POST', 'trainings', () => ({ status: 'success' }));
+  server.tell({ status: status('Bob'), changed: ['jobs', 'trainings'] });
+  const jobs = section('Jobs & cycles');
+  await eventually(() => expect(jobs.textContent).toContain('Failed'));
+  expect(jobs.textContent).toContain('its file is gone');
+  expect(jobs.textContent).not.toContain('End…');
+  press('Delete…', jobs);
+  await eventually(() =>
+    press('Delete', document.querySelector<HTMLElement>('.jp-Dialog')!)
+  );
+  await eventually(() =>
+    expect(server.bodies).toEqual([
+      { name: 'ward 7', version: '1.0', delete: true }
+    ])
+  );
+});
+
 test('a refusal says what to do', async () => {
   const refused = await model.api.datasets().catch((error: unknown) => error);
   expect(explain(refused, trans)).toBe('no such thing');

@@ -7,6 +7,8 @@ type Answer = (url: URL) => unknown;
 export class Server {
   /** What was asked, as "GET datasets". */
   readonly asked: string[] = [];
+  /** What was said with it, in this order. */
+  readonly bodies: unknown[] = [];
   /** Where the panel listened, the newest last. */
   readonly sockets: Socket[] = [];
 
@@ -36,10 +38,14 @@ export class Server {
     this.sockets[this.sockets.length - 1].onclose();
   }
 
-  private fetch(request: Request): Response {
+  private async fetch(request: Request): Promise<Response> {
     const url = new URL(request.url);
     const path = url.pathname.split('/grid/api/')[1];
     this.asked.push(`${request.method} ${path}`);
+    const body = await request.text();
+    if (body) {
+      this.bodies.push(JSON.parse(body));
+    }
     const answer = this.answers.get(`${request.method} ${path}`);
     return answer
       ? Response.json(answer(url))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +275,17 @@ def test_rounds_of_a_training_of_devices_are_read_as_its_host_reads_them(
     assert (view.state["unit"], view.state["rounds"]) == ("cycle", [1, 2])
     assert {line["by"] for line in view.state["lines"]} == {"", "device 1"}
     assert shown(other)["lines"] == view.state["lines"]
+    host.host(
+        model, {"training_plan": plan}, client_config={**config, "version": "2.0"}, server_config={"min_diffs": 1}
+    )
+    node.kill()
+    with closing(sqlite3.connect(node.state / "grid.db")) as rows, rows:  # as an earlier version might have stored it
+        rows.execute("UPDATE training SET server_config = '{\"no_such_key\": 1}' WHERE version = '2.0'")
+    node.start()
+    stale = widgets.rounds("ward 7", "2.0", host)
+    views.append(stale)
+    assert shown(stale)["over"]
+    assert re.match("failed: .*no_such_key", stale.state["stands"])
 
 
 def form(**more: Any) -> dict[str, Any]:

@@ -17,20 +17,31 @@ export function Training(props: {
 }): JSX.Element {
   const { training, model, show, trans } = props;
   const action = useAction(trans);
+  const failed = training.phase === 'failed';
   const end = async () => {
     const answer = await showDialog({
-      title: trans.__('End this training?'),
-      body: trans.__(
-        'Devices are told that it is over; reports that are under way are late. Its checkpoints stay.'
-      ),
+      title: failed
+        ? trans.__('Delete this training?')
+        : trans.__('End this training?'),
+      body: failed
+        ? trans.__(
+            'It does not go on. All of it is forgotten: its checkpoints, plans, devices and metrics.'
+          )
+        : trans.__(
+            'Devices are told that it is over; reports that are under way are late. Its checkpoints stay.'
+          ),
       buttons: [
-        Dialog.cancelButton({ label: trans.__('Let it run') }),
-        Dialog.warnButton({ label: trans.__('End') })
+        Dialog.cancelButton({
+          label: failed ? trans.__('Keep it') : trans.__('Let it run')
+        }),
+        Dialog.warnButton({
+          label: failed ? trans.__('Delete') : trans.__('End')
+        })
       ]
     });
     if (answer.button.accept) {
       action.run(async () => {
-        await model.api.end(training);
+        await (failed ? model.api.forget(training) : model.api.end(training));
         await model.refresh(['trainings']);
       });
     }
@@ -101,7 +112,7 @@ export function Training(props: {
         />
         {training.phase !== 'over' && (
           <Button
-            label={trans.__('End…')}
+            label={failed ? trans.__('Delete…') : trans.__('End…')}
             kind="warn"
             disabled={action.busy}
             onClick={() => void end()}
