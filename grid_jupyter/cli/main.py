@@ -14,6 +14,7 @@ from grid_jupyter.cli.owner_options import (
     add_metrics,
     add_push,
     add_reset,
+    add_server,
     add_sign_off,
     add_status,
     add_token,
@@ -66,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_push(commands)
     add_status(commands)
     add_metrics(commands)
+    add_server(commands)
     add_backup(commands)
     add_trainings(commands)
     add_reset(commands)

@@ -75,6 +75,12 @@ def _metrics(options: argparse.Namespace) -> int:
     return metrics(options)
 
 
+def _server(options: argparse.Namespace) -> int:
+    from grid_jupyter.cli.jupyter import server
+
+    return server(options)
+
+
 def _backup(options: argparse.Namespace) -> int:
     from grid_jupyter.cli.backup import backup
 
@@ -85,6 +91,21 @@ def _restore(options: argparse.Namespace) -> int:
     from grid_jupyter.cli.backup import restore
 
     return restore(options)
+
+
+def add_server(commands: Commands[argparse.ArgumentParser]) -> None:
+    """`jupyter grid server`."""
+    parser = command(
+        commands,
+        "server",
+        _server,
+        summary="start, stop or restart the Node of a Jupyter server of yours on this machine",
+        text="As the buttons of the Grid panel do. The token of the server is read where Jupyter keeps it for you.",
+        examples="  jupyter grid server start\n  jupyter grid server stop --url http://localhost:8888/",
+    )
+    parser.add_argument("verb", choices=("status", "start", "stop", "restart"), help="what to do with the Node")
+    parser.add_argument("--url", metavar="URL", help="the server's address; needed where several run")
+    add_json(parser, "print what GET /grid/api/status answers")
 
 
 def add_backup(commands: Commands[argparse.ArgumentParser]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 
@@ -9,6 +10,7 @@ import psutil
 import pytest
 from jupyter_process import DEADLINE_S, FAKE_NODE, REAL_NODE, eventually
 
+from grid_jupyter.cli.main import main
 from grid_jupyter.server.owner_client import OwnerClient
 from grid_jupyter.server.running import read_running
 
@@ -29,6 +31,23 @@ def test_jupyter_starts_the_node_and_tells_where_it_is(start_jupyter, node_comma
     assert status["node"]["name"] == "Bob"
     assert status["node"]["address"].startswith("http://127.0.0.1:")
     assert node in jupyter.family()
+
+
+def test_the_command_line_does_what_the_buttons_of_the_panel_do(start_jupyter, monkeypatch, capsys):
+    jupyter = start_jupyter(FAKE_NODE)
+    first = jupyter.node()
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(jupyter.home / "runtime"))
+    assert main(["server", "stop"]) == 0
+    assert "is stopped: It was stopped here" in capsys.readouterr().out
+    assert not first.is_running()
+    assert main(["server", "start", "--url", jupyter.url, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["state"] in ("starting", "running")
+    assert jupyter.node() != first
+    assert main(["server", "start"]) == 1
+    assert main(["server", "stop", "--url", "http://localhost:1/"]) == 1
+    said = capsys.readouterr().err
+    assert "already kept running" in said
+    assert "no such Jupyter server of yours" in said
 
 
 def test_a_killed_node_comes_back_as_a_new_process(start_jupyter, node_command):

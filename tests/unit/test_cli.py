@@ -18,7 +18,7 @@ from grid_jupyter.cli import values
 from grid_jupyter.cli.main import build_parser, main
 from grid_jupyter.client.credentials import Credentials
 
-COMMANDS = ("up", "demo", "node", "network", "invite", "token", "status", "reset")
+COMMANDS = ("up", "demo", "node", "network", "invite", "token", "server", "status", "reset")
 
 
 @pytest.fixture
