@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar
@@ -12,7 +11,7 @@ import msgspec
 from grid_jupyter.client.requests import Request
 from grid_jupyter.errors import ObjectNotFoundError
 from grid_jupyter.link.http import call
-from grid_jupyter.widgets.texts import block, line, name, number
+from grid_jupyter.widgets.texts import block, changes, line, name, number
 from grid_jupyter.widgets.view import Action, NodeView, Text, script, style
 from grid_jupyter.wire.messages import DatasetInfo
 from grid_jupyter.wire.requests import RequestInfo
@@ -219,7 +218,7 @@ def _approved_before(info: RequestInfo, others: list[RequestInfo]) -> RequestInf
 
 def _difference(before: RequestInfo, now: RequestInfo) -> dict[str, str]:
     old, new = block(before.shown["plan"]).split("\n"), block(now.shown["plan"]).split("\n")
-    lines = [one for one in difflib.ndiff(old, new) if not one.startswith("?")]
+    lines = list(changes(old, new))
     changed = sum(not one.startswith("  ") for one in lines)
     if not changed:
         return {"text": f"The same plan as in request {before.id}, which was approved.", "lines": ""}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import html
+import random
 import re
+import time
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from grid_jupyter.client.jobs import Job
 from grid_jupyter.client.listings import SHOWN, Datasets, FoundAt, JobList, Stands
 from grid_jupyter.client.pointers import pointer
 from grid_jupyter.client.requests import Request, Requests
+from grid_jupyter.widgets.texts import LINES, changes
 from grid_jupyter.wire.jobs import Arguments, JobInfo, LogLine
 from grid_jupyter.wire.messages import ColumnInfo, DatasetInfo, TensorInfo
 from grid_jupyter.wire.requests import RequestedData, RequestInfo
@@ -99,3 +102,24 @@ def test_long_lists_are_cut_and_counted_and_empty_ones_say_so() -> None:
 def test_they_are_the_lists_and_dictionaries_that_they_were() -> None:
     assert (Datasets([1, 2]) == [1, 2], repr(Datasets([1, 2]))) == (True, "[1, 2]")
     assert (FoundAt({"Bob": [1]}) == {"Bob": [1]}, repr(FoundAt({"Bob": [1]}))) == (True, "{'Bob': [1]}")
+
+
+def test_what_is_new_in_a_plan_tells_both_and_no_more_than_needed() -> None:
+    dice = random.Random(4)  # noqa: S311 - examples, no secrets
+    for _ in range(300):
+        before, after = ([dice.choice("abc") for _ in range(dice.randrange(9))] for _ in range(2))
+        found = list(changes(before, after))
+        assert [one[2:] for one in found if one[0] != "+"] == before
+        assert [one[2:] for one in found if one[0] != "-"] == after
+    assert list(changes(list("abcd"), list("xbcad"))) == ["- a", "+ x", "  b", "  c", "+ a", "  d"]
+    assert list(changes(["a"], ["a"])) == ["  a"]
+
+
+def test_long_plans_of_lines_that_are_alike_are_compared_in_seconds() -> None:
+    before, after = (
+        [f"  %{k} = aten.{name}.Tensor(%{k - 1}, %{k - 2}) float32[128, 64]" for k in range(LINES)]
+        for name in ("add", "mul")
+    )
+    began = time.process_time()
+    assert len(list(changes(before, after))) == 2 * LINES
+    assert time.process_time() - began < 15
