@@ -48,7 +48,8 @@ def restore(file: Path, state_dir: Path, *, replace: bool = False) -> Manifest:
     `replace`), or in use, or a newer version made the backup; NotFound, StorageFullError.
     """
     target = state_dir.absolute()
-    private_directory(target.parent)
+    if not target.parent.exists():
+        private_directory(target.parent)
     _remove_left_overs(target, "restoring")
     with _opened(file) as archive, _draft(target, archive) as draft:
         _check_free(target, replace=replace)

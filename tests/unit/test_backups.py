@@ -107,6 +107,14 @@ def test_a_restored_state_is_what_was_there_and_private(state: Path, whole: Path
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
 
 
+def test_a_directory_that_others_use_as_well_stays_as_it_is(whole: Path, tmp_path: Path):
+    shared = tmp_path / "lib"  # /var/lib, for one
+    shared.mkdir()
+    shared.chmod(0o755)
+    restore(whole, shared / "ward7")
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (shared, shared / "ward7")] == [0o755, 0o700]
+
+
 def test_the_file_is_for_its_owner_alone_and_ordinary_tools_read_it(whole: Path, tmp_path: Path):
     assert stat.S_IMODE(whole.stat().st_mode) == 0o600
     (tmp_path / "x").mkdir()
