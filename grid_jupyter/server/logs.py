@@ -82,13 +82,17 @@ class JsonLines(logging.Formatter):
 
 
 def _message(record: logging.LogRecord) -> str:
-    arguments = record.args
+    arguments, ours = record.args, record.name.partition(".")[0] == "grid_jupyter"
     if isinstance(arguments, tuple):  # an exception as an argument has its text as any other
-        record = logging.makeLogRecord({**record.__dict__, "args": tuple(map(_harmless, arguments))})
+        arguments = tuple(_harmless(one, ours=ours) for one in arguments)
+    record = logging.makeLogRecord({**record.__dict__, "msg": _harmless(record.msg, ours=ours), "args": arguments})
     try:
         text = record.getMessage()
     except (TypeError, ValueError):
         text = str(record.msg)
+    if record.name == "asyncio":  # behind this it shows what a task or a callback was given, and came to
+        text = text.partition("\n")[0]
+        text = text.partition("(")[0] if text.startswith("Exception in callback") else text
     shown = "".join(
         c if unicodedata.category(c) not in _UNSAFE else c.encode("unicode_escape").decode("ascii")
         for c in text[: MAX_CHARS + 1]
@@ -96,8 +100,11 @@ def _message(record: logging.LogRecord) -> str:
     return shown if len(text) <= MAX_CHARS else f"{shown[:MAX_CHARS]}…"
 
 
-def _harmless(argument: object) -> object:
-    return _kind(argument) if isinstance(argument, BaseException) else argument
+def _harmless(argument: object, *, ours: bool) -> object:
+    if isinstance(argument, BaseException):
+        return _kind(argument)
+    # a library shows whole objects: requests with their query, futures with their results
+    return argument if ours or isinstance(argument, str | int | float | None) else type(argument).__name__
 
 
 def _kind(error: BaseException) -> str:

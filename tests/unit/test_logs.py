@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import io
 import json
 import logging
 import sys
@@ -46,6 +49,41 @@ def test_texts_that_were_written_for_others_are_told_and_system_errors_by_their_
     line = form.format(record("refused", error=FileNotFoundError(2, "gone", "/home/ana/private.csv")))
     assert "ENOENT" in line
     assert "private" not in line
+
+
+@pytest.mark.parametrize("form", [TextLines(), JsonLines()])
+def test_what_libraries_show_of_tasks_callbacks_and_objects_is_not_told(form: logging.Formatter):
+    told = io.StringIO()
+    handler = logging.StreamHandler(told)
+    handler.setFormatter(form)
+    logging.getLogger().addHandler(handler)
+
+    async def failing() -> None:
+        raise ValueError("47.3125")
+
+    def called(done: asyncio.Future[str]) -> None:
+        raise KeyError(done.result())
+
+    async def story() -> None:
+        forgotten = asyncio.create_task(failing())
+        await asyncio.wait([forgotten])
+        del forgotten
+        gc.collect()
+        done = asyncio.get_running_loop().create_future()
+        done.add_done_callback(called)
+        done.set_result("47.3125")
+        await asyncio.sleep(0)
+
+    try:
+        asyncio.run(story())
+        logging.getLogger("distributed.core").error(ValueError("47.3125"))
+        logging.getLogger("tornado.application").error("Exception in callback %r", [47.3125])
+    finally:
+        logging.getLogger().removeHandler(handler)
+    text = told.getvalue()
+    assert "47.3125" not in text
+    for word in ("never retrieved", "Exception in callback", "called", "ValueError", "KeyError", "list"):
+        assert word in text
 
 
 def test_a_json_line_is_json_and_has_a_bound():
