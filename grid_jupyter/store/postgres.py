@@ -23,6 +23,8 @@ HELD_S = 10.0
 """How long to wait for the lock of a process that was killed a moment ago, in seconds."""
 MARK = "database"
 """The file of a state directory that says to which database its blobs belong."""
+_SECRETS = frozenset({"password", "sslpassword"})
+"""Parameters of libpq's that are one, behind the `?` of an address."""
 _LOCK = 0x67726964  # "grid", in each database one
 
 ENGINE: Mapping[str, Any] = {
@@ -57,7 +59,7 @@ def read_address(told: str | None, environment: Mapping[str, str]) -> URL | None
     """
     if told is not None and not told.startswith("@"):
         address = _url(told)
-        if address.password is not None:
+        if address.password is not None or not _SECRETS.isdisjoint(address.query):
             raise BadRequest(
                 "a password on the command line is seen by everybody on this machine: put the address into a file that "
                 f"you alone may read and give --database @FILE, or into the environment variable {VARIABLE}"
