@@ -32,6 +32,8 @@ BUSY_TIMEOUT_MS = 10_000
 DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """What the operating system says when no more bytes can be kept."""
 DISK_FULL_TEXT = "the disk of this Node is full and nothing was kept; its owner must free space, then try again"
+AWAY_TEXT = "the database of this Node does not answer; try again in a moment"
+"""What callers are told while PostgreSQL is away."""
 
 _SQLITE_FULL = 13
 _TOGETHER = 64
@@ -76,7 +78,7 @@ class Database:
                 "psycopg is not installed, and PostgreSQL needs it; pip install 'grid-jupyter[postgres]'"
             ) from None
         if not self._sqlite:
-            event.listen(self._engine, "connect", take_over)
+            event.listen(self._engine, "connect", self._take_over)
         if self._sqlite:
             event.listen(self._engine, "connect", _prepare_sqlite)
             event.listen(self._engine, "begin", _begin_immediate)
@@ -84,8 +86,10 @@ class Database:
         self._waiting: deque[tuple[Callable[[Session], Any], Future[Any]]] = deque()
         self._ident = self._thread.submit(threading.get_ident).result()
         self._closed = False
+        self._opened = False
         try:
             self._thread.submit(self._migrate).result()
+            self._opened = True
         except BaseException:  # the thread must not outlive an open that failed
             self.close()
             raise
@@ -150,6 +154,15 @@ class Database:
             outcomes = [partial(_raise, error)] * len(works)
         for (_, future), outcome in zip(works, outcomes, strict=True):
             _settle(future, outcome)
+
+    def _take_over(self, connection: Any, record: object) -> None:
+        try:
+            take_over(connection, record)
+        except Conflict:
+            if not self._opened:
+                raise
+            # perhaps by the connection that we lost: nothing is wrong with what is asked for
+            raise NodeUnavailableError(AWAY_TEXT) from None
 
     def _migrate(self) -> None:
         try:
@@ -235,7 +248,7 @@ def _meaning(error: DBAPIError | OSError) -> Exception:
     if isinstance(error, OSError):
         return StorageFullError(DISK_FULL_TEXT) if error.errno in DISK_FULL_ERRNOS else error
     if is_gone(error):
-        return NodeUnavailableError("the database of this Node does not answer; try again in a moment")
+        return NodeUnavailableError(AWAY_TEXT)
     if isinstance(error, DataError):
         return BadRequest("a text has a character that the database of this Node cannot keep, such as NUL")
     if isinstance(error, IntegrityError):

@@ -27,9 +27,15 @@ _SECRETS = frozenset({"password", "sslpassword"})
 """Parameters of libpq's that are one, behind the `?` of an address."""
 _LOCK = 0x67726964  # "grid", in each database one
 
+_SILENT_S = 20
+"""How long the other end may say nothing before the connection counts as broken, in seconds; else it is hours."""
+
 ENGINE: Mapping[str, Any] = {
     # one thread talks to it; a connection that broke is seen before it is used
-    "pool_size": 1, "max_overflow": 0, "pool_pre_ping": True, "connect_args": {"connect_timeout": CONNECT_S},
+    "pool_size": 1, "max_overflow": 0, "pool_pre_ping": True, "connect_args": {
+        "connect_timeout": CONNECT_S, "tcp_user_timeout": 1000 * _SILENT_S,
+        "keepalives_idle": _SILENT_S // 2, "keepalives_interval": _SILENT_S // 4, "keepalives_count": 2,
+    },
 }  # fmt: skip
 
 
@@ -41,6 +47,10 @@ def take_over(connection: Any, _record: object) -> None:
     until = time.monotonic() + HELD_S
     with connection.cursor() as cursor:
         cursor.execute("SET synchronous_commit = on")
+        # the server holds the lock of a connection that was cut for as long as it does not know
+        cursor.execute(f"SET tcp_keepalives_idle = {_SILENT_S // 2}")
+        cursor.execute(f"SET tcp_keepalives_interval = {_SILENT_S // 4}")
+        cursor.execute("SET tcp_keepalives_count = 2")
         while True:
             cursor.execute(f"SELECT pg_try_advisory_lock({_LOCK})")
             if cursor.fetchone()[0]:

@@ -78,6 +78,23 @@ def test_a_database_has_one_node_at_a_time(server: Postgres, monkeypatch: pytest
     Database(address).close()
 
 
+def test_a_lock_that_a_lost_connection_still_holds_is_no_conflict_of_who_asks(
+    server: Postgres, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("grid_jupyter.store.postgres.HELD_S", 0.2)
+    address = server.fresh()
+    database = Database(address)
+    server.execute(
+        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{address.database}'"  # noqa: S608
+    )
+    still = Database(address)  # as the server sees a connection that was cut on the way
+    with pytest.raises(NodeUnavailableError, match="does not answer; try again"):
+        database.call(lambda session: session.get(Setting, "a"))
+    still.close()
+    assert database.call(lambda session: session.get(Setting, "a")) is None
+    database.close()
+
+
 def test_a_taken_name_is_a_conflict_and_what_cannot_be_kept_is_said(server: Postgres):
     database = Database(server.fresh())
     with pytest.raises(BadRequest, match="NUL"):
