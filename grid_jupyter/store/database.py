@@ -10,6 +10,7 @@ import errno
 import os
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,6 +35,8 @@ DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 DISK_FULL_TEXT = "the disk of this Node is full and nothing was kept; its owner must free space, then try again"
 AWAY_TEXT = "the database of this Node does not answer; try again in a moment"
 """What callers are told while PostgreSQL is away."""
+DOUBT_S = 60.0
+"""How long PostgreSQL is asked whether a transaction happened whose end was not heard, in seconds."""
 
 _SQLITE_FULL = 13
 _TOGETHER = 64
@@ -79,6 +82,7 @@ class Database:
             ) from None
         if not self._sqlite:
             event.listen(self._engine, "connect", self._take_over)
+            event.listen(self._engine, "commit", self._about_to_commit)
         if self._sqlite:
             event.listen(self._engine, "connect", _prepare_sqlite)
             event.listen(self._engine, "begin", _begin_immediate)
@@ -87,6 +91,7 @@ class Database:
         self._ident = self._thread.submit(threading.get_ident).result()
         self._closed = False
         self._opened = False
+        self._committing: int | None = None  # PostgreSQL's number of the transaction, from its COMMIT on
         try:
             self._thread.submit(self._migrate).result()
             self._opened = True
@@ -135,15 +140,19 @@ class Database:
             self._transact_together(begun)
 
     def _transact(self, work: Callable[[Session], T]) -> T:
+        self._committing = None
         try:
             with Session(self._engine, expire_on_commit=False) as session, session.begin():
-                return work(session)
+                result = work(session)
         except (DBAPIError, OSError) as error:
-            raise _meaning(error) from error
+            if not self._happened(error):
+                raise _meaning(error) from error
+        return result
 
     def _transact_together(self, works: Sequence[tuple[Callable[[Session], Any], Future[Any]]]) -> None:
         """Each in a savepoint, which an error rolls back, and one commit. Nobody is answered before that."""
         outcomes: list[Callable[[], Any]] = []
+        self._committing = None
         try:
             with self._engine.begin() as connection:
                 for work, _ in works:
@@ -151,7 +160,8 @@ class Database:
         except (_LostError, IntegrityError):  # nothing of it happened: by itself each finds out whether it was the one
             outcomes = [partial(self._transact, work) for work, _ in works]
         except BaseException as error:
-            outcomes = [partial(_raise, error)] * len(works)
+            if not self._happened(error):
+                outcomes = [partial(_raise, error)] * len(works)
         for (_, future), outcome in zip(works, outcomes, strict=True):
             _settle(future, outcome)
 
@@ -163,6 +173,29 @@ class Database:
                 raise
             # perhaps by the connection that we lost: nothing is wrong with what is asked for
             raise NodeUnavailableError(AWAY_TEXT) from None
+
+    def _about_to_commit(self, connection: Connection) -> None:
+        self._committing = connection.exec_driver_sql("SELECT txid_current_if_assigned()").scalar()
+
+    def _happened(self, error: BaseException) -> bool:
+        """Whether a transaction is kept though its end was an error: what broke may be the answer to its COMMIT alone,
+        and whoever is told that nothing happened deletes files that rows name by then."""
+        number, self._committing = self._committing, None
+        if number is None or not isinstance(error, DBAPIError) or not is_gone(error):
+            return False
+        until = time.monotonic() + DOUBT_S
+        while time.monotonic() < until:
+            try:
+                with self._engine.connect() as connection:
+                    status = connection.exec_driver_sql("SELECT txid_status(%s)", (number,)).scalar()
+            except (DBAPIError, NodeUnavailableError) as away:
+                if isinstance(away, DBAPIError) and not is_gone(away):
+                    return False
+            else:
+                if status != "in progress":
+                    return bool(status == "committed")
+            time.sleep(0.1)  # in the database's own thread
+        return False
 
     def _migrate(self) -> None:
         try:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -91,6 +95,93 @@ def test_a_lock_that_a_lost_connection_still_holds_is_no_conflict_of_who_asks(
     with pytest.raises(NodeUnavailableError, match="does not answer; try again"):
         database.call(lambda session: session.get(Setting, "a"))
     still.close()
+    assert database.call(lambda session: session.get(Setting, "a")) is None
+    database.close()
+
+
+class Line:
+    """A way to a server, which breaks at the next COMMIT when it is told to: once the server has it, or before."""
+
+    def __init__(self, server: Postgres, directory: Path) -> None:
+        self.breaks = ""
+        self._to = str(server.directory / ".s.PGSQL.5432")
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(directory / ".s.PGSQL.5432"))
+        self.listener.listen()
+
+    def accept(self) -> None:
+        serving = []
+        with contextlib.suppress(OSError):
+            while True:
+                serving.append(threading.Thread(target=self._serve, args=(self.listener.accept()[0],)))
+                serving[-1].start()
+        for one in serving:
+            one.join()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, socket.socket(socket.AF_UNIX) as server:
+            server.connect(self._to)
+            silent = threading.Event()
+            back = threading.Thread(target=self._pour, args=(server, client, False, silent))
+            back.start()
+            self._pour(client, server, True, silent)
+            back.join()
+
+    def _pour(self, source: socket.socket, drain: socket.socket, asks: bool, silent: threading.Event) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                if asks and self.breaks and b"COMMIT" in data:
+                    breaks, self.breaks = self.breaks, ""
+                    if breaks == "before":
+                        break
+                    silent.set()
+                elif silent.is_set():
+                    break
+                drain.sendall(data)
+        for end in (source, drain):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def line(server: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Line, URL]]:
+    directory = tmp_path_factory.mktemp("l")
+    made = Line(server, directory)
+    accepting = threading.Thread(target=made.accept)
+    accepting.start()
+    yield made, server.fresh().set(query={"host": str(directory)})
+    made.listener.shutdown(socket.SHUT_RDWR)
+    made.listener.close()
+    accepting.join()
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_what_was_committed_is_acknowledged_though_the_answer_to_the_commit_was_lost(
+    line: tuple[Line, URL], together: bool
+):
+    way, address = line
+    database = Database(address)
+    way.breaks = "after"
+    if together:
+
+        async def both() -> list[None]:
+            database._thread.submit(threading.Event().wait, 0.2)  # both wait for the thread
+            return await asyncio.gather(*(database.run(lambda s, k=k: s.add(Setting(key=k, value="1"))) for k in "ab"))
+
+        assert asyncio.run(both()) == [None, None]
+    else:
+        assert database.call(lambda session: session.add(Setting(key="a", value="1")) or "done") == "done"
+    assert not way.breaks
+    assert database.call(lambda session: session.get_one(Setting, "a").value) == "1"
+    database.close()
+
+
+def test_what_was_not_committed_is_not_acknowledged(line: tuple[Line, URL]):
+    way, address = line
+    database = Database(address)
+    way.breaks = "before"
+    with pytest.raises(NodeUnavailableError, match="does not answer; try again"):
+        database.call(lambda session: session.add(Setting(key="a", value="1")))
     assert database.call(lambda session: session.get(Setting, "a")) is None
     database.close()
 
