@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import time
 from argparse import ArgumentTypeError
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -23,7 +25,8 @@ from grid_jupyter.wire.home import data_home
 def backup(options: argparse.Namespace) -> int:
     """Write the file. Raises GridError."""
     role, name, state_dir = _kept(options)
-    made = backups.backup(state_dir, options.file, role=role, name=name)
+    with _system_told():
+        made = backups.backup(state_dir, options.file, role=role, name=name)
     told = f"{_what(made)}, {made.nbytes} bytes in {made.files} files, is in {options.file}"
     warning = (
         "It holds what the Node holds: published data, accounts, keys of trainings. Only you can read it (mode 0600); "
@@ -36,7 +39,8 @@ def backup(options: argparse.Namespace) -> int:
 def restore(options: argparse.Namespace) -> int:
     """Make a state directory of the file. Raises GridError."""
     state_dir = options.state or _home_of(options)
-    made = backups.restore(options.file, state_dir, replace=options.replace)
+    with _system_told():
+        made = backups.restore(options.file, state_dir, replace=options.replace)
     if options.json:
         print(json.dumps({**_told(options, made), "state_dir": str(state_dir)}), flush=True)
         return 0
@@ -48,6 +52,16 @@ def restore(options: argparse.Namespace) -> int:
         flush=True,
     )
     return 0
+
+
+@contextlib.contextmanager
+def _system_told() -> Iterator[None]:
+    """Raises GridError where the system refuses: a directory of somebody else's, a file system that cannot do it."""
+    try:
+        yield
+    except OSError as error:
+        where = f"{error.filename} " if isinstance(error.filename, str | Path) else ""
+        raise GridError(f"{where}cannot be used: {error.strerror or type(error).__name__}") from None
 
 
 def _kept(options: argparse.Namespace) -> tuple[str, str, Path]:

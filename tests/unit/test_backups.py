@@ -240,6 +240,15 @@ def test_the_state_of_a_node_that_runs_is_not_replaced(state: Path, whole: Path)
     assert kept(state) == before
 
 
+def test_a_place_that_the_system_refuses_is_told(
+    state: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["backup", "--state", str(state), "/proc/b.tar"]) == 1  # nobody, root included, makes a file there
+    (tmp_path / "file").touch()
+    assert main(["restore", str(whole), "--state", str(tmp_path / "file" / "ward7")]) == 1
+    assert capsys.readouterr().err.count("cannot be used: ") == 2
+
+
 def test_what_is_no_state_and_what_is_no_backup_is_told(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(NotFound, match=r"grid\.db"):
