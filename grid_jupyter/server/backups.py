@@ -57,9 +57,9 @@ def restore(file: Path, state_dir: Path, *, replace: bool = False) -> Manifest:
             pass
         manifest = read_archive(archive, draft)
         _check_database(draft / DATABASE)
-        (draft / _LOCK).unlink()
         _sync(draft)
         _put_in_place(draft, target)
+        (target / _LOCK).unlink(missing_ok=True)  # not before: another restore takes what is not locked for left over
     return manifest
 
 

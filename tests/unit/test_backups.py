@@ -27,6 +27,7 @@ from schemas import make_schema
 
 from grid_jupyter.cli.main import main
 from grid_jupyter.errors import Conflict, GridError, InvalidDataError, NotFound
+from grid_jupyter.server import backups
 from grid_jupyter.server.backups import backup, restore
 from grid_jupyter.server.running import StateDir
 from grid_jupyter.store.blobs import BlobStore
@@ -247,6 +248,23 @@ def test_a_place_that_the_system_refuses_is_told(
     (tmp_path / "file").touch()
     assert main(["restore", str(whole), "--state", str(tmp_path / "file" / "ward7")]) == 1
     assert capsys.readouterr().err.count("cannot be used: ") == 2
+
+
+def test_a_restore_takes_nothing_of_another_one_that_is_nearly_done_for_left_over(
+    state: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    put_in_place = backups._put_in_place
+
+    def meanwhile(draft: Path, target: Path) -> None:
+        monkeypatch.undo()
+        restore(whole, target, replace=True)
+        put_in_place(draft, target)
+
+    monkeypatch.setattr(backups, "_put_in_place", meanwhile)
+    restore(whole, tmp_path / "t", replace=True)
+    assert kept(tmp_path / "t") == kept(state)
+    assert "restore.lock" not in names(tmp_path / "t")
+    assert not [name for name in names(tmp_path) if name.startswith(".")]
 
 
 def test_what_is_no_state_and_what_is_no_backup_is_told(tmp_path: Path):
