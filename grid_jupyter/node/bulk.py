@@ -15,6 +15,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 from grid_jupyter.errors import (
     Conflict,
@@ -48,6 +49,10 @@ _F_SETPIPE_SZ = 1031  # fcntl.F_SETPIPE_SZ, which Python 3.10 has not
 _LARGE = 4 << 20
 """Bytes of a file whose end is left to a thread."""
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+
+Use = Literal["value", "round", "moved"]
+"""What an upload is: a tensor of the client's, weights of a job's round, or a value from another session, which has a
+lineage: neither of the last two is ever taken for the client's own."""
 
 
 class Outgoing:
@@ -97,8 +102,10 @@ class Incoming:
         now: float,
         job: str = "",
         descriptor: int | None = None,
+        use: Use = "value",
     ) -> None:
         self.number = number
+        self.use = use
         self.is_piped = False
         self.dtype = dtype
         self.shape = shape
@@ -269,7 +276,9 @@ class Bulk:
 
     # -------------------------------------------------------------- in
 
-    def begin(self, value: int, dtype: str, shape: tuple[int, ...], size: int, job: str = "") -> Incoming:
+    def begin(
+        self, value: int, dtype: str, shape: tuple[int, ...], size: int, job: str = "", *, use: Use = "value"
+    ) -> Incoming:
         """Make room for a large tensor of this form; one that was begun under the same id is given up. With `job` it
         can go to that job's Worker alone.
 
@@ -289,10 +298,10 @@ class Bulk:
         spare, number = self._spare, next(self._numbers)
         if spare is not None and (spare.job, spare.size) == (job, size) and _is_as_made(spare.descriptor):
             self._spare = None
-            made = Incoming(number, dtype, shape, size, self._clock(), job, spare.descriptor)
+            made = Incoming(number, dtype, shape, size, self._clock(), job, spare.descriptor, use)
         else:
             self._drop_spare()
-            made = Incoming(number, dtype, shape, size, self._clock(), job)
+            made = Incoming(number, dtype, shape, size, self._clock(), job, use=use)
         self._incoming[value] = made
         return made
 
@@ -305,9 +314,12 @@ class Bulk:
         found.end_turn(found.begin_turn(), self._clock())
         return found.offset, False
 
-    def resume(self, value: int, offset: int) -> Incoming:
-        """An upload that goes on from a byte. Raises ObjectNotFoundError, Conflict if it stands at another one."""
+    def resume(self, value: int, offset: int, use: Use = "value") -> Incoming:
+        """An upload of this use that goes on from a byte. Raises ObjectNotFoundError, Conflict if it stands at another
+        one."""
         found = self._at(value)
+        if found.use != use:
+            raise _no_upload()
         if offset != found.offset:
             raise Conflict(f"this upload stands at byte {found.offset}, not {offset}")
         return found
@@ -316,7 +328,7 @@ class Bulk:
         self.sweep()
         found = self._incoming.get(value)
         if found is None:
-            raise ObjectNotFoundError("there is no such upload here, or no longer; send it from the start")
+            raise _no_upload()
         return found
 
     def arrived(self, value: int, incoming: Incoming) -> None:
@@ -328,10 +340,10 @@ class Bulk:
                 self._arrived.pop(next(iter(self._arrived)))
 
     def claim(self, value: int) -> Incoming:
-        """Take an upload that is whole, its length sealed; whoever takes it drops it. Raises ObjectNotFoundError,
-        InvalidMessageError."""
+        """Take the weights of a round that are whole, their length sealed; whoever takes them drops them. Raises
+        ObjectNotFoundError, InvalidMessageError."""
         found = self._at(value)
-        if found.is_piped:
+        if found.use != "round":
             raise InvalidMessageError("this upload is a tensor of the session's")
         found.seal()
         del self._incoming[value]
@@ -366,6 +378,10 @@ class Bulk:
         for value in list(self._incoming):
             self.give_up(value)
         self._drop_spare()
+
+
+def _no_upload() -> ObjectNotFoundError:
+    return ObjectNotFoundError("there is no such upload here, or no longer; send it from the start")
 
 
 def _is_as_made(descriptor: int) -> bool:

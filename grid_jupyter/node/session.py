@@ -315,19 +315,19 @@ class NodeSession:
     # -------------------------------------------------------------- bulk bytes
 
     async def begin_receive(
-        self, value: int, dtype: str, shape: tuple[int, ...], size: int, *, piped: bool = False
+        self, value: int, dtype: str, shape: tuple[int, ...], size: int, *, of_client: bool = False
     ) -> Incoming:
-        """Make room for a large tensor of this form, under the client's id; with `piped` its bytes may go through a
-        pipe.
+        """Make room for a large tensor of this form, under the client's id. One of the client's may come in parts, and
+        through a pipe.
 
         Raises NotAuthenticatedError, InvalidMessageError, LimitExceededError.
         """
         self.last_used = time.monotonic()
         policy.check_session(self._caller.user, self._sessions.guests)
-        made = self.bulk.begin(value, dtype, shape, size)
+        made = self.bulk.begin(value, dtype, shape, size, use="value" if of_client else "moved")
         try:
             running = await self._running()  # a session that nothing can be computed in takes nothing in
-            if piped and size >= _PIPED_FROM and running.takes_pipes:
+            if of_client and size >= _PIPED_FROM and running.takes_pipes:
                 reader = made.into_pipe()
                 try:
                     waiting = await running.send(worker.TakeIn(number=made.number, nbytes=size), (reader,))

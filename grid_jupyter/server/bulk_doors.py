@@ -179,7 +179,7 @@ class ValueIn(SessionBulkDoor, Intake):
     async def put(self, value: str) -> None:
         session, number, shape = self.session, byte_number(value), _shape(self.get_query_argument("shape", ""))
         dtype = self.get_query_argument("dtype", "")
-        incoming = await session.begin_receive(number, dtype, shape, self.length(), piped=True)
+        incoming = await session.begin_receive(number, dtype, shape, self.length(), of_client=True)
         await self.take_in(incoming, session, lambda: session.receive(number, incoming))
 
     async def patch(self, value: str) -> None:

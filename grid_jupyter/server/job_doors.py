@@ -89,12 +89,12 @@ class RoundIn(SessionBulkDoor, Intake):
     async def put(self, number: str) -> None:
         session, size, job = self.session, self.length(), self.get_query_argument("job", "")
         policy.check_session(session.user, self.node.guests)
-        incoming = session.bulk.begin(byte_number(number), "uint8", (size,), size, job)
+        incoming = session.bulk.begin(byte_number(number), "uint8", (size,), size, job, use="round")
         await self.take_in(incoming, session, _whole)
 
     async def patch(self, number: str) -> None:
-        session = self.session
-        incoming = session.bulk.resume(byte_number(number), byte_number(self.request.headers.get(OFFSET_HEADER, "")))
+        session, offset = self.session, byte_number(self.request.headers.get(OFFSET_HEADER, ""))
+        incoming = session.bulk.resume(byte_number(number), offset, "round")
         if self.length() != incoming.size - incoming.offset:
             raise BadRequest("PATCH brings all that is missing of an upload")
         await self.take_in(incoming, session, _whole)

@@ -308,6 +308,29 @@ def test_the_door_for_moved_values_takes_no_nonsense(carol: GridProcess, intrude
     assert raw.read(1).tolist() == [1, 1, 1]
 
 
+def test_a_value_that_comes_with_readers_is_never_taken_for_the_clients_own(carol: GridProcess, intrude: Intrude):
+    raw = intrude(carol)
+    number, secret = _expect(raw, 1).ticket.split(".")
+    head = (
+        f"PUT /data-centric/moved/{number} HTTP/1.1\r\nHost: x\r\nX-Grid-Ticket: {secret}\r\nContent-Length: 12\r\n"
+        'X-Grid-Form: ["float32", [3]]\r\nX-Grid-Readers: ["Ana"]\r\nX-Grid-Origin: x\r\n\r\n'
+    )
+    own = {"X-Grid-Session": raw.secret}
+
+    def come() -> int:
+        return carol.call("HEAD", "/data-centric/values/1", headers=own)[0]
+
+    with socket.create_connection(("127.0.0.1", carol.port), PATIENCE_S) as sender:
+        sender.sendall(head.encode() + bytes(to_bytes(torch.ones(3)))[:8])
+        until(lambda: come() == 200)
+        for offset in (8, 0):
+            told = {**own, "Upload-Offset": str(offset)}
+            for where in ("values", "jobs/rounds"):
+                assert carol.call("PATCH", f"/data-centric/{where}/1", bytes(12 - offset), headers=told)[0] == 404
+    with pytest.raises(ObjectNotFoundError):
+        raw.read(1)
+
+
 # ------------------------------------------------------------------ the verbs of a pointer
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from grid_jupyter.errors import Conflict, InvalidMessageError, LimitExceededError
-from grid_jupyter.node.bulk import MAX_COMING, Bulk
+from grid_jupyter.errors import Conflict, InvalidMessageError, LimitExceededError, ObjectNotFoundError
+from grid_jupyter.node.bulk import MAX_COMING, Bulk, Use
 
 MB = 1 << 20
 
@@ -69,6 +69,22 @@ def test_a_tensor_of_the_session_is_no_weights_of_a_job():
         bulk.claim(1)
     bulk.close()
     os.close(reader)
+
+
+def test_nothing_goes_on_or_is_taken_as_something_else_than_it_began_as():
+    bulk = Bulk(8 * MB)
+    uses: tuple[Use, ...] = ("value", "round", "moved")
+    for number, use in enumerate(uses):
+        incoming = bulk.begin(number, "uint8", (1,), 1, use=use)
+        incoming.write(incoming.begin_turn(), memoryview(b"1"))
+        for other in uses:
+            if other != use:
+                with pytest.raises(ObjectNotFoundError):
+                    bulk.resume(number, 1, other)
+        if use != "round":
+            with pytest.raises(InvalidMessageError, match="a tensor of the session"):
+                bulk.claim(number)
+    bulk.close()
 
 
 def test_uploads_that_are_not_complete_are_limited():

@@ -25,7 +25,7 @@ def inode(descriptor: int) -> int:
 
 def a_round(bulk: Bulk, number: int, job: str, *, size: int = SIZE, seals: int = 0) -> int:
     """Weights come in, the Worker writes its own into their place, these are fetched; which file it was."""
-    coming = bulk.begin(number, "uint8", (size,), size, job)
+    coming = bulk.begin(number, "uint8", (size,), size, job, use="round")
     turn = coming.begin_turn()
     for _ in range(2):
         coming.write(turn, memoryview(bytes([number]) * (size // 2)))
@@ -91,7 +91,7 @@ def test_a_file_that_no_round_comes_for_is_let_go_of(bulk: Bulk, clock: Clock):
 
 
 def test_a_file_that_is_still_sent_when_its_session_ends_is_let_go_of(bulk: Bulk):
-    coming = bulk.begin(1, "uint8", (SIZE,), SIZE, "a")
+    coming = bulk.begin(1, "uint8", (SIZE,), SIZE, "a", use="round")
     coming.write(coming.begin_turn(), memoryview(bytes(SIZE)))
     ticket = bulk.keep(os.dup(bulk.claim(1).descriptor), SIZE, "a")
     with bulk.sending(ticket) as value:
