@@ -64,13 +64,13 @@ class NodeDoor(Door):
         """Answer with the bytes of an open file, piece by piece, and close it."""
         try:
             self.set_header("Content-Type", "application/octet-stream")
-            if nbytes <= PART:  # quicker than the way to another thread
-                self.finish(os.pread(descriptor, PART, 0))
-                return
             self.set_header("Content-Length", str(nbytes))
             sent = 0
             while sent < nbytes:
-                piece = await asyncio.to_thread(os.pread, descriptor, 2 * PART, sent)
+                if nbytes <= PART:  # quicker than the way to another thread
+                    piece = os.pread(descriptor, PART, 0)
+                else:
+                    piece = await asyncio.to_thread(os.pread, descriptor, 2 * PART, sent)
                 if not piece:
                     raise HTTPError(500)
                 for start in range(0, len(piece), PART):

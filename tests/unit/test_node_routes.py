@@ -748,11 +748,11 @@ def _until(condition: Callable[[], bool]) -> None:
     raise AssertionError("this did not happen in time")
 
 
+@pytest.mark.parametrize("size", [24 << 20, 250 << 10])
 def test_a_reader_who_takes_nothing_is_cut_off_and_one_who_takes_his_time_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ):
     monkeypatch.setattr(node_streams, "STALL_S", 0.5)
-    size = 24 << 20
     large = tmp_path / "large"
     with large.open("wb") as file:
         file.truncate(size)
@@ -766,7 +766,10 @@ def test_a_reader_who_takes_nothing_is_cut_off_and_one_who_takes_his_time_is_not
             sent.append(self.request.path)
 
     async def take(port: int, path: str, pause_s: float) -> int:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 16)
+        narrow = socket.socket()
+        narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        narrow.connect(("127.0.0.1", port))
+        reader, writer = await asyncio.open_connection(sock=narrow, limit=min(1 << 16, size >> 6))
         writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
         taken = 0
         try:
@@ -788,6 +791,7 @@ def test_a_reader_who_takes_nothing_is_cut_off_and_one_who_takes_his_time_is_not
     async def work() -> list[int]:
         server = http_server(application([("/.*", Large)], None))  # type: ignore[arg-type]
         (listening,) = bind_sockets(0, "127.0.0.1")
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
         server.add_sockets([listening])
         port = listening.getsockname()[1]
         try:
