@@ -38,6 +38,9 @@ from grid_jupyter.server.node_streams import (
 )
 from grid_jupyter.wire.limits import MAX_NAME_CHARS, MAX_USERS
 
+_FRUITLESS = 16
+"""How often in a row nothing may have moved that seemed to be there: before a byte that is urgent nothing ever does."""
+
 
 class SessionBulkDoor(BulkDoor):
     """Base of transfers that belong to a session: its secret is the credential."""
@@ -121,7 +124,7 @@ async def _splice(
 ) -> None:
     """Let the body go from the connection to the Worker, of which `begin` was read already: not a byte of the rest
     comes into this process. Raises _Stalled, Conflict."""
-    deadline = time.monotonic() + TRANSFER_S
+    deadline, tries = time.monotonic() + TRANSFER_S, _FRUITLESS
     connection = stream.socket.fileno()
     begin = begin[:length]  # what comes behind the body is not read: the connection ends
     await _pour(memoryview(begin), incoming, turn, session)
@@ -130,14 +133,15 @@ async def _splice(
         try:
             count = incoming.splice(turn, connection, min(length, CHUNK))
         except BlockingIOError:
-            if not await _movable(connection, incoming, session.gone):
+            tries -= 1
+            if not tries or not await _movable(connection, incoming, session.gone):
                 raise _Stalled from None
             continue
         except OSError:  # it broke, or the Worker is gone
             raise _Stalled from None
         if not count:
             raise _Stalled
-        length -= count
+        length, tries = length - count, _FRUITLESS
         await asyncio.sleep(0)  # others have their turn
 
 

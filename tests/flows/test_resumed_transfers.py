@@ -226,6 +226,23 @@ def test_only_the_newest_connection_counts_and_only_from_the_byte_that_is_next(n
     assert raw.read(raw.op("aten.select.int", ["r", "d", "d"], 7, 0, MB - 1)).item() == MB - 1
 
 
+def test_an_upload_with_an_urgent_byte_is_cut_before_it(node: GridProcess, intrude: Intrude):
+    raw = intrude(node)
+    where, secret = "/data-centric/values/7", {"X-Grid-Session": raw.secret}
+    with node.tcp() as sender:
+        sender.sendall(
+            f"PUT {where}?dtype=float32&shape=[{MB}] HTTP/1.1\r\nHost: x\r\nX-Grid-Session: {raw.secret}\r\n"
+            f"Content-Length: {4 * MB}\r\nExpect: 100-continue\r\n\r\n".encode()
+        )
+        assert sender.recv(100).startswith(b"HTTP/1.1 100")
+        sender.sendall(bytes(1000))
+        sender.send(b"!", socket.MSG_OOB)
+        sender.sendall(bytes(1000))  # no descriptor moves what is behind it, though it can be read
+        with pytest.raises(ConnectionResetError):
+            sender.recv(1)
+    assert head(node, where, secret) == (200, "1000", "?0")
+
+
 def test_a_download_takes_ranges_to_the_end(node: GridProcess, intrude: Intrude):
     raw = intrude(node)
     large = raw.op("aten.new_full.default", ["r", "d", "d"], raw.put(torch.ones(1)), [100_000], 7.5)
