@@ -309,9 +309,12 @@ class JobKeeper:
         changes: dict[str, Any] = {}
         try:
             await self.reconsider(live)
-            if live.machine.state != "queued":
+            before = live.machine
+            if before.state != "queued":
                 return
             await self.apply(live, machine.Begun())
+            if live.machine.state != "running":  # its owners' word was another one, just before
+                return
             live.worker = await self._start(live)
             if live.document.arguments.rounds == 1:
                 changes = await asyncio.wait_for(self._epochs(live, live.worker), self._job_s)

@@ -45,6 +45,11 @@ class Held(JobKeeper):
     """A Worker is there, and its start is not over yet."""
 
     begun = False
+    decided = False
+
+    async def reconsider(self, live: LiveJob) -> None:
+        if not self.decided:
+            await super().reconsider(live)
 
     async def _start(self, live: LiveJob) -> JobWorker:
         process = await started(self._pool, live.document.asked)
@@ -95,6 +100,28 @@ def test_a_job_that_is_cancelled_on_a_full_disk_computes_no_more(tmp_path: Path)
         await asyncio.wait_for(asyncio.wait({running}), 30)
         assert running.cancelled()
         world.table.full = False
+        await world.close()
+
+    asyncio.run(story())
+
+
+def test_a_job_whose_approval_is_asked_for_anew_as_it_begins_gets_no_worker(tmp_path: Path):
+    async def story() -> None:
+        world = World(tmp_path, keeper=Held)
+        keeper = world.keeper
+        assert isinstance(keeper, Held)
+        live = await world.approved(rounds=1)
+        keeper.decided = True
+        async with live.lock:  # it is written down just now
+            asking = asyncio.create_task(keeper.apply(live, machine.Asked("Bob")))
+            await asyncio.sleep(0)  # it waits for the lock, before who begins does
+            running = live.running = keeper._spawn(keeper._run(live))
+            await asyncio.sleep(0)
+        await asking
+        done, _ = await asyncio.wait({running}, timeout=10)
+        assert done
+        assert live.machine.state == "waiting"
+        assert not keeper.begun
         await world.close()
 
     asyncio.run(story())
