@@ -155,6 +155,8 @@ class JobKeeper:
                 pass  # it is tried again
             except GridError as error:
                 log.warning("jobs: %s", error)
+            except Exception as error:  # the outermost loop of its task: without it no job would ever expire again
+                log.error("jobs: %s", type(error).__name__, exc_info=error)
 
     # -------------------------------------------------------------- sign-off
 

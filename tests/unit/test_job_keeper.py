@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from job_keeper_world import World, stands
 
 from grid_jupyter.errors import Conflict, StorageFullError
+from grid_jupyter.node import job_keeper
 from grid_jupyter.node import job_machine as machine
 from grid_jupyter.node.job_keeper import JobKeeper
 from grid_jupyter.node.job_records import LiveJob
@@ -122,6 +125,32 @@ def test_a_job_whose_approval_is_asked_for_anew_as_it_begins_gets_no_worker(tmp_
         assert done
         assert live.machine.state == "waiting"
         assert not keeper.begun
+        await world.close()
+
+    asyncio.run(story())
+
+
+class Torn(JobTable):
+    """The disk does not answer once."""
+
+    swept = 0
+
+    async def forget(self, before: float) -> list[StoredJob]:
+        self.swept += 1
+        if self.swept == 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return await super().forget(before)
+
+
+def test_jobs_are_looked_after_behind_an_error_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(job_keeper, "SWEEP_S", 0.01)
+
+    async def story() -> None:
+        world = World(tmp_path, Torn)
+        table = world.table
+        assert isinstance(table, Torn)
+        await world.keeper.start()
+        await until(lambda: table.swept > 1)
         await world.close()
 
     asyncio.run(story())
