@@ -41,6 +41,9 @@ from grid_jupyter.wire.limits import MAX_NAME_CHARS, MAX_USERS
 _FRUITLESS = 16
 """How often in a row nothing may have moved that seemed to be there: before a byte that is urgent nothing ever does."""
 
+_LOOK_S = 1.0
+"""How often whoever waits for a Worker looks whether another connection has taken over."""
+
 
 class SessionBulkDoor(BulkDoor):
     """Base of transfers that belong to a session: its secret is the credential."""
@@ -134,7 +137,7 @@ async def _splice(
             count = incoming.splice(turn, connection, min(length, CHUNK))
         except BlockingIOError:
             tries -= 1
-            if not tries or not await _movable(connection, incoming, session.gone):
+            if not tries or not await _movable(connection, incoming, turn, session.gone):
                 raise _Stalled from None
             continue
         except OSError:  # it broke, or the Worker is gone
@@ -145,20 +148,24 @@ async def _splice(
         await asyncio.sleep(0)  # others have their turn
 
 
-async def _movable(connection: int, incoming: Incoming, gone: asyncio.Future[None]) -> bool:
+async def _movable(connection: int, incoming: Incoming, turn: int, gone: asyncio.Future[None]) -> bool:
     """Wait until there is something to be moved and room for it; whether there may be. A Worker that is busy is waited
     for, a sender not without end."""
     waiting = select.poll()
     waiting.register(connection, select.POLLIN)
     if not waiting.poll(0):
         return await readable(connection, gone, STALL_S)
-    return await _takes_more(incoming, gone)
+    return await _takes_more(incoming, turn, gone)
 
 
-async def _takes_more(incoming: Incoming, gone: asyncio.Future[None]) -> bool:
+async def _takes_more(incoming: Incoming, turn: int, gone: asyncio.Future[None]) -> bool:
+    """Wait until the Worker takes more, or this turn is over; False when the session is."""
     own = os.dup(incoming.descriptor)  # it may be closed meanwhile, and its number be another one's
     try:
-        return await writable(own, gone, None)
+        while incoming.turn == turn and not await writable(own, gone, _LOOK_S):
+            if gone.done():
+                return False
+        return True
     finally:
         os.close(own)
 
@@ -169,7 +176,7 @@ async def _pour(data: memoryview, incoming: Incoming, turn: int, session: NodeSe
         try:
             data = data[incoming.pass_on(turn, data) :]
         except BlockingIOError:
-            if not await _takes_more(incoming, session.gone):
+            if not await _takes_more(incoming, turn, session.gone):
                 raise _Stalled from None
         except OSError:  # the Worker is gone
             raise _Stalled from None

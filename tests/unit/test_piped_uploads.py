@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from grid_jupyter.errors import Conflict, InvalidMessageError, LimitExceededError, ObjectNotFoundError
 from grid_jupyter.node.bulk import MAX_COMING, Bulk, Use
+from grid_jupyter.server import bulk_doors
 
 MB = 1 << 20
 
@@ -69,6 +72,27 @@ def test_a_tensor_of_the_session_is_no_weights_of_a_job():
         bulk.claim(1)
     bulk.close()
     os.close(reader)
+
+
+def test_who_waits_for_a_busy_worker_gives_way_to_another_connection(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bulk_doors, "_LOOK_S", 0.01)
+
+    async def story() -> None:
+        bulk = Bulk(8 * MB)
+        incoming = bulk.begin(1, "uint8", (4 * MB,), 4 * MB)
+        reader = incoming.into_pipe()
+        session = SimpleNamespace(gone=asyncio.get_running_loop().create_future())
+        turn = incoming.begin_turn()
+        pouring = asyncio.ensure_future(bulk_doors._pour(memoryview(bytes(4 * MB)), incoming, turn, session))  # type: ignore[arg-type]
+        done, _ = await asyncio.wait({pouring}, timeout=0.05)
+        assert not done, "the pipe is full, and nobody reads"
+        incoming.begin_turn()
+        with pytest.raises(Conflict):
+            await asyncio.wait_for(pouring, 10)
+        bulk.close()
+        os.close(reader)
+
+    asyncio.run(story())
 
 
 def test_nothing_goes_on_or_is_taken_as_something_else_than_it_began_as():
