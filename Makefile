@@ -45,9 +45,10 @@ $(MODULES): labextension/package-lock.json | $(STAMP)
 	cd labextension && PATH=$(TOOLS):$$PATH npm ci
 	touch $@
 
+# in the order of their names: the longest files are among the first
 test: lint panel ## check the code, run all tests and all tutorials
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests --ignore tests/unit
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests --ignore tests/unit
 	$(BIN)/python -m pytest tests/server
 	$(BIN)/python -m pytest tests/ui
 	PYTHONPATH=tests $(BIN)/python -m pytest -p notebook_grid --nbval --nbval-current-env \
