@@ -1,4 +1,4 @@
-"""The grid of one machine: a Network and four Nodes as supervised processes, with their people and credentials."""
+"""The grid of one machine: a Network and some Nodes as supervised processes, with their people and credentials."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from grid_jupyter.cli.places import GRID_NODES, local_file, log_file
+from grid_jupyter.cli.places import local_file, log_file
+from grid_jupyter.cli.values import GRID_NODES
 from grid_jupyter.client.credentials import Credentials
 from grid_jupyter.errors import BadRequest, Conflict, NodeUnavailableError, NotAuthenticatedError, NotFound
 from grid_jupyter.identity import roles, tokens
@@ -39,7 +40,8 @@ T = TypeVar("T")
 
 
 class LocalGrid:
-    """The Network and the Nodes in one data directory. Those in `elsewhere` are started by somebody else.
+    """The Network and the Nodes in one data directory: all of GRID_NODES, or those that are named. Those in
+    `elsewhere` are started by somebody else.
 
     Ports count up from the ones given; 0 means any, and the same one again after a restart. What the
     processes print goes to `on_line`, with the name of the one that did. Raises BadRequest where the environment names
@@ -52,6 +54,7 @@ class LocalGrid:
         *,
         network_port: int = 5000,
         node_port: int = 3000,
+        nodes: Sequence[str] = GRID_NODES,
         elsewhere: Collection[str] = (),
         verbose: bool = False,
         on_line: Callable[[str, str], None],
@@ -72,9 +75,10 @@ class LocalGrid:
             name: node_port + number if node_port else _some_port() for number, name in enumerate(GRID_NODES)
         }
         self._network = ChildProcess(self.network_dir, "network", on_line=partial(on_line, "Network"))
+        self._members = [name for name in JOINING_ORDER if name in nodes]
         self._nodes = {
             name: ChildProcess(self.node_dir(name), "node", on_line=partial(on_line, name))
-            for name in JOINING_ORDER
+            for name in self._members
             if name not in elsewhere
         }
 
@@ -117,8 +121,8 @@ class LocalGrid:
 
     async def start_nodes(self) -> None:
         """Start the Nodes, wait for those that others start, and make their people. Raises GridError."""
-        await _all_or_none(self._bring_up(name) for name in JOINING_ORDER)
-        self.node_addresses = {name: self.node_addresses[name] for name in GRID_NODES}
+        await _all_or_none(self._bring_up(name) for name in self._members)
+        self.node_addresses = {name: self.node_addresses[name] for name in GRID_NODES if name in self._members}
         self._forget_old_addresses()
         self._write_addresses()
 

@@ -11,8 +11,6 @@ from grid_jupyter.wire.home import data_home
 
 NETWORK = "network"
 NODE = "node"
-GRID_NODES = ("Bob", "Alice", "Bill", "James")
-"""The Nodes of the local grid, in the order of their ports."""
 
 
 @dataclass(frozen=True)

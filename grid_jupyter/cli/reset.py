@@ -8,7 +8,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from grid_jupyter.cli.places import GRID_NODES, NODE, Place, grid_lock, lab_log, local_file, log_file, places
+from grid_jupyter.cli.places import NODE, Place, grid_lock, lab_log, local_file, log_file, places
+from grid_jupyter.cli.values import GRID_NODES
 from grid_jupyter.errors import Conflict
 from grid_jupyter.server.running import is_held
 from grid_jupyter.wire.home import data_home

@@ -55,10 +55,25 @@ def add_up(commands: Commands[argparse.ArgumentParser]) -> None:
         examples=(
             "  jupyter grid up                    # ports 5000 and 3000 to 3003, or the next free ones\n"
             '  jupyter grid up --json             # first line: {"network": URL, "nodes": {NAME: URL}}\n'
-            "  jupyter grid up --lab              # and JupyterLab; prints one URL"
+            "  jupyter grid up --lab              # and JupyterLab; prints one URL\n"
+            "  jupyter grid up --nodes Bob,Alice  # two Nodes, for a small machine"
         ),
     )
     parser.add_argument("--lab", action="store_true", help="start JupyterLab too; its notebook server is the Node Bob")
+    parser.add_argument(
+        "--nodes",
+        type=values.grid_nodes,
+        default=values.GRID_NODES,
+        metavar="NAMES",
+        help="which of Bob, Alice, Bill and James, with commas between (all)",
+    )
+    parser.add_argument(
+        "--elsewhere",
+        type=values.grid_nodes,
+        default=(),
+        metavar="NAMES",
+        help="of these Nodes, those that something else starts, such as a notebook server: wait until they are there",
+    )
     parser.add_argument("--lab-port", type=values.port, default=8888, metavar="PORT", help="port of JupyterLab (8888)")
     parser.add_argument(
         "--network-port", type=values.port, default=5000, metavar="PORT", help="port of the Network (5000)"

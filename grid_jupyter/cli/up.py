@@ -6,13 +6,13 @@ import argparse
 import asyncio
 import json
 import os
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Collection
 from typing import TypeVar
 
 from grid_jupyter.cli.lab import LAB_NODE, Lab
 from grid_jupyter.cli.local_grid import LocalGrid, to_log, to_stderr
 from grid_jupyter.cli.places import grid_lock
-from grid_jupyter.errors import Conflict
+from grid_jupyter.errors import BadRequest, Conflict
 from grid_jupyter.server.running import told_to_end, try_lock
 from grid_jupyter.wire.home import data_home, private_directory
 
@@ -24,22 +24,27 @@ class Ended(Exception):
 
 
 def up(options: argparse.Namespace) -> int:
-    """Run the grid. Raises GridError."""
+    """Run the grid. Raises GridError, BadRequest where its Nodes do not fit together."""
+    elsewhere = {*options.elsewhere, *((LAB_NODE,) if options.lab else ())}
+    if not elsewhere <= set(options.nodes):
+        missing = " and ".join(sorted(elsewhere - set(options.nodes)))
+        raise BadRequest(f"{missing} would be started elsewhere but is none of this grid: name it in --nodes, too")
     lock = try_lock(grid_lock(private_directory(data_home())))
     if lock is None:
         raise Conflict("the grid runs already; 'jupyter grid status' shows it, Ctrl-C where it was started ends it")
     try:
-        return asyncio.run(_up(options))
+        return asyncio.run(_up(options, elsewhere))
     finally:
         os.close(lock)
 
 
-async def _up(options: argparse.Namespace) -> int:
+async def _up(options: argparse.Namespace, elsewhere: Collection[str]) -> int:
     grid = LocalGrid(
         data_home(),
         network_port=options.network_port,
         node_port=options.node_port,
-        elsewhere=(LAB_NODE,) if options.lab else (),
+        nodes=options.nodes,
+        elsewhere=elsewhere,
         verbose=options.verbose,
         on_line=to_log(data_home()) if options.lab and not options.verbose else to_stderr,
     )
@@ -103,13 +108,14 @@ def _say(options: argparse.Namespace, grid: LocalGrid, lab: Lab) -> None:
         print(f"The grid runs (ports: {ports}). Open JupyterLab:\n\n  {lab.url}\n\nCtrl-C ends all of it.", flush=True)
         return
     width = max(map(len, places))
+    first = next(iter(grid.node_addresses))
     listed = "\n".join(f"  {name.ljust(width)}  {address}" for name, address in places.items())
     print(
         f"The grid runs:\n{listed}\n\n"
         f"Each Node is owned by a user of its name, and knows Bob, Ana and Alice; you hold their credentials.\n"
         f"In a notebook:\n\n"
         f"  import grid_jupyter as sy\n"
-        f'  bob = sy.DataCentricFLClient(sy.local().nodes["Bob"])\n\n'
+        f'  {first.lower()} = sy.DataCentricFLClient(sy.local().nodes["{first}"])\n\n'
         f"Ctrl-C ends all of it.",
         flush=True,
     )

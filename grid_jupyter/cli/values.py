@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from argparse import ArgumentTypeError
 
+GRID_NODES = ("Bob", "Alice", "Bill", "James")
+"""The Nodes of the local grid, in the order of their ports."""
 _NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _BYTES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -17,6 +19,14 @@ def node_name(text: str) -> str:
             "a name has letters, digits, '.', '_' and '-', a letter or digit first, at most 64 characters"
         )
     return text
+
+
+def grid_nodes(text: str) -> tuple[str, ...]:
+    """Some of the local grid's Nodes, with commas between."""
+    names = tuple(text.split(","))
+    if not set(names) <= set(GRID_NODES) or len(set(names)) < len(names):
+        raise ArgumentTypeError(f"these are some of {','.join(GRID_NODES)}, each once")
+    return names
 
 
 def port(text: str) -> int:

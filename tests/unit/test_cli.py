@@ -101,6 +101,9 @@ def test_sizes(text: str, size: int):
         ["network", "--replicas", "0"],
         ["invite", "--node", "Bob", "--network"],
         ["token", "make", "Bob"],
+        ["up", "--nodes", "Bob,Carl"],
+        ["up", "--nodes", "Bob,Bob"],
+        ["up", "--nodes", ""],
         ["nothing"],
     ],
 )
@@ -226,6 +229,12 @@ def state_of_a_grid(home: Path) -> None:
     (home / "local.json").write_text('{"network": "http://127.0.0.1:5000", "nodes": {"Bob": "http://127.0.0.1:3000"}}')
     Credentials().store("http://127.0.0.1:3000", "Bob", "gone")
     Credentials().store("http://ward7.example.org:3000", "Ana", "kept")
+
+
+@pytest.mark.parametrize("more", [["--lab"], ["--elsewhere", "Bob"]])
+def test_what_starts_elsewhere_has_to_be_one_of_the_grids_nodes(more: list[str], home: Path, capsys):
+    assert main(["up", "--nodes", "Alice,Bill", *more]) == 1
+    assert "Bob would be started elsewhere but is none of this grid" in capsys.readouterr().err
 
 
 def test_reset_forgets_the_local_grid_and_says_what_it_removes(home: Path, capsys: pytest.CaptureFixture[str]):
