@@ -37,7 +37,7 @@ from grid_jupyter.wire.messages import JobPolicy
 def node(world: World) -> Iterator[GridProcess]:
     """Fay's Node, which gives a job little: Gus's jobs run, Hal's ask first."""
     made = world.start(
-        "node", "Fay", "--job-time", "5s", "--session-memory", "250M", "--max-jobs", "1", "--job-storage", "64M",
+        "node", "Fay", "--job-time", "10s", "--session-memory", "250M", "--max-jobs", "1", "--job-storage", "64M",
         "--spare-workers", "0",
     )  # fmt: skip
     for name, role in {"Fay": "Owner", "Gus": "User", "Hal": "User"}.items():

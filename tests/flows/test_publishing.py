@@ -92,11 +92,10 @@ def test_a_disk_that_is_really_full_is_told_so_and_recovers(tiny_disk: Path):
             with pytest.raises(StorageFullError):
                 client.publish(torch.zeros(2 << 20), tags=["#too-much"])
             filler = tiny_disk / "filler"
-            with filler.open("wb") as file:
+            with filler.open("wb", buffering=0) as file:  # nothing is left to be written when it is closed
                 try:
                     while True:
                         file.write(bytes(1 << 14))
-                        file.flush()
                 except OSError:
                     pass
             before = blobs(node)
