@@ -139,7 +139,7 @@ def test_requests_and_jobs_are_decided_in_a_notebook(page, place, faults, artefa
     job = place.ana.submit(torch.nn.Linear(6, 3), loss=torch.nn.CrossEntropyLoss(), data=data, reason="a first model")
     card = box.locator("[data-request]").filter(has_text="asks for a value")
     expect(card).to_contain_text(HOSTILE.replace("\u202e", "\\u202e"), timeout=PATIENCE_MS)
-    expect(box.locator("img, b, script")).to_have_count(0)
+    expect(card.locator("img, b, script")).to_have_count(0)  # the job beside it has a picture of its plan
     card.get_by_role("button", name="Ask…").focus()
     page.keyboard.press("Enter")
     page.keyboard.type("What is ")
