@@ -96,7 +96,7 @@ def fit(
     except BaseException:
         training.end(training.kept)  # what a checkpoint goes on from are these jobs
         raise
-    training.end()
+    training.end(finished=True)
     return training.fit
 
 
@@ -167,15 +167,15 @@ class _Training:
         """Rounds that are behind it."""
         return self.fit.records[-1].round if self.fit.records else 0
 
-    def end(self, keep: Collection[str] = ()) -> None:
-        """Let all threads go, and cancel their jobs, but for those of these ids."""
+    def end(self, keep: Collection[str] = (), *, finished: bool = False) -> None:
+        """Let all threads go, and end their jobs, but for those of these ids: they are cancelled, or `finished`."""
         latest = time.monotonic() + _CANCEL_S
-        left = [one for one in self.participants.values() if not one.end(keep)]
+        left = [one for one in self.participants.values() if not one.end(keep, finished=finished)]
         while left := [one for one in left if one.trusted]:  # else its Node is gone, and the job ends when it expires
             if time.monotonic() > latest:
                 break
             time.sleep(_LOOK_S)
-            left = [one for one in left if not one.end(keep)]
+            left = [one for one in left if not one.end(keep, finished=finished)]
         self._watch.close()
 
     # -------------------------------------------------------------- sign-off

@@ -216,6 +216,13 @@ class Job:
         self._ask("DELETE", "")
         return self
 
+    def finish(self) -> Job:
+        """End a job of many rounds, of which no more are needed: it is done, and says after how many. One that has
+        computed none is cancelled."""
+        self._hang_up()
+        self._ask("DELETE", "?finished=1")
+        return self
+
     # -------------------------------------------------------------- rounds
 
     def round(self, weights: Weights, *, number: int | None = None, correction: Weights | None = None) -> RoundResult:

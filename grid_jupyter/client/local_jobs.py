@@ -71,6 +71,10 @@ class LocalJob:
         """End it at the next batch."""
         self._cancelled = True
 
+    def finish(self) -> None:
+        """There is nothing to be told of it afterwards."""
+        self.cancel()
+
     def _of(self, model: torch.nn.Module, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         try:
             found: torch.Tensor = self._loss(model(rows), targets)

@@ -110,6 +110,10 @@ class NodeJob:
         """End it at the Node."""
         self._job.cancel()
 
+    def finish(self) -> None:
+        """End it at the Node: no more rounds are needed."""
+        self._job.finish()
+
     def _check(self, state: str) -> None:
         if state not in WAITING:
             text = f"the job is {state}{f': {plain(self._job.said, 1000)}' if self._job.said else ''}"

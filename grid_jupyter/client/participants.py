@@ -47,6 +47,9 @@ class RoundJob(Protocol):
     def cancel(self) -> None:
         """End it, also in the middle of a round."""
 
+    def finish(self) -> None:
+        """The same, where it has done what it was for."""
+
 
 @dataclass(frozen=True)
 class Event:
@@ -113,9 +116,10 @@ class Participant:
         else:
             self.out = str(event.error)
 
-    def end(self, keep: Collection[str] = ()) -> bool:
+    def end(self, keep: Collection[str] = (), *, finished: bool = False) -> bool:
         """Let the thread end when it has done what it does, and its job at the Node at once, also one that is being
-        submitted just now; but for a job of these ids. Where that returns False the Node is away: try again."""
+        submitted just now; but for a job of these ids. `finished`: the training came to its end. Where that returns
+        False the Node is away: try again."""
         self._keep = keep
         self._ended.set()
         self._asked.put(None)
@@ -123,7 +127,10 @@ class Participant:
         if job is None or job.id in keep:
             return True
         try:
-            job.cancel()
+            if finished:
+                job.finish()
+            else:
+                job.cancel()
         except (NodeUnavailableError, SessionLostError):
             return False
         except GridError:

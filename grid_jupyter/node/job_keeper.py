@@ -96,8 +96,10 @@ class JobKeeper:
         """Take up what was there before: what ran goes on from its last checkpoint."""
         for row in await self._table.all():
             if row.ended is None or row.state == "done":
-                live = self._live[row.id] = LiveJob(row)
-                await self.apply(live, machine.Restarted())
+                live = LiveJob(row)
+                if not live.machine.settled:
+                    self._live[row.id] = live
+                    await self.apply(live, machine.Restarted())
         for key in await self._requests.open_keys(JOB):
             if self.get(key.removesuffix(RESULT)) is None:  # it ended, and then the Node, before this was written
                 await self._requests.close(key, WITHDRAWN, "", "the job is over")
@@ -198,7 +200,7 @@ class JobKeeper:
             await self.rows.save(live)
         for action in actions:
             await self._act(live, action)
-        if live.machine.ended and live.machine.state != "done":
+        if live.machine.settled:
             self._live.pop(live.id, None)
         self._schedule()
 

@@ -4,6 +4,7 @@
        │ ▲                 │ ▲                │ └──────────────released at once─────────▶ done | failed
        │ └─────asked again─┘ └──Node or Worker ended─┘
        └──▶ denied    every state that is no end ──▶ cancelled | expired;  done ──▶ expired, its result gone
+    a job of many rounds: running ──each round done, or no more needed──▶ done
 
 What a run of private data came to is a value, and so is that it failed: both are held until their release is decided.
 Only what does not depend on the data (a Worker that was killed beside it, an expiry) is told at once.
@@ -58,6 +59,11 @@ class Job:
     def ended(self) -> bool:
         """Whether it is over."""
         return self.state in ENDS
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is over, and nothing that it came to is kept any longer."""
+        return self.ended and (self.state != "done" or self.expires is None)
 
 
 # ------------------------------------------------------------------ events
@@ -154,6 +160,11 @@ class Cancelled:
 
 
 @dataclass(frozen=True)
+class Enough:
+    """Who submitted it needs no more rounds."""
+
+
+@dataclass(frozen=True)
 class Restarted:
     """The Node was started again."""
 
@@ -165,7 +176,7 @@ class Tick:
 
 Event = Union[
     Granted, Asked, Denied, Queued, Begun, Checkpointed, RoundDone, Finished, Broke, Stopped, Lapsed, Refused, Released,
-    Cancelled, Restarted, Tick,
+    Cancelled, Enough, Restarted, Tick,
 ]  # fmt: skip
 
 # ------------------------------------------------------------------ actions
@@ -219,6 +230,10 @@ def on(job: Job, event: Event, now: float, terms: Terms = TERMS) -> Step:
         return _ended(job, event, now)
     if isinstance(event, Cancelled):
         return _over(job, "cancelled", f"cancelled by {event.who}", CloseRequest("withdrawn", event.who))
+    if isinstance(event, Enough):
+        if job.rounds_done and job.state in ("queued", "running"):
+            return _enough(job, now, terms)
+        return _over(job, "cancelled", f"cancelled by {job.by}", CloseRequest("withdrawn", job.by))
     if isinstance(event, Tick):
         return _tick(job, now)
     if job.state == "held":
@@ -253,7 +268,7 @@ def _running(job: Job, event: Event, now: float, terms: Terms) -> Step:
         after = replace(job, rounds_done=job.rounds_done + 1, tries=0, expires=now + terms.idle_s)
         if after.rounds_done < job.rounds:
             return after, ()
-        return _over(replace(after, expires=now + terms.result_s), "done", "each round gave its result")
+        return _enough(after, now, terms)
     if isinstance(event, Finished | Broke):
         outcome = event.text if isinstance(event, Broke) else ""
         said = "what it came to waits for its release" + (", which its owner decides" if job.look else "")
@@ -298,7 +313,15 @@ def _tick(job: Job, now: float) -> Step:
     return _over(job, "expired", text)
 
 
+def _enough(job: Job, now: float, terms: Terms) -> Step:
+    count = "1 round" if job.rounds_done == 1 else f"{job.rounds_done} rounds"
+    return _over(replace(job, expires=now + terms.result_s), "done", f"finished after {count}")
+
+
 def _ended(job: Job, event: Event, now: float) -> Step:
+    if job.rounds > 1:  # each round gave its result: there is none to delete
+        is_late = job.expires is not None and isinstance(event, Tick) and now >= job.expires
+        return (replace(job, expires=None), ()) if is_late else (job, ())
     if job.state == "done" and isinstance(event, Tick) and job.expires is not None and now >= job.expires:
         said = "its result was kept for some time, and is gone; submit it again"
         return replace(job, state="expired", said=said, expires=None), (DropResult(),)

@@ -198,12 +198,14 @@ class Jobs:
             raise ObjectNotFoundError("this job has no result here: each round gave its own, or it is over")
         return self._blobs.open(row.result)
 
-    async def cancel(self, account: Account, job: str) -> JobInfo:
-        """End a job at once, or delete its result; nothing of it is kept. Raises ObjectNotFoundError, Forbidden."""
+    async def cancel(self, account: Account, job: str, *, finished: bool = False) -> JobInfo:
+        """End a job at once, or delete its result; nothing of it is kept. With `finished` who submitted it needs no
+        more rounds of it. Raises ObjectNotFoundError, Forbidden."""
         row, rules = await self._visible(account, job)
         live = self.keeper.get(job)
         if live is not None:
-            await self.keeper.apply(live, machine.Cancelled(account.username))
+            enough = finished and account.username == live.by
+            await self.keeper.apply(live, machine.Enough() if enough else machine.Cancelled(account.username))
             row = live.row
         return self._describe(account, row, rules, live)
 

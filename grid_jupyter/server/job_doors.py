@@ -46,7 +46,8 @@ class JobsDoor(NodeDoor):
 
 
 class JobDoor(NodeDoor):
-    """GET ?seen=&wait_s=: how a job stands, at once or when it has changed. DELETE: cancel it, or delete its result."""
+    """GET ?seen=&wait_s=: how a job stands, at once or when it has changed. DELETE: cancel it, or delete its result;
+    with ?finished=1 no more of its rounds are needed."""
 
     async def get(self, job: str) -> None:
         seen = self.get_query_argument("seen", "")
@@ -55,7 +56,10 @@ class JobDoor(NodeDoor):
         self.reply(await self.node.jobs.info(await self.require(), job, seen=number, wait_s=float(wait_s)))
 
     async def delete(self, job: str) -> None:
-        self.reply(await self.node.jobs.cancel(await self.require(), job))
+        finished = self.get_query_argument("finished", "0")
+        if finished not in ("0", "1"):
+            raise BadRequest("finished is 0 or 1")
+        self.reply(await self.node.jobs.cancel(await self.require(), job, finished=finished == "1"))
 
 
 class JobPlan(NodeDoor):

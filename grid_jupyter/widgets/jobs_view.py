@@ -71,6 +71,14 @@ class Jobs(NodeView):
     does: ClassVar[Any] = {Cancel: _cancel}
 
 
+def _turn(info: JobInfo) -> str:
+    count, is_over = (info.rounds_done, info.state not in WAITING) if info.arguments.rounds > 1 else (0, True)
+    if not is_over:
+        return f"round {count}, {info.arguments.rounds} at most"
+    what, count = ("round", count) if info.arguments.rounds > 1 else ("epoch", info.arguments.epochs)
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def _told(info: JobInfo, python: str) -> dict[str, Any]:
     arguments = info.arguments
     many = arguments.rounds > 1
@@ -85,7 +93,7 @@ def _told(info: JobInfo, python: str) -> dict[str, Any]:
         "reason": block(info.reason),
         "rows": info.rows,
         "owners": ", ".join(name(one) for one in info.owners),
-        "turn": f"round {info.rounds_done} of {arguments.rounds}" if many else f"{arguments.epochs} epochs",
+        "turn": _turn(info),
         "created": number(info.created),
         "progress": number(progress),
         "newest": [[name(metric), number(value)] for metric, value in (info.history or ({},))[-1].items()],

@@ -79,6 +79,23 @@ def test_full_batches_and_one_local_step_are_training_in_one_place(grid: Private
     assert found.history.participants.tolist() == [3] * 10
 
 
+def test_owners_see_that_a_training_came_to_its_end_and_when_it_was_cut(
+    grid: PrivateGridNetwork, nodes: dict[str, GridProcess]
+):
+    def cut(found: Fit) -> bool:
+        raise KeyboardInterrupt
+
+    train(grid, rounds=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(grid, rounds=2, after_round=cut)
+    with nodes["Alma"].client("Alma") as alma:
+        last, before = alma.jobs()[:2]
+        assert "done, 100%: finished after 2 rounds" in repr(before)
+        assert "cancelled" in repr(last)
+        before.cancel()
+        assert before.state == "done"
+
+
 @pytest.mark.parametrize("strategy", [FedAvg(), FedProx(mu=0.5), SCAFFOLD(), Serial()])
 def test_nodes_train_what_workers_of_this_process_train(grid: PrivateGridNetwork, strategy: Strategy):
     """The sandbox's local steps and a Node's are the same, proximal term and control variates included."""

@@ -24,6 +24,7 @@ from grid_jupyter.node.job_machine import (
     DropResult,
     DropWork,
     EndRun,
+    Enough,
     Event,
     Finished,
     Granted,
@@ -55,6 +56,7 @@ EVENTS = st.one_of(
     st.builds(Refused, text=st.just("gone")),
     st.just(Released()),
     st.builds(Cancelled, who=st.just("Ann")),
+    st.just(Enough()),
     st.just(Restarted()),
     st.just(Tick()),
 )
@@ -212,12 +214,28 @@ def test_a_user_who_runs_as_many_as_allowed_waits_while_others_do_not():
         ([Granted(), Begun(), Lapsed("the approval is over")], "expired", ("expired", "")),
         ([Granted(look=True), Begun(), Finished(), Lapsed("nobody looked")], "expired", ("expired", "")),
         ([Granted(look=True), Begun(), Broke("no number"), Released()], "failed", ("used", "")),
+        ([Granted(), Begun(), Enough()], "cancelled", ("withdrawn", "Ann")),
     ],
 )
 def test_what_ends_a_job_ends_what_was_asked_of_its_owners(events: list[Event], state: str, closed: tuple[str, str]):
     job, actions = on(after(JOB, *events[:-1]), events[-1], 1.0)
     assert job.state == state
     assert [(one.state, one.by) for one in actions if isinstance(one, CloseRequest)] == [closed]
+
+
+@pytest.mark.parametrize("then", [(), (Stopped("killed"),), (Restarted(),)])
+def test_a_job_of_which_no_more_rounds_are_needed_is_done_and_stays_so(then: tuple[Event, ...]):
+    job, actions = on(after(replace(JOB, rounds=9), Granted(), Begun(), RoundDone(), RoundDone(), *then), Enough(), 1.0)
+    assert (job.state, job.said, job.settled) == ("done", "finished after 2 rounds", False)
+    assert CloseRequest("used") in actions
+    assert after(job, Cancelled("Bea"), Tick()) == job
+    later = after(job, Tick(), now=TERMS.result_s + 2.0)
+    assert (later.state, later.said, later.settled) == ("done", "finished after 2 rounds", True)
+
+
+def test_rounds_that_are_not_needed_say_nothing_of_one_without_an_owners_word():
+    asked = after(replace(JOB, rounds=9), Granted(), Begun(), RoundDone(), Asked("it waits for Bob"), Enough())
+    assert (asked.state, asked.said) == ("cancelled", "cancelled by Ann")
 
 
 def test_a_request_that_nobody_answers_expires_with_its_job():

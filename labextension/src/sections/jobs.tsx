@@ -92,9 +92,7 @@ function Job(props: {
       <p className="jp-Grid-note">
         {trans._n('%1 row', '%1 rows', job.rows)}
         {' · '}
-        {job.arguments.rounds > 1
-          ? trans.__('round %1 of %2', job.rounds_done, job.arguments.rounds)
-          : trans._n('%1 epoch', '%1 epochs', job.arguments.epochs)}
+        {turn(job, trans)}
         {' · '}
         {moment(job.created)}
       </p>
@@ -181,6 +179,16 @@ function curvesOf(
       values: history.map(one => one[metric] ?? null)
     }))
   };
+}
+
+/** How long it is, or how far; a training asks for some rounds more than it needs. */
+function turn(job: IJob, trans: TranslationBundle): string {
+  if (job.arguments.rounds <= 1) {
+    return trans._n('%1 epoch', '%1 epochs', job.arguments.epochs);
+  }
+  return ENDED.includes(job.state)
+    ? trans._n('%1 round', '%1 rounds', job.rounds_done)
+    : trans.__('round %1, %2 at most', job.rounds_done, job.arguments.rounds);
 }
 
 function rounds(job: IJob): number | null {
