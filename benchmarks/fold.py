@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
+
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # as the Worker that folds has it, before NumPy is loaded
 
 import numpy
 from numpy.typing import NDArray
@@ -21,7 +24,7 @@ from grid_jupyter.aggregation.form import Form
 MEANING = """\
 A report of 1.2 million float32 weights (4.8 MB) is added to a weighted mean, one thread. What reads its bytes once is \
 NumPy's `bitwise_or.reduce`, the least that anything can do with them; `sums += report` is the same without a weight. \
-The fold multiplies by the weight into a chunk of 1 MiB and adds that. The check looks for NaN, infinities and the \
+The fold multiplies and adds in one pass, by the BLAS of NumPy. The check looks for NaN, infinities and the \
 norm bound before a report is folded. Smaller forms are unpacked a chunk at a time while they are folded; their \
 baseline is reading the float32 report, too. Twelve reports take turns, so that none lies in a near cache. The memory \
 is what many reports take beside the one that is being added.

@@ -25,6 +25,8 @@ KEEP = 0.05
 _SCALE, _INDEX = ".scale", ".index"
 _VALUES = ("float16", "int8")
 _SHOWN = 80
+_EXPONENT = numpy.int16(0x7C00)
+_WITHOUT_COPIES_OF_THE_SIGN = numpy.int32(~0x70000000)
 
 
 # ------------------------------------------------------------------ unpacking, of what may be anything
@@ -90,6 +92,8 @@ class _Scaled(Packed):
                 end = at + (stop - at) // width * width
                 scale = self._scales[row : row + (end - at) // width, None]
             values, part = self._values[at:end], out[at - start : end - start]
+            if values.dtype == numpy.float16:
+                values = _singles(values)
             if numpy.ndim(scale):
                 values, part = values.reshape(-1, width), part.reshape(-1, width)
             numpy.multiply(values, scale, part, dtype=_wide(self.dtype), casting="same_kind")
@@ -129,6 +133,21 @@ class _Sparse(Packed):
         last = bisect_left(self._index, start + out.size, first)
         places = self._index[first:last] - self._index.dtype.type(start)
         out[places] = numpy.multiply(self._values[first:last], self._scale, dtype=_wide(self.dtype))
+
+
+def _singles(halves: Tensor) -> Tensor:
+    """float16 as float32, in whole-number arithmetic, which is several times faster than NumPy's own.
+
+    The bits of a half, moved to where a single has them, are 2^-112 of its value, numbers below the normal ones too.
+    """
+    bits = halves.view(numpy.int16)
+    if (bits & _EXPONENT == _EXPONENT).any():  # infinite, or no number: refused when it is checked
+        return halves.astype(numpy.float32)
+    moved = numpy.left_shift(bits, 13, dtype=numpy.int32)
+    moved &= _WITHOUT_COPIES_OF_THE_SIGN
+    singles = moved.view(numpy.float32)
+    singles *= numpy.float32(2.0**112)
+    return singles
 
 
 def _wide(dtype: numpy.dtype[Any]) -> numpy.dtype[Any]:

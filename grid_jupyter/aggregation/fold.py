@@ -9,6 +9,7 @@ import numpy
 from numpy.typing import NDArray
 
 from grid_jupyter.aggregation.form import CHUNK, Form, Report, Tensors, flattened
+from grid_jupyter.aggregation.scaled import LONGEST, add_scaled, as_it_is
 from grid_jupyter.errors import InvalidDataError
 
 
@@ -20,7 +21,7 @@ class Fold:
     Holds one copy of the model beside the report that is being added: two in all, whatever the number of reports,
     and one chunk. Sums are kept in each tensor's dtype, those of float16 in float32, those of integers in float64;
     `wide` keeps all in float64, which costs a copy of the model more and four times the time. The same reports in
-    the same order give the same bits.
+    the same order give the same bits on the same machine; elsewhere the last bit may be rounded otherwise.
     """
 
     def __init__(self, form: Form, *, wide: bool = False) -> None:
@@ -50,17 +51,13 @@ class Fold:
             origin = None if minus is None else minus[name].reshape(-1)
             scratch = self._scratch_for(total)
             scale = total.dtype.type(weight)
-            for start in range(0, total.size, CHUNK):
-                sums, part = total[start : start + CHUNK], flat[start : start + CHUNK]
-                scaled = scratch[: sums.size]
+            step = LONGEST if origin is None and as_it_is(flat, total.dtype) else CHUNK
+            for start in range(0, total.size, step):
+                sums, part = total[start : start + step], flat[start : start + step]
+                beside = scratch[: sums.size]
                 if origin is not None:
-                    numpy.subtract(part, origin[start : start + CHUNK], scaled, dtype=total.dtype)
-                    numpy.multiply(scaled, scale, scaled)
-                elif weight == 1.0:
-                    scaled = part
-                else:
-                    numpy.multiply(part, scale, scaled)
-                numpy.add(sums, scaled, sums)
+                    part = numpy.subtract(part, origin[start : start + step], beside, dtype=total.dtype)
+                add_scaled(sums, scale, part, beside)
         self.count += 1
         self.total += weight
 

@@ -12,9 +12,11 @@ import sys
 def main(descriptor: int) -> None:
     """Serve fork requests until the channel closes."""
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before NumPy: its threads would not survive a fork, nor are they needed
+    from grid_jupyter.aggregation.scaled import kernels
     from grid_jupyter.worker.folds import serve, settle
     from grid_jupyter.worker.forking import serve_forks
 
+    kernels()
     serve_forks(descriptor, settle, serve)
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import importlib
 import sys
 
+from grid_jupyter.aggregation.scaled import kernels
 from grid_jupyter.worker.forking import serve_forks
 from grid_jupyter.worker.session import serve, settle
 
 
 def main(descriptor: int) -> None:
     """Serve fork requests until the channel closes."""
+    kernels()
     serve_forks(descriptor, settle, serve, _complete)
 
 

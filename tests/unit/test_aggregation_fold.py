@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import tracemalloc
+from collections.abc import Iterator
 from typing import Any
 
 import numpy
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from grid_jupyter.aggregation import robust
+from grid_jupyter.aggregation import robust, scaled
 from grid_jupyter.aggregation.fold import Fold
 from grid_jupyter.aggregation.form import CHUNK, Form
 from grid_jupyter.errors import BadRequest, InvalidDataError
@@ -96,6 +98,53 @@ def test_the_same_reports_in_the_same_order_give_the_same_bits():
     weights = [float(n) for n in random.integers(1, 500, 7)]
     first, second = (folded(reports, weights)["w"].tobytes() for _ in range(2))
     assert first == second
+
+
+@pytest.fixture(params=["NumPy's BLAS", "NumPy alone"])
+def adding(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """How sums grow: as here, or as where NumPy was built without a BLAS."""
+    if request.param == "NumPy alone":
+        monkeypatch.setattr(scaled, "_NUMPYS", ())
+    scaled.kernels.cache_clear()
+    yield request.param
+    scaled.kernels.cache_clear()
+
+
+def test_numpys_blas_is_found_where_its_wheels_have_one(adding: str):
+    if adding == "NumPy alone":
+        assert not scaled.kernels()
+    elif sys.platform == "linux":
+        assert set(scaled.kernels()) == {numpy.dtype("float32"), numpy.dtype("float64")}
+
+
+def test_where_values_lie_and_what_they_are_of_changes_no_bit(adding: str):
+    random = numpy.random.default_rng(2)
+    values = random.standard_normal(CHUNK + 5).astype(numpy.float32)
+    spread = numpy.zeros(2 * values.size, numpy.float32)
+    spread[::2] = values
+    unaligned = numpy.frombuffer(b"\0" + values.tobytes(), numpy.uint8)[1:].view(numpy.float32)
+    assert not unaligned.flags.aligned
+    read_only = numpy.frombuffer(values.tobytes(), numpy.float32)
+    sums = [
+        folded([{"w": first}, {"w": values}], [3.0, 1e-3])["w"].tobytes()
+        for first in (values, spread[::2], unaligned, read_only)
+    ]
+    assert len(set(sums)) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int8", "int32", "int64"])
+def test_every_dtype_is_summed_as_a_weighted_average(adding: str, dtype: str):
+    random = numpy.random.default_rng(3)
+    reports = [{"w": (100 * random.standard_normal((5, 7))).astype(dtype)} for _ in range(3)]
+    weights = [3.0, 37.0, 1.0]
+    for wide in (False, True):
+        mean = folded(reports, weights, wide=wide)["w"]
+        exact = numpy.average([one["w"].astype(numpy.float64) for one in reports], axis=0, weights=weights)
+        assert mean.dtype == dtype
+        if mean.dtype.kind == "f":
+            numpy.testing.assert_allclose(mean, exact, rtol=4 * float(numpy.finfo(dtype).eps), atol=1e-4)
+        else:
+            numpy.testing.assert_array_equal(mean, numpy.rint(exact))
 
 
 @settings(max_examples=60, deadline=None)

@@ -16,7 +16,7 @@ from safetensors.numpy import save
 
 from grid_jupyter.aggregation.diffs import FORMS, packed, restored, unpacked
 from grid_jupyter.aggregation.fold import Fold
-from grid_jupyter.aggregation.form import CHUNK, Form
+from grid_jupyter.aggregation.form import CHUNK, Form, chunks
 from grid_jupyter.client.residual import Pending, Residual
 from grid_jupyter.errors import BadRequest, GridError, InvalidDataError
 
@@ -246,3 +246,20 @@ def test_a_residual_is_of_one_training_and_one_device(tmp_path: Path):
     Residual(path).close()
     with pytest.raises(BadRequest, match="there can be no file"):
         Residual(tmp_path / "none" / "mine")
+
+
+def test_every_value_of_half_precision_is_unpacked_to_its_own():
+    halves = numpy.arange(1 << 16, dtype=numpy.uint16).view(numpy.float16)
+    finite = halves[numpy.isfinite(halves)]
+    form = Form((("w", numpy.dtype("float32"), finite.shape),))
+    found = next(chunks(unpacked({"w": finite}, form)["w"]))[0]
+    assert found.tobytes() == finite.astype(numpy.float32).tobytes()  # -0 and the smallest among them
+
+
+@pytest.mark.parametrize("value", [numpy.inf, -numpy.inf, numpy.nan])
+def test_what_is_not_finite_in_half_precision_is_refused(value: float):
+    halves = numpy.ones(CHUNK + 9, numpy.float16)
+    halves[CHUNK + 3] = value
+    form = Form((("w", numpy.dtype("float32"), halves.shape),))
+    with pytest.raises(InvalidDataError, match="NaN or infinite"):
+        form.check_values(unpacked({"w": halves}, form))
