@@ -53,7 +53,7 @@ class Arriving:
         older()
         return self.turn
 
-    async def write(self, turn: int, data: bytearray) -> None:
+    async def write(self, turn: int, data: bytes | bytearray | memoryview) -> None:
         """Bytes of the body, in order. Raises Conflict for a connection that had to give way, InvalidDataError,
         LimitExceededError, StorageFullError; then nothing is kept."""
         async with self.lock:
@@ -188,7 +188,7 @@ def unzip_of(encoding: str) -> Any:
     return zlib.decompressobj(31)
 
 
-def append(upload: Upload, data: bytearray, unzip: Any, limit: int) -> None:
+def append(upload: Upload, data: bytes | bytearray | memoryview, unzip: Any, limit: int) -> None:
     """Write what came, never more than the limit and a byte. Raises InvalidDataError, LimitExceededError,
     StorageFullError."""
     if unzip is not None:
@@ -206,7 +206,7 @@ def append(upload: Upload, data: bytearray, unzip: Any, limit: int) -> None:
     _write(upload, data, limit)
 
 
-def _write(upload: Upload, data: bytes | bytearray, limit: int) -> None:
+def _write(upload: Upload, data: bytes | bytearray | memoryview, limit: int) -> None:
     if upload.size + len(data) > limit:
         raise LimitExceededError(f"a report of this model has at most {limit} bytes")
     upload.write(data)

@@ -60,7 +60,7 @@ class Coming:
             self.ending.cancel()
         return self.turn
 
-    async def write(self, turn: int, data: bytes | bytearray) -> None:
+    async def write(self, turn: int, data: bytes | bytearray | memoryview) -> None:
         """Append bytes, off the event loop. Raises Conflict for a turn that is over, InvalidDataError for too many
         bytes, StorageFullError."""
         async with self.lock:

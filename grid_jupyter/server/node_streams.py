@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
 import logging
+import mmap
 import os
 from collections.abc import Awaitable
 from typing import Any
 
-from tornado.iostream import StreamClosedError
+from tornado.iostream import SSLIOStream, StreamClosedError
 from tornado.web import HTTPError, stream_request_body
 from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketProtocol, WebSocketProtocol13
 
@@ -22,6 +22,7 @@ from grid_jupyter.node.uploads import Coming, Uploads, check_may_publish
 from grid_jupyter.server.detached import answer
 from grid_jupyter.server.door import Door
 from grid_jupyter.server.session_frames import SessionFrames, message_head
+from grid_jupyter.server.straight import send_mapped, take_parts
 from grid_jupyter.wire import messages
 from grid_jupyter.wire.limits import MAX_FRAME_BYTES
 
@@ -32,7 +33,7 @@ CHUNK = 1 << 20
 PART = 256 << 10
 """Bytes of a plain answer that must be taken within STALL_S: some 4 KiB in a second, as of whoever sends."""
 READ = 256 << 10
-"""Bytes of a large body that are read at a time; of others tornado reads 64 KiB."""
+"""Length of a body that comes in parts of CHUNK, in place of tornado's 64 KiB."""
 TRANSFER_S = 6 * 3600.0
 """Longest time that one bulk transfer may take."""
 SLOWEST = 4096
@@ -61,27 +62,37 @@ class NodeDoor(Door):
         return node
 
     async def send_blob(self, descriptor: int, nbytes: int) -> None:
-        """Answer with the bytes of an open file, piece by piece, and close it."""
+        """Answer with the bytes of an open file, and close it."""
+        connection: Any = self.request.connection
         try:
             self.set_header("Content-Type", "application/octet-stream")
             self.set_header("Content-Length", str(nbytes))
-            sent = 0
-            while sent < nbytes:
-                if nbytes <= PART:  # quicker than the way to another thread
-                    piece = os.pread(descriptor, PART, 0)
-                else:
-                    piece = await asyncio.to_thread(os.pread, descriptor, 2 * PART, sent)
-                if not piece:
-                    raise HTTPError(500)
-                for start in range(0, len(piece), PART):
-                    self.write(piece[start : start + PART])
-                    await self.hand_over()
-                sent += len(piece)
+            if nbytes <= PART or isinstance(connection.stream, SSLIOStream):
+                await self._send_pieces(descriptor, nbytes)
+            else:
+                mapped = _mapped(descriptor, nbytes)
+                await self.hand_over()  # the head
+                await send_mapped(connection.stream, mapped, PART, STALL_S)
+                connection._expected_content_remaining = 0  # tornado wrote none of it
             self.finish()
         except StreamClosedError:
             return
         finally:
             os.close(descriptor)
+
+    async def _send_pieces(self, descriptor: int, nbytes: int) -> None:
+        sent = 0
+        while sent < nbytes:
+            if nbytes <= PART:  # quicker than the way to another thread
+                piece = os.pread(descriptor, PART, 0)
+            else:
+                piece = await asyncio.to_thread(os.pread, descriptor, 2 * PART, sent)
+            if not piece:
+                raise HTTPError(500)
+            for start in range(0, len(piece), PART):
+                self.write(piece[start : start + PART])
+                await self.hand_over()
+            sent += len(piece)
 
     async def hand_over(self) -> None:
         """Send what was written. Raises StreamClosedError for a reader who left, or took nothing in STALL_S."""
@@ -233,8 +244,7 @@ class BulkDoor(NodeDoor):
         connection.set_max_body_size(limit)
         connection.set_body_timeout(time_for(limit))
         if self.length() > READ:
-            connection.params = copy.copy(connection.params)  # of this request alone
-            connection.params.chunk_size = connection.stream.read_chunk_size = READ
+            take_parts(connection, CHUNK)
 
     def on_connection_close(self) -> None:
         super().on_connection_close()
@@ -294,27 +304,17 @@ class UploadIn(BulkDoor):
                 raise BadRequest("PATCH brings all that is missing of an upload")
         self._publisher, self._coming, self._turn = publisher, coming, coming.begin_turn()
         self.check_still_there()
-        self._unwritten = bytearray()
         self.take(size)
 
-    async def data_received(self, chunk: bytes) -> None:
-        if self._coming is not None:
-            self._unwritten += chunk
-            if len(self._unwritten) >= CHUNK:
-                await self._write()
-
-    async def _write(self) -> None:
-        """In pieces large enough to be worth the way off the event loop."""
-        data, self._unwritten = self._unwritten, bytearray()
+    async def data_received(self, chunk: bytes | memoryview) -> None:
         if self._coming is not None:
             try:
-                await self._coming.write(self._turn, data)
+                await self._coming.write(self._turn, chunk)
             except GridError as error:
                 self.give_up(error)
 
     async def put(self, upload_id: str) -> None:
         coming = self._coming
-        await self._write()
         if coming is not None and not self._finished:
             await self.uploads.finish(self._publisher, upload_id, coming)
             self.reply({"success": True})
@@ -380,6 +380,13 @@ class ServeModel(BulkDoor):
             return raw[0].decode().encode("latin-1")
         except UnicodeError:
             raise InvalidDataError("the model is not text in ISO-8859-1; send it as a multipart file") from None
+
+
+def _mapped(descriptor: int, nbytes: int) -> mmap.mmap:
+    try:
+        return mmap.mmap(descriptor, nbytes, access=mmap.ACCESS_READ)
+    except ValueError:  # the file is shorter than its row says
+        raise HTTPError(500) from None
 
 
 def time_for(nbytes: int) -> float:

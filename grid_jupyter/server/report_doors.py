@@ -13,7 +13,7 @@ from grid_jupyter.cycles.metrics import Measured, measured_of
 from grid_jupyter.cycles.service import Cycles
 from grid_jupyter.errors import BadRequest, GridError, LimitExceededError, NodeUnavailableError
 from grid_jupyter.server.door import Door
-from grid_jupyter.server.node_streams import OFFSET_HEADER, BulkDoor, byte_number, tell_progress
+from grid_jupyter.server.node_streams import OFFSET_HEADER, READ, BulkDoor, byte_number, tell_progress
 from grid_jupyter.server.report_bytes import of_text
 from grid_jupyter.server.training_doors import TrainingDoor, decode
 from grid_jupyter.wire.training import MAX_METRICS_BYTES, Report, Samples
@@ -22,8 +22,6 @@ MAX_JSON_REPORT_BYTES = 64 << 20
 """Length of a report in base64; larger ones come as bytes."""
 MAX_TEXT_BYTES = 256 << 20
 """Bytes of all reports in base64 that come in at once: they are in memory, and anybody can begin one."""
-WRITE = 512 << 10
-"""Bytes of a report that are written to the disk at a time; each that comes in has so many in memory."""
 
 
 @stream_request_body
@@ -97,7 +95,10 @@ class ReportDoor(TrainingDoor, BulkDoor):
             )
         self.take(limit)
 
-    async def data_received(self, chunk: bytes) -> None:
+    async def data_received(self, chunk: bytes | memoryview) -> None:
+        if self._arriving is not None and self.length() > READ:
+            await self._write(self._arriving, chunk)
+            return
         if self._is_json and not self._finished:  # what is here counts, not what somebody says that will come
             if self.cycles.text_bytes + len(chunk) > MAX_TEXT_BYTES:
                 self._body.clear()
@@ -106,12 +107,8 @@ class ReportDoor(TrainingDoor, BulkDoor):
             self._text_bytes += len(chunk)
             self.cycles.text_bytes += len(chunk)
         self._body += chunk
-        if self._arriving is not None and len(self._body) >= WRITE:
-            await self._write(self._arriving)
 
-    async def _write(self, arriving: Arriving) -> None:
-        """In pieces large enough to be worth the way off the event loop."""
-        data, self._body = self._body, bytearray()
+    async def _write(self, arriving: Arriving, data: bytes | bytearray | memoryview) -> None:
         try:
             await arriving.write(self._turn, data)
         except GaveWay:
@@ -134,8 +131,8 @@ class ReportDoor(TrainingDoor, BulkDoor):
             await report_text(self.cycles, bytes(self._body))
             self.reply({"status": "success"})
             return
-        if self._arriving is not None:
-            await self._write(self._arriving)
+        if self._arriving is not None and self._body:
+            await self._write(self._arriving, self._body)
         arriving, self._arriving = self._arriving, None
         if arriving is None or arriving.turn != self._turn:  # it was refused, or gave way, and was told so
             return

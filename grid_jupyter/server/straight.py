@@ -1,0 +1,108 @@
+"""Large bodies straight between connection and file: in through one buffer, out from the mapped file itself.
+
+tornado's own way copies what comes in four times, and what goes out twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import mmap
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
+
+from grid_jupyter.server.detached import writable
+
+TURN = 4 << 20
+"""Bytes that one connection is given before another one has its turn."""
+_WAKE = 256 << 10
+"""Bytes that have come in, at least, when this process wakes up for them."""
+
+
+def take_parts(connection: Any, size: int) -> None:
+    """Let the body of this request come to its door in parts of `size` bytes, all in the same buffer: a part is good
+    until the door's `data_received` is done with it. Where the connection is cut, the last part is what came."""
+
+    async def hand_over(delegate: Any, part: memoryview) -> None:
+        waiting = None if connection._write_finished else delegate.data_received(part)
+        if waiting is not None:
+            await waiting
+
+    async def read(length: int, delegate: Any) -> None:
+        # of pages that are taken when bytes come, not when somebody says that they will
+        buffer = memoryview(mmap.mmap(-1, min(size, length), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        stream = connection.stream
+        with _woken_seldom(stream) as wake:
+            while length:
+                part, filled = buffer[:length], 0
+                length -= len(part)
+                wake(_WAKE if length >= _WAKE else 1)  # so much comes in any case, however much of this part is here
+                try:
+                    while filled < len(part):
+                        filled += await stream.read_into(part[filled:], partial=True)
+                except StreamClosedError:
+                    await hand_over(delegate, part[:filled])
+                    raise
+                await hand_over(delegate, part)
+
+    connection._read_fixed_body = read
+
+
+@contextlib.contextmanager
+def _woken_seldom(stream: IOStream) -> Iterator[Callable[[int], None]]:
+    """Says how many bytes are there, at least, when a connection counts as readable, until the `with` block ends."""
+    now = 1
+
+    def wake(count: int) -> None:
+        nonlocal now
+        if count != now and not stream.closed() and not isinstance(stream, SSLIOStream):  # which holds some by itself
+            stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
+            now = count
+
+    try:
+        yield wake
+    finally:
+        wake(1)
+
+
+async def send_mapped(stream: IOStream, data: mmap.mmap, part: int, stall_s: float) -> None:
+    """Send a file that is mapped, on a connection on which nothing else waits to be sent.
+
+    Raises StreamClosedError for a reader who left, or did not take `part` bytes in `stall_s`.
+    """
+    if stream.closed():
+        raise StreamClosedError
+    whole, gone = memoryview(data), asyncio.get_running_loop().create_future()
+    own = os.dup(stream.socket.fileno())  # tornado may close its own, and then that number is another connection's
+    try:
+        sent, counted, until = 0, 0, time.monotonic() + stall_s
+        while sent < len(whole):
+            piece = whole[sent : sent + TURN]
+            count = await asyncio.to_thread(_push, os.dup(own), piece)
+            sent += count
+            if sent - counted >= part:
+                counted, until = sent, time.monotonic() + stall_s
+            if count < len(piece) and not await writable(own, gone, max(0.0, until - time.monotonic())):
+                raise StreamClosedError
+    except OSError:
+        raise StreamClosedError from None
+    finally:
+        os.close(own)
+
+
+def _push(descriptor: int, data: memoryview) -> int:
+    """Send as much as is taken at once; how much. Closes the descriptor: its caller may be gone by then."""
+    sent = 0
+    try:
+        while sent < len(data):
+            sent += os.write(descriptor, data[sent:])
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(descriptor)
+    return sent
