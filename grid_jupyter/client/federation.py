@@ -27,7 +27,7 @@ from grid_jupyter.client.checkpoints import Checkpoint, Record, load, store
 from grid_jupyter.client.fits import Fit, HeldOut, Metric, evaluated
 from grid_jupyter.client.packed import ForMany
 from grid_jupyter.client.participants import Answer, Event, Participant, RoundJob
-from grid_jupyter.client.watching import Watch
+from grid_jupyter.client.training_watch import TrainingWatch
 from grid_jupyter.errors import GridError, NodeUnavailableError
 from grid_jupyter.plans.optimisers import SGD, Optimiser
 from grid_jupyter.tensors.text import plain
@@ -150,7 +150,7 @@ class _Training:
             self.kept = frozenset(jobs.values())
         self._load(self._weights)
         self.fit = Fit(self._model, records)
-        self._watch = Watch("round", steps.rounds, live=live, done=len(records), bar=live)
+        self._watch = TrainingWatch(self.fit, steps.rounds, len(nodes), steps.reason, live=live)
         self._events: queue.Queue[Event] = queue.Queue()
         self._away: dict[str, str] = {}
         self._given: dict[str, tuple[int, Tensors]] = {}  # of FedBuff: update and weights that each began with
@@ -176,7 +176,7 @@ class _Training:
                 break
             time.sleep(_LOOK_S)
             left = [one for one in left if not one.end(keep, finished=finished)]
-        self._watch.close()
+        self._watch.close("finished" if finished else "cut")
 
     # -------------------------------------------------------------- sign-off
 
@@ -403,7 +403,7 @@ class _Training:
             history = tuple(self.fit.records)
             store(self._path, Checkpoint(self._described, self._weights, self._state, history, jobs))
             self.kept = frozenset(jobs.values())
-        self._watch.at(self.fit.points)
+        self._watch.at()
 
     def _load(self, weights: Tensors) -> None:
         self._model.load_state_dict(self._tensors(weights))

@@ -39,6 +39,7 @@ export function options(
     ticks: { stroke: colour('--jp-border-color2'), width: 1 }
   };
   const metrics = [...new Set(lines.map(line => line.metric))];
+  const people = [...new Set(lines.map(line => line.by).filter(Boolean))];
   return {
     width: Math.max(200, node.clientWidth),
     height: HEIGHT,
@@ -63,8 +64,10 @@ export function options(
       { label: unit },
       ...lines.map(line => ({
         label: title(line),
-        stroke: palette[metrics.indexOf(line.metric) % palette.length],
-        alpha: line.by ? 0.35 : 1,
+        stroke: line.by
+          ? colourOf(people.indexOf(line.by))
+          : palette[metrics.indexOf(line.metric) % palette.length],
+        alpha: line.by ? 0.7 : 1,
         width: line.by ? 1 : 2,
         spanGaps: true,
         points: {
@@ -74,6 +77,11 @@ export function options(
       }))
     ]
   };
+}
+
+/** Neighbours differ, however many there are: the golden angle. */
+function colourOf(number: number): string {
+  return `hsl(${(200 + number * 137.5) % 360}, 65%, 50%)`;
 }
 
 /** Where nothing is pointed at, the legend tells of the last round. */

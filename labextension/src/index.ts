@@ -18,6 +18,7 @@ import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 import { GridApi } from './api';
 import { addCommands, OPEN } from './commands';
 import { CurvesTab, Look } from './curves';
+import { Fits } from './fits';
 import { GridModel } from './model';
 import { GridPanel } from './panel';
 import { StatusItem } from './status';
@@ -55,7 +56,10 @@ const plugin: JupyterFrontEndPlugin<void> = {
   ) => {
     const language = translator ?? nullTranslator;
     const trans = language.load('grid_jupyter');
-    const model = new GridModel(new GridApi(app.serviceManager.serverSettings));
+    const model = new GridModel(
+      new GridApi(app.serviceManager.serverSettings),
+      new Fits(notebooks)
+    );
     const show = (key: string, name: string, look: Look) => {
       const id = `grid-jupyter-curves-${key}`;
       const open = [...app.shell.widgets('main')].some(one => one.id === id);

@@ -2,6 +2,7 @@
 
 import { URLExt } from '@jupyterlab/coreutils';
 import { ISignal, Signal } from '@lumino/signaling';
+import { Fits } from './fits';
 import { GridApi, IDataset, IJob, IRequest, IStatus, ITraining } from './api';
 
 /** Waits before the WebSocket is opened again, in milliseconds: they double. */
@@ -15,7 +16,12 @@ interface IChanged {
 }
 
 export class GridModel {
-  constructor(readonly api: GridApi) {
+  constructor(
+    readonly api: GridApi,
+    /** Trainings in this page's notebooks. */
+    readonly fits: Fits = new Fits(null)
+  ) {
+    fits.changed.connect(this.redraw, this);
     this.connect();
   }
 

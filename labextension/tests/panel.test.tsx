@@ -1,9 +1,11 @@
+import { KernelMessage } from '@jupyterlab/services';
 import { nullTranslator } from '@jupyterlab/translation';
 import { Widget } from '@lumino/widgets';
 import axe from 'axe-core';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { GridApi } from '../src/api';
 import { CurvesTab } from '../src/curves';
+import { Fits, TARGET } from '../src/fits';
 import { GridModel } from '../src/model';
 import { GridPanel } from '../src/panel';
 import { explain } from '../src/parts';
@@ -16,19 +18,22 @@ import {
   offer,
   request,
   status,
+  told,
   training
 } from './told';
 
 const trans = nullTranslator.load('');
 let server: Server;
 let model: GridModel;
+let fits: Fits;
 let panel: GridPanel;
 let ran: [string, object | undefined][];
 
 beforeEach(() => {
   server = new Server();
   server.answer('GET', 'network', () => NETWORK);
-  model = new GridModel(new GridApi(server.settings));
+  fits = new Fits(null);
+  model = new GridModel(new GridApi(server.settings), fits);
   ran = [];
   panel = new GridPanel(
     model,
@@ -66,6 +71,18 @@ function press(label: string, within: HTMLElement = panel.node): void {
   [...within.querySelectorAll('button')]
     .find(button => button.textContent === label)!
     .click();
+}
+
+/** A kernel tells of a training. */
+function hear(change: object, notebook = 'a.ipynb'): void {
+  fits.hear(
+    {
+      header: { msg_type: 'comm_msg' },
+      content: { comm_id: `${TARGET}:1`, data: told(change) }
+    } as unknown as KernelMessage.IMessage,
+    'kernel',
+    notebook
+  );
 }
 
 /** All that React and texts of others could have done wrong. */
@@ -106,6 +123,7 @@ describe.each(HOSTILE)('%j', text => {
         })
       ]
     }));
+    hear({ reason: text, left_out: [[text, text]] }, text);
     server.tell({
       status: status(text),
       changed: ['datasets', 'requests', 'jobs', 'trainings']
@@ -313,6 +331,29 @@ test('a training that failed says why, and can be deleted and not ended', async 
       { name: 'ward 7', version: '1.0', delete: true }
     ])
   );
+});
+
+test('a training of a notebook is shown while no Node runs, with what is needed to judge it', async () => {
+  hear({});
+  server.tell({
+    status: { state: 'stopped', detail: '', node: null },
+    changed: []
+  });
+  const jobs = section('Jobs & cycles');
+  await eventually(() => {
+    for (const text of [
+      'for ward 7',
+      'Running',
+      'round 1 of 20 · 2 Nodes · a.ipynb',
+      'accuracy 0.7500',
+      '1 Node took no part in the last round',
+      'The Node does not run.'
+    ]) {
+      expect(jobs.textContent).toContain(text);
+    }
+  });
+  hear({ phase: 'finished', done: 20 });
+  await eventually(() => expect(jobs.textContent).toContain('Done'));
 });
 
 test('a refusal says what to do', async () => {

@@ -168,3 +168,22 @@ export function training(change: Partial<ITraining> = {}): ITraining {
     ...change
   };
 }
+
+/** What a kernel tells of a training of `grid.train`. */
+export function told(change: object = {}): object {
+  return {
+    phase: 'running',
+    reason: 'for ward 7',
+    done: 1,
+    asked: 20,
+    nodes: 2,
+    left_out: [['Cleo', 'it was away']],
+    unit: 'round',
+    rounds: [1, 2],
+    lines: [
+      { metric: 'accuracy', by: '', values: [0.5, 0.75] },
+      { metric: 'loss', by: 'Alma', values: [1.5, null] }
+    ],
+    ...change
+  };
+}

@@ -22,12 +22,27 @@ from node_world import GridProcess, until
 import grid_jupyter
 from grid_jupyter import Fit, NodeClient, widgets
 from grid_jupyter.client.checkpoints import Record
+from grid_jupyter.client.lines import of_measured, of_points
 from grid_jupyter.client.metrics import Measured
 from grid_jupyter.errors import BadRequest, GetNotPermittedError
-from grid_jupyter.widgets.curves import of_measured, of_points
+from grid_jupyter.widgets import hearing
 from grid_jupyter.widgets.view import GRACE_S, MAX_PAGES, View
 
 HOSTILE = "<img src=x onerror='window.stolen=1'></script><b data-commandlinker-command='x'>\u202eevil" + "x" * 10_000
+
+
+KERNEL = """
+import sys, threading
+from IPython.core.interactiveshell import InteractiveShell
+from grid_jupyter.widgets import hearing
+
+seen = []
+shell = InteractiveShell.instance(user_ns={"hearing": hearing, "seen": seen})
+for cell in ("hearing.begin(); seen.append(hearing.waits())", "seen.append(hearing.waits())"):
+    shell.run_cell(cell)
+    seen.append(hearing.waits())
+print(*seen)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +156,7 @@ def test_a_page_can_name_known_actions_alone(
     views.append(box)
     box._handle_custom_msg(message, [])
     assert "does not do" in caplog.text
-    assert (box._asked.qsize(), box._pages, box._thread) == (0, set(), None)
+    assert (box._asked.qsize(), box._pages, box._thread) == (0, {}, None)
 
 
 def test_a_page_sets_nothing(flo: NodeClient, views: list[View]) -> None:
@@ -177,6 +192,39 @@ def test_nobody_looks_when_no_page_is_left_and_somebody_does_when_one_comes_back
     assert box._thread is None
     box._handle_custom_msg({"action": "shown", "page": "two"}, [])
     until(lambda: box._thread is not None and box._thread.is_alive())
+
+
+def test_a_page_that_says_nothing_any_more_is_gone_and_one_that_says_that_it_is_there_is_not(
+    flo: NodeClient, views: list[View], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(View, "page_s", 2.0)
+    box = widgets.inbox(flo)
+    views.append(box)
+    box._handle_custom_msg({"action": "shown", "page": "silent"}, [])
+
+    def beat() -> bool:
+        box._handle_custom_msg({"action": "shown", "page": "looked at"}, [])
+        return "silent" not in box._pages
+
+    until(beat)
+    assert set(box._pages) == {"looked at"}
+    until(lambda: not box._pages)
+
+
+def test_what_a_page_says_while_a_cell_runs_is_waited_for(
+    flo: NodeClient, views: list[View], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = subprocess.run([sys.executable, "-c", KERNEL], capture_output=True, text=True, check=True).stdout
+    assert told.split() == ["True", "False", "True", "False"]
+    box = widgets.inbox(flo)
+    views.append(box)
+    monkeypatch.setattr(hearing, "_waits", True)
+    box._handle_custom_msg({"action": "shown", "page": "one"}, [])
+    box._miss(View.page_s + 1.0)
+    assert set(box._pages) == {"one"}
+    monkeypatch.setattr(hearing, "_waits", False)
+    box._miss(View.page_s + 1.0)
+    assert not box._pages
 
 
 def test_a_view_of_a_node_that_stopped_says_what_to_do_and_goes_on_when_it_is_back(

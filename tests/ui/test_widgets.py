@@ -46,6 +46,22 @@ fit = grid.train(
 )
 """
 
+SEVERAL = """
+from pathlib import Path
+import torch
+import grid_jupyter as sy
+
+names = ["ward 7", NAME]
+grid = sy.PrivateGridNetwork(*(sy.VirtualWorker(id=name, auto_add=False) for name in names))
+for name in names:
+    grid.load(grid.workers[name], torch.randn(32, 4), "#moons", "#X")
+    grid.load(grid.workers[name], torch.randint(0, 2, (32,)), "#moons", "#Y")
+fit = grid.train(
+    torch.nn.Linear(4, 2), torch.nn.CrossEntropyLoss(), data=grid.search("#moons", "#X"), rounds=1_000_000,
+    optimizer=sy.SGD(lr=0.1), reason="for ward 7", live=False, after_round=lambda fit: Path("enough").exists(),
+)
+"""
+
 
 @dataclass
 class Place:
@@ -108,7 +124,7 @@ def run(page: Page, place: Place, where: str) -> None:
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=PATIENCE_MS)
     page.wait_for_function("window.jupyterapp", timeout=PATIENCE_MS)
     page.wait_for_function(IDLE, timeout=PATIENCE_MS)
-    page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")  # cells may run long
 
 
 def end(page: Page) -> None:
@@ -206,4 +222,40 @@ def test_data_is_published_and_found_and_a_training_drawn_in_notebook_7(page, pl
     page.evaluate("window.jupyterapp.commands.execute('grid-jupyter:open')")
     expect(page.get_by_test_id("grid-node-name")).to_have_text("Bob", timeout=PATIENCE_MS)
     page.screenshot(path=artefacts / "widgets-notebook-panel.png")
+    end(page)
+
+
+def test_the_panel_draws_a_training_of_a_notebook_with_each_participant_also_after_a_reload(
+    page, place, faults, artefacts
+):
+    place.write("several", SEVERAL.replace("NAME", repr(HOSTILE)))
+    run(page, place, "lab/tree/several")
+    page.evaluate("window.jupyterapp.commands.execute('grid-jupyter:open')")
+    card = page.get_by_test_id("grid-fit")
+    expect(card).to_contain_text("for ward 7", timeout=PATIENCE_MS)
+    card.get_by_role("button", name="Curves").click()
+    chart = page.get_by_test_id("grid-chart")
+    expect(chart).not_to_contain_text("ward 7")
+    page.get_by_label("Each participant").check()
+    expect(chart).to_contain_text("loss · ward 7")
+    expect(chart).to_contain_text("loss · " + HOSTILE.replace("\u202e", "\\u202e"))
+    expect(chart.locator("img, b, script")).to_have_count(0)
+    seen = chart.text_content()
+    expect(chart).not_to_have_text(seen, timeout=PATIENCE_MS)
+    page.screenshot(path=artefacts / "curves-participants.png")
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="CSV").click()
+    header, first, *_ = saved.value.path().read_text().splitlines()
+    assert header.startswith('"round","train_loss","loss · <img')
+    assert header.endswith('"loss · ward 7"')
+    assert first.count(",") == 3
+    page.goto(f"{place.jupyter.url}lab/tree/several.ipynb?token={place.jupyter.token}&reset")  # while the cell runs
+    expect(card).to_contain_text("Running", timeout=PATIENCE_MS)
+    (Path(place.jupyter.home) / "root" / "enough").touch()
+    expect(card).to_contain_text("Done", timeout=PATIENCE_MS)
+    page.reload()
+    expect(card).to_contain_text("Done", timeout=PATIENCE_MS)
+    page.wait_for_function(IDLE, timeout=PATIENCE_MS)
+    page.evaluate(f"{NOTEBOOK}.sessionContext.restartKernel()")
+    expect(card).to_contain_text("Done")
     end(page)

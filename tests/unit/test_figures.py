@@ -9,8 +9,8 @@ from io import BytesIO
 
 from matplotlib import pyplot
 
+from grid_jupyter.client.lines import number
 from grid_jupyter.client.watching import curves
-from grid_jupyter.widgets.texts import number
 
 POINTS = [(1, {"accuracy": 0.5}), (2, {"accuracy": 0.75})]
 KERNEL = """

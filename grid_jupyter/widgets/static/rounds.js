@@ -4,6 +4,8 @@ const HEIGHT = 240;
 const isLoss = line => /loss|error|mse|mae/i.test(line.metric);
 const titled = line => (line.by ? `${line.metric} · ${line.by}` : line.metric);
 const stem = text => text.replace(/[^\p{L}\p{N}._-]+/gu, '-').slice(0, 60) || 'curves';
+/** Neighbours differ, however many there are: the golden angle. */
+const colourOf = number => `hsl(${(200 + number * 137.5) % 360}, 65%, 50%)`;
 
 function options(node, unit, lines, zoomed) {
   const style = getComputedStyle(node);
@@ -17,6 +19,7 @@ function options(node, unit, lines, zoomed) {
     ticks: { stroke: colour('line'), width: 1 }
   };
   const metrics = [...new Set(lines.map(line => line.metric))];
+  const people = [...new Set(lines.map(line => line.by).filter(Boolean))];
   return {
     width: Math.max(240, node.clientWidth),
     height: HEIGHT,
@@ -31,8 +34,8 @@ function options(node, unit, lines, zoomed) {
       { label: unit },
       ...lines.map(line => ({
         label: titled(line),
-        stroke: palette[metrics.indexOf(line.metric) % palette.length],
-        alpha: line.by ? 0.35 : 1,
+        stroke: line.by ? colourOf(people.indexOf(line.by)) : palette[metrics.indexOf(line.metric) % palette.length],
+        alpha: line.by ? 0.7 : 1,
         width: line.by ? 1 : 2,
         spanGaps: true,
         points: { show: line.values.length < 40 && !line.by }

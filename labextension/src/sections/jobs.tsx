@@ -1,4 +1,4 @@
-/** "Jobs & cycles": what runs and what ran on this Node's data, and the trainings that it hosts. */
+/** "Jobs & cycles": what this page's notebooks train elsewhere, what runs and ran on this Node's data, what it hosts. */
 
 import { TranslationBundle } from '@jupyterlab/translation';
 import React from 'react';
@@ -16,6 +16,7 @@ import {
   useAction
 } from '../parts';
 import { keyOf } from '../measured';
+import { Fit } from './fits';
 import { Training } from './trainings';
 import { Absent } from './absent';
 
@@ -25,11 +26,30 @@ const ENDED = ['done', 'denied', 'cancelled', 'failed', 'expired'];
 /** Opens a tab with curves. */
 export type ShowCurves = (key: string, name: string, look: Look) => void;
 
-export function JobsView(props: {
+interface IJobsProps {
   model: GridModel;
   show: ShowCurves;
   trans: TranslationBundle;
-}): JSX.Element {
+}
+
+export function JobsView(props: IJobsProps): JSX.Element {
+  const { model, show, trans } = props;
+  const fits = model.fits.all;
+  return (
+    <>
+      {fits.length > 0 && (
+        <ul className="jp-Grid-list" aria-label={trans.__('My trainings')}>
+          {fits.map(fit => (
+            <Fit key={fit.id} fit={fit} show={show} trans={trans} />
+          ))}
+        </ul>
+      )}
+      <OnThisNode {...props} />
+    </>
+  );
+}
+
+function OnThisNode(props: IJobsProps): JSX.Element | null {
   const { model, show, trans } = props;
   if (!model.jobs || !model.trainings) {
     return (
@@ -41,7 +61,7 @@ export function JobsView(props: {
     );
   }
   if (model.jobs.length === 0 && model.trainings.length === 0) {
-    return (
+    return model.fits.all.length > 0 ? null : (
       <Empty
         text={trans.__('No job and no training yet.')}
         hint={trans.__(

@@ -8,22 +8,26 @@ from typing import Any
 
 from grid_jupyter.client.metrics import Measured, means_of
 from grid_jupyter.client.watching import Point
-from grid_jupyter.widgets.texts import name, number
+from grid_jupyter.tensors.text import plain
 
+NAME_CHARS = 200
 EACH = 50
 """Participants, or devices, that get a line of their own."""
 ROUNDS = 2_000
 """Rounds that are drawn: of more, evenly chosen ones, and always the last."""
 
 
-def of_points(unit: str, points: Sequence[Point], each: Mapping[str, Sequence[Point]] | None = None) -> dict[str, Any]:
-    """Lines of what was measured behind each round or epoch; `each`: what the participants measured by themselves."""
-    chosen = _chosen([one for one, _ in points])
+def of_points(
+    unit: str, points: Sequence[Point], each: Mapping[str, Sequence[Point]] | None = None, *, most: int = ROUNDS
+) -> dict[str, Any]:
+    """Lines of what was measured behind each round or epoch, of `most` rounds; `each`: what the participants measured
+    by themselves."""
+    chosen = _chosen([one for one, _ in points], most)
     figures = {one: found for one, found in points if one in chosen}
     lines = _lines("", figures)
     for by, some in sorted((each or {}).items())[:EACH]:
         alone = dict(some)
-        lines += _lines(name(by), {one: alone.get(one, {}) for one in figures})
+        lines += _lines(plain(by, NAME_CHARS), {one: alone.get(one, {}) for one in figures})
     return {"unit": unit, "rounds": sorted(figures), "lines": lines}
 
 
@@ -32,7 +36,7 @@ def of_measured(rows: Iterable[Measured]) -> dict[str, Any]:
     cycles: dict[int, list[Measured]] = {}
     for one in rows:
         cycles.setdefault(one.cycle, []).append(one)
-    chosen = _chosen(sorted(cycles))
+    chosen = _chosen(sorted(cycles), ROUNDS)
     by_device: dict[int, dict[int, Mapping[str, float]]] = {}
     for cycle in chosen:
         for one in cycles[cycle]:
@@ -48,11 +52,23 @@ def of_measured(rows: Iterable[Measured]) -> dict[str, Any]:
 def _lines(by: str, figures: Mapping[int, Mapping[str, float]]) -> list[dict[str, Any]]:
     metrics = dict.fromkeys(metric for found in figures.values() for metric in found)
     return [
-        {"metric": name(metric), "by": by, "values": [number(figures[one].get(metric)) for one in sorted(figures)]}
+        {
+            "metric": plain(metric, NAME_CHARS),
+            "by": by,
+            "values": [number(figures[one].get(metric)) for one in sorted(figures)],
+        }
         for metric in metrics
     ]
 
 
-def _chosen(rounds: Sequence[int]) -> set[int]:
-    step = math.ceil(len(rounds) / ROUNDS)
+def number(value: Any) -> float | None:
+    """A number that JSON has; None for one that it has not."""
+    try:
+        return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+    except OverflowError:  # a whole number that no float has
+        return None
+
+
+def _chosen(rounds: Sequence[int], most: int) -> set[int]:
+    step = math.ceil(len(rounds) / most)
     return {*rounds[::step], rounds[-1]} if rounds else set()
