@@ -1,7 +1,8 @@
 """A view in a notebook: what it shows, which actions its page may name, and the one thread that looks and acts.
 
 The page gets `state` and never sets it; what it sends is taken for hostile, and names one of the actions that a view
-declares, or nothing. The thread runs while a page shows the view, and ends with the view, or with its kernel.
+declares, or nothing. The thread runs while a page shows the view and is looked at, and ends with the view, or with
+its kernel.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import atexit
 import logging
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +23,7 @@ import traitlets
 
 from grid_jupyter.client.owner import owner
 from grid_jupyter.errors import GridError, NodeUnavailableError
+from grid_jupyter.widgets import hearing
 from grid_jupyter.widgets.texts import line
 
 if TYPE_CHECKING:
@@ -34,6 +37,8 @@ LONGEST_S = 4.0
 """How often it looks at a Node that does not answer, at last."""
 GRACE_S = 5.0
 """How long after its last page a view goes on looking: pages come and go when cells are moved."""
+PAGE_S = 75.0
+"""A page that says nothing for so long is gone; while it is looked at it says every 20 s that it is there."""
 MAX_PAGES = 64
 MAX_WAITING = 32
 """Actions that may wait: a page sends the next one when it has the answer to the last."""
@@ -80,11 +85,12 @@ class View(anywidget.AnyWidget):
     does: ClassVar[Mapping[type[Action], Callable[[Any, Any], str]]] = {}
     """What each action does: (view, action) → the same in Python."""
     look_s: ClassVar[float] = LOOK_S
+    page_s: ClassVar[float] = PAGE_S
     _made = False
 
     def __init__(self) -> None:
         self._asked: queue.Queue[Action | None] = queue.Queue(MAX_WAITING)
-        self._pages: set[str] = set()
+        self._pages: dict[str, float] = {}  # how long each has said nothing, in seconds
         self._was_shown = False
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -92,6 +98,7 @@ class View(anywidget.AnyWidget):
         self._accepts: Any = Union[tuple([Shown, Gone, *self.does])]  # noqa: C409 - of 3.10's syntax
         super().__init__(state={"ready": False, "trouble": "", "done": {}})
         self.on_msg(self._take)
+        hearing.begin()
         self._made = True
         _open.add(self)
 
@@ -125,11 +132,11 @@ class View(anywidget.AnyWidget):
             log.warning("%s: a page asked for something that this view does not do", type(self).__name__)
             return
         with self._lock:
-            if isinstance(action, Shown) and len(self._pages) < MAX_PAGES:
-                self._pages.add(action.page)
+            if isinstance(action, Shown) and (action.page in self._pages or len(self._pages) < MAX_PAGES):
+                self._pages[action.page] = 0.0
                 self._was_shown = True
             elif isinstance(action, Gone):
-                self._pages.discard(action.page)
+                self._pages.pop(action.page, None)
                 return
         if isinstance(action, Shown):
             self.send({"here": True})
@@ -158,9 +165,11 @@ class View(anywidget.AnyWidget):
 
     def _follow(self) -> None:
         try:
-            failures, alone, pause = 0, 0.0, 0.0
+            failures, alone, pause, began = 0, 0.0, 0.0, time.monotonic()
             while not self._over(alone):
                 failures = 0 if self._look(self._next(pause)) else failures + 1
+                before, began = began, time.monotonic()
+                self._miss(min(began - before, LONGEST_S))
                 alone = 0.0 if self._pages or not self._was_shown else alone + pause
                 pause = max(self.look_s, min(LONGEST_S, LOOK_S * 2.0**failures)) if failures < 8 else LONGEST_S
         except Exception as error:  # the thread's outermost door: a view that stands still has to say so
@@ -177,6 +186,13 @@ class View(anywidget.AnyWidget):
                 self._thread = None
                 return True
         return False
+
+    def _miss(self, seconds: float) -> None:
+        """So long pages have said nothing, or were not heard: what they say waits for the end of a cell."""
+        if not hearing.waits():
+            with self._lock:
+                silent = {page: before + seconds for page, before in self._pages.items()}
+                self._pages = {page: now for page, now in silent.items() if now <= self.page_s}
 
     def _next(self, pause: float) -> Action | None:
         """An action as soon as one comes, or nothing after a pause."""

@@ -94,6 +94,9 @@ function replace(root, nodes) {
 
 /** How long a page waits for the kernel before it says that there is no answer, in milliseconds. */
 const PATIENCE_MS = 8000;
+/** How often a page that is looked at says that it is there; unanswered, so many times less often. */
+const BEAT_MS = 20000;
+const UNANSWERED = 15;
 const random = () => Array.from(crypto.getRandomValues(new Uint8Array(12)), one => one.toString(16).padStart(2, '0')).join('');
 
 /** One page of a view: `draw(state, page)` gives its elements, `title` its name. */
@@ -106,6 +109,7 @@ function view(title, draw, begin = () => undefined) {
       let silent = false;
       let last = '';
       let gone = false;
+      let owed = 0;
       const page = {
         /** What this page alone knows, such as what is being written. */
         own: {},
@@ -214,21 +218,38 @@ function view(title, draw, begin = () => undefined) {
         show();
       };
       const told = content => {
-        page.hear?.(content);
-        heard();
+        owed = 0;
+        if (!content.here || silent) {
+          page.hear?.(content);
+          heard();
+        }
+      };
+      const here = () => page.send({ action: 'shown', page: id });
+      const away = () => page.send({ action: 'gone', page: id });
+      /** A browser that is closed may say nothing; whoever does not look at a page needs nothing of it. */
+      const seen = () => document.visibilityState === 'visible' && here();
+      const beat = () => {
+        if (document.visibilityState === 'visible') {
+          owed % UNANSWERED === 0 && here(); // behind a cell that runs long they would pile up
+          owed += 1;
+        }
       };
       /** The connection changed: whether there is still a kernel that knows this view, it says itself. */
       const lost = () => {
         silent = true;
         show();
-        page.send({ action: 'shown', page: id });
+        here();
       };
       el.classList.add('grid-view');
       model.on('change:state', heard);
       model.on('comm_live_update', lost);
       model.on('msg:custom', told);
       const end = begin(page);
-      page.send({ action: 'shown', page: id });
+      const beats = setInterval(beat, BEAT_MS);
+      document.addEventListener('visibilitychange', seen);
+      window.addEventListener('pageshow', seen);
+      window.addEventListener('pagehide', away);
+      here();
       show();
       return () => {
         gone = true;
@@ -236,8 +257,12 @@ function view(title, draw, begin = () => undefined) {
         model.off('change:state', heard);
         model.off('comm_live_update', lost);
         model.off('msg:custom', told);
+        clearInterval(beats);
+        document.removeEventListener('visibilitychange', seen);
+        window.removeEventListener('pageshow', seen);
+        window.removeEventListener('pagehide', away);
         end?.();
-        page.send({ action: 'gone', page: id });
+        away();
       };
     }
   };
