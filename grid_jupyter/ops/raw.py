@@ -13,6 +13,11 @@ from grid_jupyter.wire.limits import MAX_RANK
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ITEM_BYTES}
 NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
+_AS_THEY_ARE = frozenset({
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32,
+    torch.float64,
+})  # fmt: skip
+"""Dtypes whose elements a memoryview knows, too."""
 
 
 def named(dtype: torch.dtype) -> str:
@@ -28,10 +33,25 @@ def to_bytes(tensor: torch.Tensor) -> memoryview:
     count = tensor.numel()
     if count == 0:
         return memoryview(b"")
+    array: Any
+    if _is_in_order(tensor):  # most are: the same as below, in short
+        array = (tensor.detach() if tensor.requires_grad else tensor).numpy()
+        return memoryview(array).cast("B")
     flat = tensor.detach().resolve_conj().resolve_neg().contiguous().cpu()
     # as_strided: a dimension of size 1 may have any stride and still count as contiguous
-    array: Any = flat.as_strided((count,), (1,)).view(torch.uint8).numpy()
+    array = flat.as_strided((count,), (1,)).view(torch.uint8).numpy()
     return memoryview(array)
+
+
+def _is_in_order(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's elements lie in memory as they are to be told, and numpy and memoryview know their dtype."""
+    return (
+        tensor.dtype in _AS_THEY_ARE
+        and tensor.layout is torch.strided
+        and tensor.is_contiguous()
+        and not tensor.is_neg()
+        and tensor.device.type == "cpu"
+    )
 
 
 def from_bytes(data: bytes | bytearray | memoryview, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -44,8 +64,9 @@ def from_bytes(data: bytes | bytearray | memoryview, dtype: str, shape: tuple[in
         raise InvalidMessageError(f"a tensor of {dtype} {shape} has {nbytes(dtype, shape)} bytes, not {len(data)}")
     if not len(data):
         return torch.zeros(shape, dtype=DTYPES[dtype])
-    buffer: Any = data if not memoryview(data).readonly else bytearray(data)
-    return torch.frombuffer(buffer, dtype=DTYPES[dtype]).reshape(shape)
+    buffer: Any = data if type(data) is bytearray or not memoryview(data).readonly else bytearray(data)
+    flat = torch.frombuffer(buffer, dtype=DTYPES[dtype])
+    return flat if len(shape) == 1 else flat.reshape(shape)
 
 
 def mapped(data: memoryview, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:

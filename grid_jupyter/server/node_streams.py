@@ -10,7 +10,7 @@ import os
 from collections.abc import Awaitable
 from typing import Any
 
-from tornado.iostream import SSLIOStream, StreamClosedError
+from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 from tornado.web import HTTPError, stream_request_body
 from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketProtocol, WebSocketProtocol13
 
@@ -198,14 +198,23 @@ class SessionDoor(NodeDoor, WebSocketHandler):
         self._hang_up(error.code)
 
     def _send(self, frame: bytes) -> asyncio.Future[None]:
-        """Write a binary message at once; tornado's write_message would wake the loop twice more for it."""
+        """Write a binary message at once; tornado's write_message would wake the loop twice more for it, and its
+        stream once."""
         taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         connection: Any = self.ws_connection
         if connection is None or connection.is_closing():
             taken.set_result(None)  # the client left; on_close ends the session
             return taken
+        stream, data = connection.stream, message_head(len(frame)) + frame
+        sent = 0
+        if type(stream) is IOStream and not stream.writing():
+            with contextlib.suppress(OSError):  # the socket is full, or the stream is to see by itself that it broke
+                sent = stream.socket.send(data)
+            if sent == len(data):
+                taken.set_result(None)
+                return taken
         try:
-            written: asyncio.Future[None] = connection.stream.write(message_head(len(frame)) + frame)
+            written: asyncio.Future[None] = stream.write(memoryview(data)[sent:] if sent else data)
         except StreamClosedError:
             taken.set_result(None)
             return taken

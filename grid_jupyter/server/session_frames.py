@@ -7,9 +7,10 @@ longer than all that the Node does with them. Everything else of the WebSocket i
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from typing import Any, NamedTuple
 
-from tornado.iostream import StreamClosedError
+from tornado.iostream import IOStream, StreamClosedError
 from tornado.util import _websocket_mask
 from tornado.websocket import WebSocketProtocol13
 
@@ -35,8 +36,15 @@ class SessionFrames(WebSocketProtocol13):
 
     _kind = 0
     _pieces: bytearray | None = None  # of a message in several frames
+    _data = b""  # what has come
+    _at = 0  # of the next frame in it
+    _missing = 0  # bytes of a frame of which the head is here
+    _turn = 0
+    _is_plain = False  # whether bytes come from the socket as they are
+    _woken: asyncio.Future[Awaitable[Any] | None] | None = None  # while frames are handled as their bytes come
 
     async def _receive_frame_loop(self) -> None:
+        self._is_plain = type(self.stream) is IOStream
         try:
             await self._take_frames()
         except StreamClosedError:
@@ -45,26 +53,103 @@ class SessionFrames(WebSocketProtocol13):
             self.handler.on_ws_connection_close(self.close_code, self.close_reason)
 
     async def _take_frames(self) -> None:
-        data, at, taken = b"", 0, 0
         while not self.client_terminated:
-            head = _head(data, at)
-            if head is not None and not self._is_allowed(head):
-                return
-            missing = 0 if head is None else head.end - len(data)
-            if head is None or missing > 0:
-                large = missing > _AT_ONCE  # then all of it, so that it is not put together again and again
-                more = await self.stream.read_bytes(missing if large else _AT_ONCE, partial=not large)
-                data, at = data[at:] + more, 0
-                continue
-            payload = data[head.begin : head.end]
-            taken += _FRAME_COST + head.end - at
-            at = head.end
-            later = self._frame(head.first, _websocket_mask(head.mask, payload) if head.mask else payload)
+            later = self._go_on()
+            if later is None and not self.client_terminated:
+                later = await self._more()
             if later is not None:
                 await later
-            if taken >= _TURN:
-                taken = 0
-                await asyncio.sleep(0)
+
+    def _go_on(self) -> Awaitable[Any] | None:
+        """Handle the frames that are here. What is returned, if anything, is to be awaited before the next one."""
+        while not self.client_terminated:
+            data, at = self._data, self._at
+            head = _head(data, at)
+            if head is None or not self._is_allowed(head):
+                self._missing = 0
+                return None
+            self._missing = head.end - len(data)
+            if self._missing > 0:
+                return None
+            payload = data[head.begin : head.end]
+            self._turn += _FRAME_COST + head.end - at
+            self._at = head.end
+            later: Awaitable[Any] | None = self._frame(
+                head.first, _websocket_mask(head.mask, payload) if head.mask else payload
+            )
+            if later is not None:
+                return later
+            if self._turn >= _TURN:
+                self._turn = 0
+                return asyncio.sleep(0)
+        return None
+
+    # -------------------------------------------------------------- bytes that come
+
+    async def _more(self) -> Awaitable[Any] | None:
+        """Wait for more bytes. What is returned, if anything, is to be awaited: frames may have been handled."""
+        stream: Any = self.stream
+        large = self._missing > _AT_ONCE  # then all of it, so that it is not put together again and again
+        if self._is_plain and not large and stream._state and not stream._read_buffer_size and not stream.writing():
+            return await self._stand_by(stream)
+        self._take(await stream.read_bytes(self._missing if large else _AT_ONCE, partial=not large))
+        return None
+
+    def _take(self, more: bytes) -> None:
+        self._data, self._at = self._data[self._at :] + more if self._at < len(self._data) else more, 0
+
+    async def _stand_by(self, stream: Any) -> Awaitable[Any] | None:
+        """Handle frames as soon as their bytes are here, without a turn of the loop in between, until one of them is
+        to be awaited. tornado's stream, which has nothing to read or to write, gets the connection back then."""
+        woken: asyncio.Future[Awaitable[Any] | None] = asyncio.get_running_loop().create_future()
+        self._woken = woken
+        stream.io_loop.remove_handler(stream.fileno())
+        stream.io_loop.add_handler(stream.fileno(), self._ready, stream.io_loop.READ)
+        try:
+            return await woken
+        finally:
+            self._woken = None
+            if not stream.closed():
+                stream.io_loop.remove_handler(stream.fileno())
+                stream.io_loop.add_handler(stream.fileno(), stream._handle_events, stream._state)
+
+    def _ready(self, _descriptor: int, events: int) -> None:
+        stream: Any = self.stream
+        if self._woken is None or self._woken.done():
+            return  # it is seen again, by whoever looks next
+        if events != stream.io_loop.READ:
+            self._wake(None)  # the stream has something to write
+            return
+        try:
+            more = stream.socket.recv(_AT_ONCE)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            more = b""
+        if not more:
+            self._is_plain = False  # the stream is to see the end by itself
+            self._wake(None)
+            return
+        self._take(more)
+        later, done = None, False
+        try:
+            later = self._go_on()
+            done = True
+        finally:
+            if not done:
+                self._abort()
+        if later is not None or self._missing > _AT_ONCE or self.client_terminated:
+            self._wake(later)
+
+    def _wake(self, later: Awaitable[Any] | None) -> None:
+        if self._woken is not None and not self._woken.done():
+            self._woken.set_result(later)
+
+    def _abort(self) -> None:
+        super()._abort()
+        self._wake(None)
+
+    # -------------------------------------------------------------- frames
 
     def _is_allowed(self, head: _Head) -> bool:
         """Whether a frame may be taken that begins so; else the connection is at its end."""

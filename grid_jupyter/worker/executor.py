@@ -445,6 +445,8 @@ class Executor:
 
     def earlier(self) -> tuple[Broken, ...]:
         """What failed since this was last asked and made no value that would tell, the first of each lineage."""
+        if not self._errors:
+            return ()
         errors, self._errors = self._errors, {}
         return tuple(Broken(from_wire(*poison), sources) for sources, poison in errors.items())
 

@@ -5,12 +5,10 @@ This is the outermost door of the process: what fails here ends the session, and
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import signal
 import socket
-from collections.abc import Iterator
 
 import torch
 
@@ -48,8 +46,13 @@ def serve(sock: socket.socket, limits: worker.WorkerLimits) -> None:
         except EOFError:
             return
         try:
-            with _deadline(0.0 if session.is_job else limits.operation_s):  # the Node sees to the time of jobs
+            if limits.operation_s > 0 and not session.is_job:  # the Node sees to the time of jobs
+                # SIGALRM ends the process if one frame's work takes longer: kernels cannot be interrupted otherwise
+                signal.setitimer(signal.ITIMER_REAL, limits.operation_s)
+            try:
                 session.handle(frame, descriptors)
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
         except GridError as error:
             channel.send(worker.reply_frame(0, Failed(code=error.code, error=str(error))))
             return
@@ -91,7 +94,9 @@ class _Session:
                 return
             request_id, message = frames.decode(cut.header, worker.request_decoder)
             try:
-                if isinstance(message, worker.RunJob | worker.RunEpoch | worker.RunRound):
+                if type(message) is worker.Fetch:
+                    self._fetch(request_id, message.value)
+                elif isinstance(message, worker.RunJob | worker.RunEpoch | worker.RunRound):
                     self._run(request_id, message, cut.payload, descriptors)
                 elif isinstance(message, worker.FoldRequest):
                     self._folds.answer(self._channel, request_id, message, descriptors)
@@ -150,9 +155,6 @@ class _Session:
                 os.close(memory)
 
     def _answer(self, request_id: int, message: worker.Request, descriptors: list[int]) -> None:
-        if isinstance(message, worker.Fetch):
-            self._fetch(request_id, message.value)
-            return
         reply: worker.Reply = worker.Done()
         if isinstance(message, worker.Load):
             self._load(message, descriptors)
@@ -250,15 +252,6 @@ def _fault(broken: Broken) -> worker.Fault:
 
 def bits(mask: int) -> tuple[int, ...]:
     """Numbers of the data sets in a lineage."""
+    if not mask:
+        return ()
     return tuple(index for index in range(min(mask.bit_length(), MAX_DATASETS_OPEN)) if mask >> index & 1)
-
-
-@contextlib.contextmanager
-def _deadline(seconds: float) -> Iterator[None]:
-    """End the process by SIGALRM if one frame's work takes longer: kernels cannot be interrupted otherwise."""
-    if seconds > 0:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)

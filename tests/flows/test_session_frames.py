@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from node_world import PATIENCE_S, GridProcess
 
-from grid_jupyter.wire import frames, messages
+from grid_jupyter.wire import commands, frames, messages
 from grid_jupyter.wire.limits import MAX_FRAME_BYTES, PROTOCOL
 
 BINARY, PING, PONG, CLOSE = 2, 9, 10, 8
@@ -151,6 +151,31 @@ def test_what_breaks_the_rules_of_websockets_ends_the_connection(wire: Callable[
     one = wire()
     one.send(wrong)
     assert one.receive()[0] in (CLOSE, -1)
+
+
+def test_many_answers_that_nobody_takes_for_a_while_come_whole_and_in_order_later(wire: Callable[[], Wire]):
+    one, other = wire(), wire()
+    one.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 << 10)
+    data = os.urandom(60_000)
+    put = frames.pack(frames.OPERATIONS, frames.encode([[commands.PUT, 7, "uint8", [len(data)], data]]))
+    one.send(framed(BINARY, HELLO) + framed(BINARY, put))
+    assert isinstance(one.reply(), messages.Welcome)
+    numbers = range(2, 152)
+    for number in numbers:
+        one.send(framed(BINARY, asks(number, messages.Read(value=7))))
+    other.send(framed(BINARY, HELLO))
+    assert isinstance(other.reply(), messages.Welcome)
+    for number in range(2, 302):  # the Node goes on with others meanwhile
+        other.send(framed(BINARY, asks(number, messages.Status())))
+        assert isinstance(other.reply(), messages.SessionStatus)
+    for number in numbers:
+        opcode, payload = one.receive()
+        cut = frames.unpack(payload)
+        assert opcode == BINARY
+        assert frames.decode(cut.header, messages.reply_decoder)[0] == number
+        assert cut.payload == data
+    one.send(framed(BINARY, asks(1000, messages.Status())))
+    assert isinstance(one.reply(), messages.SessionStatus)
 
 
 def test_a_goodbye_is_answered(wire: Callable[[], Wire]):
