@@ -22,6 +22,7 @@ from grid_jupyter.identity import roles, tokens
 from grid_jupyter.server.owner_client import OwnerClient
 from grid_jupyter.server.running import Running, listen, read_running, write_private
 from grid_jupyter.server.supervisor import ChildProcess
+from grid_jupyter.store.object_address import VARIABLE as OBJECTS
 from grid_jupyter.store.postgres import VARIABLE
 
 START_S = 60.0
@@ -59,11 +60,12 @@ class LocalGrid:
         verbose: bool = False,
         on_line: Callable[[str, str], None],
     ) -> None:
-        if os.environ.get(VARIABLE, "").strip():
-            raise BadRequest(
-                f"the environment variable {VARIABLE} names one database, and each Node of this grid needs one of its "
-                f"own: unset {VARIABLE}, and they keep their rows in files"
-            )
+        for variable, what in ((VARIABLE, "database"), (OBJECTS, "prefix of an object store")):
+            if os.environ.get(variable, "").strip():
+                raise BadRequest(
+                    f"the environment variable {variable} names one {what}, and each Node of this grid needs one of "
+                    f"its own: unset {variable}, and they keep what they have in files"
+                )
         self.home = home
         self.network_address = ""
         self.node_addresses: dict[str, str] = {}

@@ -12,6 +12,7 @@ from grid_jupyter.cli.places import NODE, Place, grid_lock, lab_log, local_file,
 from grid_jupyter.cli.values import GRID_NODES
 from grid_jupyter.errors import Conflict
 from grid_jupyter.server.running import is_held
+from grid_jupyter.store.object_address import remembered
 from grid_jupyter.wire.home import data_home
 
 
@@ -35,8 +36,11 @@ def reset(options: argparse.Namespace) -> int:
     if not options.yes and not _agreed():
         print("Nothing was removed.")
         return 1
+    elsewhere = [known.url for place in doomed if (known := remembered(place.state_dir)) is not None]
     for place in doomed:
         shutil.rmtree(place.state_dir)
+    for url in elsewhere:
+        print(f"What is in {url} stays: delete it there.")
     _forget_credentials(home, addresses)
     for file in (local_file(home), log_file(home), lab_log(home)):
         file.unlink(missing_ok=True)

@@ -15,12 +15,14 @@ from grid_jupyter.wire.home import data_home
 def node(options: argparse.Namespace) -> int:
     """Run a Node. Raises BadRequest for options that do not fit together."""
     from grid_jupyter.server.node_process import run_node
+    from grid_jupyter.store import object_address
     from grid_jupyter.store.postgres import VARIABLE, read_address
 
     os.environ.pop("GRID_JUPYTER_INVITE", None)  # what a Node starts needs none of it
     network_url, invite = _membership(options.network, options.invite)
     database = read_address(options.database, os.environ)
     os.environ.pop(VARIABLE, None)
+    objects = object_address.read_address(options.objects, options.objects_options, os.environ)
     return run_node(
         NodeOptions(
             name=options.name,
@@ -50,6 +52,8 @@ def node(options: argparse.Namespace) -> int:
             device_memory_bytes=options.device_memory,
             max_upload_bytes=options.max_upload,
             database=database,
+            objects=objects,
+            objects_cache_bytes=options.objects_cache,
             operation_s=options.operation_time,
             session_threads=options.session_threads,
             max_jobs=options.max_jobs,

@@ -61,6 +61,9 @@ async def _ask_all(found: list[Place]) -> list[_Row]:
 _HEADER = ("", "NAME", "ADDRESS", "STATE", "NETWORK", "ISOLATION", "DEVICE", "SESSIONS", "DATA SETS")
 
 
+_OWED = (("to_copy", "blobs wait to be copied there"), ("to_delete", "objects wait to be deleted"))
+
+
 def _line(row: _Row) -> tuple[str, ...]:
     told, place = row.told, row.place
     if "address" not in told:
@@ -108,6 +111,7 @@ def _details(row: _Row) -> list[str]:
     phases = ", ".join(f"{number} {phase}" for phase, number in sorted(trainings["phases"].items())) or "none"
     return [
         *lines,
+        *_objects(figures.get("objects")),
         f"  at most    {size(quotas['upload'])} a data set, {size(quotas['jobs_of_one_user'])} the jobs of one user, "
         f"{size(quotas['trainings'])} trainings",
         f"  sessions   {sessions['connected']} connected, {sessions['computing']} computing, "
@@ -116,6 +120,16 @@ def _details(row: _Row) -> list[str]:
         f"  jobs       {jobs}",
         f"  trainings  {phases}; {trainings['completed']} cycles complete, {trainings['reports']} reports and "
         f"{trainings['devices']} devices in open ones",
+    ]
+
+
+def _objects(told: dict[str, Any] | None) -> list[str]:
+    if told is None:
+        return []
+    owed = [f"{told[key]} {what}" for key, what in _OWED if told[key]]
+    return [
+        f"  objects    {told['objects']} ({size(told['bytes'])}) in {told['url']}, copies of {size(told['cached'])} of "
+        f"at most {size(told['cache'])} here" + "".join(f"; {one}" for one in owed)
     ]
 
 

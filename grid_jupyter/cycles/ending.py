@@ -44,7 +44,7 @@ class Ending:
 
     async def delete(self, account: Account, name: str, version: str | None) -> Done:
         """End a training, then forget it: its devices, reports, checkpoints and plans. What was begun goes on when it
-        is asked for again. Raises as `end` does."""
+        is asked for again. Raises as `end` does, and NodeUnavailableError as `BlobStore.check_gone`."""
         live = await self._of(account, name, version)
         await live.finish()
         live.leaving = True
@@ -58,6 +58,7 @@ class Ending:
         self._tell()
         for blob in names:
             await asyncio.to_thread(self._blobs.delete, blob)
+        self._blobs.check_gone(names)
         return {"status": "success"}
 
     def hosted(self) -> list[Owned]:

@@ -96,4 +96,5 @@ class Folding:
             self._folds.forget(self._subject)
             raise GridError(f"of {count} reports of a cycle some are not there")
         state = {slot: self._blobs.path(name) for slot, name in model.state.items()}
-        return await self._folds.checkpoint(self._subject, self._blobs.path(model.blob), state, self._blobs)
+        async with self._blobs.at_hand(model.blob, *model.state.values()):
+            return await self._folds.checkpoint(self._subject, self._blobs.path(model.blob), state, self._blobs)

@@ -497,12 +497,13 @@ class Live:
         """What the host's plan makes of the reports, as if it were the only one."""
         blobs, folds = self._ground.blobs, self._ground.folds
         behind, environment = await folds.sandboxed()
-        blob = await asyncio.get_running_loop().run_in_executor(_AVERAGING, partial(
-            average,
-            blobs.path(plan), blobs.path(model.blob), [blobs.path(report.blob) for report in reports], blobs,
-            f"average of {self.stored.id}", iterative=self.terms.iterative_plan, nbytes=self.form.nbytes,
-            behind=behind, environment=environment,
-        ))  # fmt: skip
+        async with blobs.at_hand(plan, model.blob):
+            blob = await asyncio.get_running_loop().run_in_executor(_AVERAGING, partial(
+                average,
+                blobs.path(plan), blobs.path(model.blob), [blobs.path(report.blob) for report in reports], blobs,
+                f"average of {self.stored.id}", iterative=self.terms.iterative_plan, nbytes=self.form.nbytes,
+                behind=behind, environment=environment,
+            ))  # fmt: skip
         try:
             await folds.check(replace(self.subject, max_norm=None, forms=("float32",)), blobs.path(blob.name), 1)
         except BadRequest as error:

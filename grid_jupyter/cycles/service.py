@@ -35,6 +35,7 @@ from grid_jupyter.errors import (
     LimitExceededError,
     NodeUnavailableError,
     NotFound,
+    ObjectNotFoundError,
     StorageFullError,
 )
 from grid_jupyter.push.bus import Bus
@@ -107,10 +108,10 @@ class Cycles:
 
     async def start(self) -> None:
         """Remove what an earlier process left half done, and go on with every training."""
-        known = await self._table.transact(lambda rows: rows.blobs())
-        await asyncio.to_thread(self.blobs.sweep, known)
+        known, reports = await self._table.transact(lambda rows: (rows.blobs(), rows.report_blobs()))
+        await asyncio.to_thread(self.blobs.sweep, known, reports)
         for stored, state, model in await self._table.transact(_all):
-            await self._go_on(stored, state, self.blobs.path(model.blob))
+            await self._go_on(stored, state, model.blob)
         await self.push.start()
 
     async def stop(self) -> None:
@@ -134,14 +135,18 @@ class Cycles:
         await live.start()
         self._tell()
 
-    async def _go_on(self, stored: StoredTraining, state: Training, model: Path) -> None:
+    async def _go_on(self, stored: StoredTraining, state: Training, model: str) -> None:
         """A training of an earlier process. Where it cannot go on it is shown as failed, and the others do."""
+        path = self.blobs.path(model)
         try:
-            await self._begin(stored, await asyncio.to_thread(_form_of, model), state, model)
+            if state.phase != "over":
+                await self.blobs.hold(model)
+            await self._begin(stored, await asyncio.to_thread(_form_of, self.blobs, model), state, path)
         except (GridError, OSError) as error:
-            why = str(error) if isinstance(error, GridError) else "the file of its model is gone"
+            gone = isinstance(error, ObjectNotFoundError | OSError)
+            why = "the file of its model is gone" if gone else str(error)
             log.error("the training %d cannot go on: %s", stored.id, why)
-            self._live[stored.id] = await asyncio.to_thread(_failed, self._ground, stored, state, model, why)
+            self._live[stored.id] = await asyncio.to_thread(_failed, self._ground, stored, state, path, why)
 
     # -------------------------------------------------------------- hosting
 
@@ -154,12 +159,12 @@ class Cycles:
         known = hosted.terms.authentication
         if known is not None and known.endpoint is not None:
             self._third_party.check_url(known.endpoint)
-        path = self.blobs.path(model.name)
-        form = await asyncio.to_thread(_form_of, path)
+        form = await asyncio.to_thread(_form_of, self.blobs, model.name)
         check_fits(hosted.plans, form)
         if hosted.averaging is not None:
             await asyncio.to_thread(check_averaging, hosted.averaging, hosted.terms.iterative_plan, form, hosted.terms)
-        await asyncio.to_thread(_check_model, path, form)
+        await asyncio.to_thread(_check_model, self.blobs, model.name, form)
+        await self.blobs.hold(model.name)
         now = self._ground.clock()
         state = machine.begin(hosted.terms, now)
         plans: list[StoredPlan] = []
@@ -192,7 +197,7 @@ class Cycles:
             for name in [*(plan.blob for plan in plans), *([] if averaging is None else [averaging.name])]:
                 await asyncio.to_thread(self.blobs.delete, name)
             raise
-        await self._begin(replace(training, id=number), form, state, path)
+        await self._begin(replace(training, id=number), form, state, self.blobs.path(model.name))
         return {"status": "success", "advice": advice(hosted.terms)}
 
     def _write(self, data: bytes) -> Blob:
@@ -297,7 +302,7 @@ class Cycles:
             found = known.checkpoint
         else:
             found = await self._within_cycle(worker_id, request_key, work)
-        return self.blobs.open(found.blob), found.nbytes
+        return await self.blobs.open(found.blob), found.nbytes
 
     async def plan(self, worker_id: str, request_key: str, plan_id: int, *, onnx: bool = False) -> bytes:
         """A plan's document, or the same as ONNX. Raises NotFound, NotAuthenticatedError, Conflict, and
@@ -310,8 +315,12 @@ class Cycles:
             return found
 
         found = await self._within_cycle(worker_id, request_key, work)
-        path = self.blobs.path(found.blob)
-        return await (self._onnx.get(found.sha256, path) if onnx else asyncio.to_thread(path.read_bytes))
+
+        def read() -> bytes:
+            with self.blobs.reading(found.blob) as file:
+                return file.read()
+
+        return await (self._onnx.get(found.sha256, read) if onnx else asyncio.to_thread(read))
 
     async def _within_cycle(self, worker_id: str, request_key: str, work: Callable[[TrainingRows, Live, int], T]) -> T:
         def run(rows: TrainingRows) -> T:
@@ -456,7 +465,7 @@ class Cycles:
             raise BadRequest("checkpoint is 'latest', or its number from 1 on")
         number = None if checkpoint == "latest" else int(checkpoint)
         found = await self._table.transact(lambda rows: rows.checkpoint(rows.find(name, version).id, number))
-        return self.blobs.open(found.blob), found
+        return await self.blobs.open(found.blob), found
 
     async def cycle(self, name: str, version: str | None, *, after: int, wait_s: float) -> answers.Standing:
         """How a training stands; at once, or when more than `after` cycles are complete. Raises NotFound."""
@@ -491,24 +500,24 @@ def _failed(ground: Ground, stored: StoredTraining, state: Training, model: Path
     return Live(ground, stored, Terms(), Form(()), replace(state, phase="over"), model, failed=why)
 
 
-def _form_of(path: Path) -> Form:
+def _form_of(blobs: BlobStore, model: str) -> Form:
     from grid_jupyter.aggregation.reports import form_of  # a Node that hosts nothing does without NumPy
 
-    with path.open("rb") as file:
+    with blobs.reading(model) as file:
         return form_of(file.fileno())
 
 
-def _check_model(path: Path, form: Form) -> None:
+def _check_model(blobs: BlobStore, model: str, form: Form) -> None:
     from grid_jupyter.aggregation.averaging import Averaging
     from grid_jupyter.aggregation.reports import Folding
 
-    with path.open("rb") as file:
+    with blobs.reading(model) as file:
         Folding(form, Averaging()).check(file.fileno(), accepted=("float32",))
 
 
 def _committed(upload: Upload) -> Blob:
     with upload:
-        return upload.commit()
+        return upload.commit(passing=True)
 
 
 def _rejected(answer: Reject) -> answers.Rejected:

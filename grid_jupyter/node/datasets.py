@@ -250,7 +250,10 @@ class Datasets:
         return self.describe(stored, account.username)
 
     async def unpublish(self, account: Account, dataset: int) -> Unpublished:
-        """End a data set: rows, bytes, and the sessions that have it open. Raises Forbidden, ObjectNotFoundError."""
+        """End a data set: rows, bytes, and the sessions that have it open.
+
+        Raises Forbidden, ObjectNotFoundError, NodeUnavailableError as `BlobStore.check_gone`.
+        """
         await self._owned(account, dataset)
         await self._end_requests(dataset)
         gone = await self._table.unpublish(dataset)
@@ -264,6 +267,7 @@ class Datasets:
         versions = sum(not blob.mock for blob in gone)
         self._audit.note("unpublished", account.username, dataset=dataset, versions=versions)
         self._tell()
+        self._blobs.check_gone([blob.name for blob in gone])
         return Unpublished(
             dataset=dataset, versions=versions, nbytes=sum(blob.nbytes for blob in gone), sessions_ended=ended
         )
@@ -308,9 +312,9 @@ class Datasets:
         """Data sets whose tags their owner made public."""
         return [stored for stored in await self._table.search(query) if stored.public_tags]
 
-    def open(self, stored: StoredDataset) -> int:
-        """A descriptor of the bytes, to hand to a Worker."""
-        return self._blobs.open(stored.blob)
+    async def open(self, stored: StoredDataset) -> int:
+        """A descriptor of the bytes, to hand to a Worker. Raises ObjectNotFoundError, NodeUnavailableError."""
+        return await self._blobs.open(stored.blob)
 
     async def open_mock(self, caller: str, dataset: int, version: int) -> tuple[int, int]:
         """A descriptor of a version's mock rows, which the caller of this closes, and how many bytes they are; for
@@ -320,16 +324,16 @@ class Datasets:
             raise ObjectNotFoundError("there is no such data set or version here, or no longer; search again")
         if stored.mock is None:
             raise ObjectNotFoundError(f"{stored.owner} gave no mock rows for this data set; ask for some")
-        return self._blobs.open(stored.mock.blob), stored.mock.nbytes
+        return await self._blobs.open(stored.mock.blob), stored.mock.nbytes
 
     async def used_bytes(self) -> int:
         """Bytes on the disk."""
         return await asyncio.to_thread(self._blobs.used_bytes)
 
-    async def sweep(self, also_known: frozenset[str]) -> None:
+    async def sweep(self, also_known: frozenset[str], passing: frozenset[str]) -> None:
         """Remove bytes that nothing names: what was left by a kill between upload and publication."""
         known = await self._table.blobs()
-        await asyncio.to_thread(self._blobs.sweep, known | also_known)
+        await asyncio.to_thread(self._blobs.sweep, known | also_known, passing)
 
     def describe(self, stored: StoredDataset, caller: str) -> DatasetInfo:
         """What this caller may know: no category, no row, and the readers only for those among them."""

@@ -121,7 +121,7 @@ class HeldValues:
             shape=tuple(form["shape"]),
             nbytes=int(form["nbytes"]),
             readers=tuple(form["readers"]),
-            descriptor=self._blobs.open(found.blob),
+            descriptor=await self._blobs.open(found.blob),
         )
 
     async def _keep(self, key: str, value: Held, nbytes: int) -> tuple[str, str]:

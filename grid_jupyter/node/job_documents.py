@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -220,7 +219,7 @@ def find_weights(tensors: Sequence[BlobTensor], model: Sequence[Part]) -> tuple[
     return tuple(found)
 
 
-def check_finite(path: Path, weights: Sequence[BlobTensor], model: Sequence[Part]) -> None:
+def check_finite(file: BinaryIO, weights: Sequence[BlobTensor], model: Sequence[Part]) -> None:
     """Raises InvalidDataError for weights with NaN or infinite numbers, which training never gets rid of."""
     import numpy  # a Node to which nobody submits does without
 
@@ -230,7 +229,7 @@ def check_finite(path: Path, weights: Sequence[BlobTensor], model: Sequence[Part
         # bfloat16, which NumPy has not, is the upper half of float32: not finite where all bits of the exponent are set
         kind = "uint16" if tensor.dtype == "bfloat16" else tensor.dtype
         count = (tensor.end - tensor.begin) // numpy.dtype(kind).itemsize
-        values = numpy.memmap(path, dtype=kind, mode="r", offset=tensor.begin, shape=(count,))
+        values = numpy.memmap(file, dtype=kind, mode="r", offset=tensor.begin, shape=(count,))
         for at in range(0, count, _CHUNK):
             chunk = values[at : at + _CHUNK]
             finite = (chunk & 0x7F80) != 0x7F80 if kind == "uint16" else numpy.isfinite(chunk)

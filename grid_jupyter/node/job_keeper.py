@@ -142,6 +142,10 @@ class JobKeeper:
         """The names of all blobs that belong to jobs."""
         return await self._table.blobs()
 
+    async def checkpoints(self) -> frozenset[str]:
+        """Those among them that are checkpoints, of use until the next one."""
+        return await self._table.checkpoints()
+
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_S)

@@ -84,15 +84,15 @@ class JobWorker:
                 descriptors.append(descriptor)
                 return len(descriptors) - 1
 
-            first = hand(blobs.open(work))
+            first = hand(await blobs.open(work))
             uploaded = await asyncio.to_thread(header_of, blobs, work)
             weights, at, state = find_weights(uploaded, job.model), first, []
             if checkpoint is not None:
                 kept = await asyncio.to_thread(header_of, blobs, checkpoint)
-                at = hand(blobs.open(checkpoint))
+                at = hand(await blobs.open(checkpoint))
                 weights = _weights(kept, job.model)
                 state = [one for one in kept if one.name.startswith(_STATE)]
-            numbers = {(one.id, one.version): hand(datasets.open(one)) for one in found}
+            numbers = {(one.id, one.version): hand(await datasets.open(one)) for one in found}
             message = worker.RunJob(
                 plan=_stored(first, find_plan(uploaded)),
                 arguments=job.arguments,
@@ -167,7 +167,7 @@ class JobWorker:
                 one = places[place.name]
                 for at in range(one.begin, one.end, _CHUNK):
                     upload.write(os.pread(memory, min(_CHUNK, one.end - at), at))
-            return upload.commit()
+            return upload.commit(passing=not is_result)
 
     # -------------------------------------------------------------- rounds
 
@@ -236,8 +236,8 @@ def failed(work: asyncio.Future[Any]) -> bool:
 
 
 def header_of(blobs: BlobStore, blob: str) -> tuple[BlobTensor, ...]:
-    """What a blob holds. Raises InvalidDataError."""
-    with blobs.path(blob).open("rb") as file:
+    """What a blob holds. Raises InvalidDataError, ObjectNotFoundError, NodeUnavailableError."""
+    with blobs.reading(blob) as file:
         return read_header(file)[0]
 
 

@@ -60,7 +60,7 @@ class JobSignOff:
         """The plan that lies there in a blob. Raises PlanInvalidError, for one that is too large before it is read."""
         if end - begin > MAX_BYTES:
             raise PlanInvalidError(f"a plan of {end - begin} bytes is over the limit of {MAX_BYTES}")
-        with self._blobs.path(blob).open("rb") as file:
+        with self._blobs.reading(blob) as file:
             file.seek(begin)
             return read_plan(file.read(end - begin))
 

@@ -6,7 +6,7 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -45,6 +45,7 @@ from grid_jupyter.store.blobs import BlobStore
 from grid_jupyter.store.jobs import JobTable, StoredJob
 from grid_jupyter.wire.jobs import JobInfo, Submit
 from grid_jupyter.wire.messages import Round, Rounded
+from grid_jupyter.wire.safetensors import BlobTensor
 from grid_jupyter.worker.backend import Workers
 from grid_jupyter.worker.channel import close_all
 from grid_jupyter.worker.devices import WHOLE, Asked
@@ -146,8 +147,12 @@ class Jobs:
         document = msgspec.structs.replace(document, device=asked.device, device_parts=asked.parts)
         check_room(MAX_MODEL_BYTES, document, memory_bytes)
         weights = find_weights(tensors, document.model)
-        await asyncio.to_thread(check_finite, self._blobs.path(blob), weights, document.model)
+        await asyncio.to_thread(self._check_finite, blob, weights, document)
         return document
+
+    def _check_finite(self, blob: str, weights: Sequence[BlobTensor], document: JobDocument) -> None:
+        with self._blobs.reading(blob) as file:
+            check_finite(file, weights, document.model)
 
     # -------------------------------------------------------------- looking
 
@@ -196,7 +201,7 @@ class Jobs:
             )
         if row.result is None:
             raise ObjectNotFoundError("this job has no result here: each round gave its own, or it is over")
-        return self._blobs.open(row.result)
+        return await self._blobs.open(row.result)
 
     async def cancel(self, account: Account, job: str, *, finished: bool = False) -> JobInfo:
         """End a job at once, or delete its result; nothing of it is kept. With `finished` who submitted it needs no

@@ -66,7 +66,7 @@ class Models:
             upload.write(data)
             blob = upload.commit()
         try:
-            with self._blobs.path(blob.name).open("rb") as file:
+            with self._blobs.reading(blob.name) as file:
                 read_header(file)
         except (InvalidDataError, LimitExceededError):
             self._blobs.delete(blob.name)
@@ -86,12 +86,17 @@ class Models:
         model = await self._table.get(model_id)
         if not model.allow_download and account.username != model.owner:
             raise Forbidden("the owner of this model does not let others download it")
-        return await asyncio.to_thread(self._blobs.path(model.blob).read_bytes)
+        return await asyncio.to_thread(self._read, model.blob)
+
+    def _read(self, blob: str) -> bytes:
+        with self._blobs.reading(blob) as file:
+            return file.read()
 
     async def delete(self, account: Account, model_id: str) -> None:
-        """Serve a model no longer. Raises NotFound, Forbidden."""
+        """Serve a model no longer. Raises NotFound, Forbidden, NodeUnavailableError as `BlobStore.check_gone`."""
         model = await self._table.get(model_id)
         if account.username != model.owner and account.role != OWNER:
             raise Forbidden("only who served this model, or this Node's owner, deletes it")
         await self._table.delete(model_id)
         await asyncio.to_thread(self._blobs.delete, model.blob)
+        self._blobs.check_gone([model.blob])

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 from sqlalchemy import URL
 
-from grid_jupyter.errors import StorageFullError
+from grid_jupyter.errors import NodeUnavailableError, StorageFullError
 from grid_jupyter.identity.accounts import Accounts
 from grid_jupyter.link.peer import Membership
 from grid_jupyter.node.audit import Audit
@@ -28,11 +28,11 @@ from grid_jupyter.node.sessions import Sessions
 from grid_jupyter.node.usage import OPENED, Usage
 from grid_jupyter.store.accounts import AccountTable
 from grid_jupyter.store.audit import AuditTable
-from grid_jupyter.store.blobs import BlobStore
 from grid_jupyter.store.database import Database, sqlite_url
 from grid_jupyter.store.datasets import DatasetTable
 from grid_jupyter.store.jobs import JobTable
 from grid_jupyter.store.models import ModelTable
+from grid_jupyter.store.node_blobs import NodeBlobs
 from grid_jupyter.store.postgres import check_state, settle_whose
 from grid_jupyter.store.requests import RequestTable
 from grid_jupyter.store.settings import SettingTable
@@ -56,7 +56,7 @@ class GridNode:
         name: str,
         node_id: str,
         database: Database,
-        blobs: BlobStore,
+        kept: NodeBlobs,
         guests: bool,
         public_tags: bool,
         max_sessions: int,
@@ -79,6 +79,7 @@ class GridNode:
         self.accounts = Accounts(AccountTable(database), node_id)
         self.pool = workers
         self.warm = warm
+        self.kept, blobs = kept, kept.blobs
         self.models = Models(ModelTable(database), blobs)
         self.changes = Changes()
         self.audit = Audit(AuditTable(database))
@@ -128,7 +129,7 @@ class GridNode:
         self.requests.on_decided(lambda kind, key, verdict: self.changes.tell("requests"))
         self.sessions.on_change(lambda: self.changes.tell("node"))
         keeper.on_change(lambda: self.changes.tell("jobs"))
-        self._sweeper: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self.membership: Membership | None = None
 
     @classmethod
@@ -150,9 +151,10 @@ class GridNode:
         job_storage_bytes: int = 16 << 30,
         job_s: float = 43_200.0,
         postgres: URL | None = None,
+        kept: NodeBlobs | None = None,
     ) -> GridNode:
         """The Node whose state lies in this directory; made there at its first start. Its rows are in a SQLite file
-        there, or in `postgres`.
+        there, or in `postgres`, its bytes in files there, or in `kept`.
 
         Raises BadRequest where directory and database are not of the same Node, and what `Database` raises.
         """
@@ -170,7 +172,7 @@ class GridNode:
             name=name,
             node_id=node_id,
             database=database,
-            blobs=BlobStore(state / "blobs"),
+            kept=kept or NodeBlobs(state),
             guests=guests,
             public_tags=public_tags,
             max_sessions=max_sessions,
@@ -190,13 +192,15 @@ class GridNode:
         await self.requests.sweep()
         await self.usage.load()
         known = await self.models.blobs() | await self.requests.held_blobs() | await self.jobs.keeper.blobs()
-        await self.datasets.sweep(known)
+        await self.datasets.sweep(known, passing=await self.jobs.keeper.checkpoints())
         await self.pool.probe()
         if self.warm:
             self.pool.prepare()
         self.sessions.start()
         await self.jobs.keeper.start()
-        self._sweeper = asyncio.create_task(self._sweep(), name="requests and audit")
+        self._tasks = [asyncio.create_task(self._sweep(), name="requests and audit")]
+        if self.kept.objects is not None:
+            self._tasks.append(asyncio.create_task(self._settle(), name="object store"))
         return await self.accounts.first_start()
 
     async def _sweep(self) -> None:
@@ -207,6 +211,14 @@ class GridNode:
                 await self.requests.sweep()
             except StorageFullError:
                 log.warning("requests that are over stay for now: the disk is full")
+
+    async def _settle(self) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(self.kept.settle)
+            except (NodeUnavailableError, StorageFullError):
+                pass  # the log has it; it is tried again
+            await asyncio.sleep(SWEEP_S)
 
     def _noted(self, event: str, actor: str, details: dict[str, Any], at: float) -> None:
         self.usage.take(event, actor, details, at)
@@ -251,9 +263,9 @@ class GridNode:
         """Leave the Network for now, end all sessions and Workers, close the database."""
         if self.membership is not None:
             await self.membership.stop()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            await asyncio.wait([self._sweeper])
+        for task in self._tasks:
+            task.cancel()
+            await asyncio.wait([task])
         await self.sessions.stop()
         await self.jobs.keeper.stop()
         self.jobs.uploads.close()

@@ -276,7 +276,7 @@ class NodeSession:
         running = await self._running()
         source = self._gate.number(stored)
         await self._close_sources(running)
-        descriptor = datasets.open(stored)
+        descriptor = await datasets.open(stored)
         try:
             waiting = await running.send(worker.Load(source=source, tensors=tuple(mapped)), (descriptor,))
         finally:

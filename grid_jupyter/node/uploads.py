@@ -213,7 +213,7 @@ class Uploads:
             await asyncio.to_thread(self._blobs.delete, arrived.blob.name)
 
     def _tensors(self, blob: str) -> tuple[BlobTensor, ...]:
-        with self._blobs.path(blob).open("rb") as file:
+        with self._blobs.reading(blob) as file:
             return read_header(file)[0]
 
     def arrived(self, key: Key) -> Arrived | None:

@@ -19,6 +19,7 @@ from grid_jupyter.errors import Conflict, InvalidDataError, NotFound, StorageFul
 from grid_jupyter.server.running import try_lock
 from grid_jupyter.store.archive import DATABASE, ROLES, Manifest, read_archive, read_manifest, write_archive
 from grid_jupyter.store.migrations import check_known
+from grid_jupyter.store.object_claim import of_backup
 from grid_jupyter.wire.home import private_directory
 
 _LOCK = "restore.lock"
@@ -30,15 +31,17 @@ def backup(state_dir: Path, file: Path, *, role: str, name: str) -> Manifest:
     All that was acknowledged before the call is in it. The file is there whole, or not at all.
 
     Raises Conflict if the file is there already, or the rows are in PostgreSQL; NotFound where there is no state,
-    NodeUnavailableError, InvalidDataError for a database that is damaged, StorageFullError.
+    NodeUnavailableError, InvalidDataError for a database that is damaged, StorageFullError; of an object store what
+    `of_backup` and ObjectStore raise.
     """
     file = file.absolute()
     if file.exists() or file.is_symlink():
         raise Conflict(f"{file} is there already; name another file, or remove it")
     if not file.parent.is_dir():
         raise NotFound(f"there is no directory {file.parent}")
-    with _every_descriptor(), _whole(file) as out:
-        return write_archive(state_dir, out, role=role, name=name, scratch=file.parent)
+    objects, nothing_deleted = of_backup(state_dir)
+    with nothing_deleted, _every_descriptor(), _whole(file) as out:
+        return write_archive(state_dir, out, role=role, name=name, scratch=file.parent, objects=objects)
 
 
 def restore(file: Path, state_dir: Path, *, replace: bool = False) -> Manifest:

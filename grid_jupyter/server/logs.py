@@ -38,12 +38,12 @@ def new_request() -> str:
 
 
 def begin_logging(form: str, *, verbose: bool) -> None:
-    """Log to standard error: warnings, or with `verbose` every request."""
+    """Log to standard error: warnings, or with `verbose` every request. Of others' libraries warnings alone: what some
+    tell about their work has credentials and values in it."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, handlers=[handler])
-    for noisy in ("asyncio", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("grid_jupyter").setLevel(logging.DEBUG if verbose else logging.WARNING)
 
 
 class TextLines(logging.Formatter):

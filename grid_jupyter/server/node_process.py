@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -42,11 +43,15 @@ from grid_jupyter.server.running import (
     told_to_end,
     warn_if_exposed,
 )
-from grid_jupyter.store.blobs import BlobStore
+from grid_jupyter.store.node_blobs import NodeBlobs
+from grid_jupyter.store.object_claim import claim
 from grid_jupyter.wire.panel import Joined, NodeStatus
 from grid_jupyter.wire.worker import WorkerLimits
 from grid_jupyter.worker.backend import Workers
 from grid_jupyter.worker.devices import Wish
+
+_THREADS = 32
+"""Of a Node with an object store."""
 
 
 class NodeOwner:
@@ -173,8 +178,16 @@ def _push(options: NodeOptions) -> Notifier | None:
     return FcmNotifier(options.push_credentials, endpoint=options.push_endpoint)
 
 
+async def _kept(options: NodeOptions, state: StateDir) -> NodeBlobs:
+    """Where the bytes of this Node are. Raises what `claim` raises."""
+    objects = await asyncio.to_thread(claim, state.path, options.objects, options.name)
+    if objects is not None:  # threads wait for the store as well as for the disk
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="grid"))
+    return NodeBlobs(state.path, objects, options.objects_cache_bytes)
+
+
 async def _serve(options: NodeOptions, state: StateDir) -> None:
-    workers, push = _workers(options), _push(options)
+    workers, push, kept = _workers(options), _push(options), await _kept(options, state)
     tls = tls_context(options.certfile, options.keyfile, options=("--certfile", "--keyfile"))
     node = await GridNode.open(
         state.path,
@@ -192,6 +205,7 @@ async def _serve(options: NodeOptions, state: StateDir) -> None:
         job_storage_bytes=options.job_storage_bytes,
         job_s=options.job_s,
         postgres=options.database,
+        kept=kept,
     )
     if options.workers == "local":
         folds = FoldWorker(fold_workers(require_isolation=options.require_isolation))
@@ -200,7 +214,7 @@ async def _serve(options: NodeOptions, state: StateDir) -> None:
     bus = Bus()
     cycles = Cycles(
         node.database,
-        BlobStore(state.path / "training"),
+        kept.training,
         folds=folds,
         bus=bus,
         push=push,

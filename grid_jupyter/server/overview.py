@@ -46,8 +46,8 @@ class NodeOverview:
         self._node, self._cycles, self._state_dir, self._options = node, cycles, state_dir, options
 
     async def tell(self) -> dict[str, Any]:
-        """versions, isolation, disk, quotas, sessions, workers, jobs (by state), datasets, trainings, reports,
-        joined."""
+        """versions, isolation, disk, objects (null without an object store), quotas, sessions, workers, jobs (by
+        state), datasets, trainings, reports, joined."""
         node, options = self._node, self._options
         hosted = self._cycles.ending.hosted()
         workers, spare = node.pool.count()
@@ -55,6 +55,7 @@ class NodeOverview:
             "versions": {**_versions(), "torch": _torch() if options.workers == "local" else None},
             "isolation": node.pool.isolation.partition(":")[0],
             "disk": await asyncio.to_thread(_disk, self._state_dir),
+            "objects": node.kept.describe(),
             "quotas": {
                 "upload": options.max_upload_bytes,
                 "jobs_of_one_user": options.job_storage_bytes,

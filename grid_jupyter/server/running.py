@@ -35,6 +35,8 @@ from grid_jupyter.wire.limits import PROTOCOL
 if TYPE_CHECKING:
     from sqlalchemy import URL
 
+    from grid_jupyter.store.object_address import ObjectAddress
+
 log = logging.getLogger("grid_jupyter")
 
 OWNER_SOCKET = "owner.sock"
@@ -81,6 +83,8 @@ class NodeOptions:
     port: int
     state_dir: Path
     database: URL | None = None  # PostgreSQL; None: a SQLite file in the state directory
+    objects: ObjectAddress | None = None  # the object store; None: files in the state directory
+    objects_cache_bytes: int = 10 << 30  # copies of objects in the state directory
     public_address: str | None = None
     network_url: str | None = None
     invite: str | None = None  # the bare code

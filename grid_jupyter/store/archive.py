@@ -19,7 +19,7 @@ import sqlite3
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,7 @@ from grid_jupyter.errors import (
     StorageFullError,
 )
 from grid_jupyter.store.database import DISK_FULL_ERRNOS
+from grid_jupyter.store.objects import ObjectStore, Stored
 from grid_jupyter.store.postgres import MARK
 
 FORMAT = 1
@@ -81,18 +82,23 @@ class _Member:
 # ------------------------------------------------------------------ writing
 
 
-def write_archive(state: Path, out: BinaryIO, *, role: str, name: str, scratch: Path) -> Manifest:
-    """Write what lies in a state directory at one moment, while its process may run.
+def write_archive(
+    state: Path, out: BinaryIO, *, role: str, name: str, scratch: Path, objects: ObjectStore | None = None
+) -> Manifest:
+    """Write what lies in a state directory at one moment, while its process may run; and what its object store has
+    besides, from which nothing is deleted meanwhile.
 
     Every row that was committed before the call is in it, with the bytes that it names: no row changes while the files
     are opened, and what is open stays readable when it is deleted. `scratch` is a directory with room for the database.
 
     Raises NotFound where there is no database, Conflict where that is PostgreSQL, NodeUnavailableError where it never
-    rests, StorageFullError.
+    rests, or the object store is away, ObjectNotFoundError where an object is damaged, StorageFullError.
     """
     with ExitStack() as stack, _disk_full_told():
         files, schema, created = _at_one_moment(state, scratch, stack)
         sizes = {member: os.fstat(file.fileno()).st_size for member, file in files.items()}
+        far = {} if objects is None else _far(objects, files)
+        sizes |= {member: stored.nbytes for member, (_, _, stored) in far.items()}
         manifest = Manifest(
             format=FORMAT,
             role=role,
@@ -100,15 +106,18 @@ def write_archive(state: Path, out: BinaryIO, *, role: str, name: str, scratch: 
             version=__version__,
             schema=schema,
             created=created,
-            files=len(files),
+            files=len(sizes),
             nbytes=sum(sizes.values()),
         )
         head = msgspec.json.encode(manifest)
         sums = [f"{hashlib.sha256(head).hexdigest()}  {MANIFEST}"]
         _put(out, MANIFEST, head, created)
         for member, file in files.items():
-            sums.append(f"{_copy(file, out, _Member(member, sizes[member]), created)}  {member}")
+            sums.append(f"{_copy(_pieces(file), out, _Member(member, sizes[member]), created)}  {member}")
             file.close()
+        for member, place in far.items():
+            if objects is not None:
+                sums.append(f"{_copy(objects.pieces(*place), out, _Member(member, sizes[member]), created)}  {member}")
         _put(out, SUMS, "".join(f"{line}\n" for line in sums).encode(), created)
         out.write(bytes(2 * BLOCK))
         out.flush()
@@ -206,18 +215,34 @@ def _put(out: BinaryIO, name: str, data: bytes, at: float) -> None:
     out.write(_header(_Member(name, len(data)), at) + data + bytes(-len(data) % BLOCK))
 
 
-def _copy(file: BinaryIO, out: BinaryIO, member: _Member, at: float) -> str:
+def _far(objects: ObjectStore, here: Collection[str]) -> dict[str, tuple[str, str, Stored]]:
+    """The files of a backup of which there is no copy here: folder, name, and what they are."""
+    return {
+        f"{folder}/{name}": (folder, name, stored)
+        for folder in FOLDERS
+        for name, stored in sorted(objects.list(folder).items())
+        if f"{folder}/{name}" not in here
+    }
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    file.seek(0)
+    while piece := file.read(PIECE):
+        yield piece
+
+
+def _copy(pieces: Iterable[bytes], out: BinaryIO, member: _Member, at: float) -> str:
     """Append a file; its SHA-256."""
     out.write(_header(member, at))
-    file.seek(0)
     digest, left = hashlib.sha256(), member.size
-    while left:
-        piece = file.read(min(PIECE, left))
-        if not piece:
-            raise InvalidDataError(f"{member.name} became shorter while it was read")
+    for piece in pieces:
         digest.update(piece)
-        out.write(piece)
         left -= len(piece)
+        if left < 0:
+            break
+        out.write(piece)
+    if left:
+        raise InvalidDataError(f"{member.name} changed its length while it was read")
     out.write(bytes(-member.size % BLOCK))
     return digest.hexdigest()
 

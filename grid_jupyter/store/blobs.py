@@ -7,12 +7,13 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 from grid_jupyter.errors import Conflict, ObjectNotFoundError, StorageFullError
 from grid_jupyter.store.database import DISK_FULL_ERRNOS, DISK_FULL_TEXT
@@ -41,11 +42,14 @@ class Upload:
     Its methods raise StorageFullError when the disk is full, and then nothing of it remains either.
     """
 
-    def __init__(self, directory: Path, temporary: str, made: set[str]) -> None:
-        """Nothing is on the disk before `open`, or the first `write`."""
+    def __init__(
+        self, directory: Path, temporary: str, made: set[str], keep: Callable[[Blob], None] = lambda blob: None
+    ) -> None:
+        """Nothing is on the disk before `open`, or the first `write`. `keep` is called with what is to stay."""
         self._directory = directory
         self._path = directory / temporary
         self._made = made
+        self._keep = keep
         self._hash = hashlib.sha256()
         self._size = 0
         self._fd = -1
@@ -71,7 +75,7 @@ class Upload:
         """Make its file. Raises StorageFullError."""
         if self._fd < 0 and not self._ended:
             try:
-                with _disk_full_told():
+                with disk_full_told():
                     self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             except BaseException:
                 self._made.discard(self._path.name)
@@ -83,7 +87,7 @@ class Upload:
         self._hash.update(rest)
         self._size += len(rest)
         try:
-            with _disk_full_told():
+            with disk_full_told():
                 self.open()
                 while rest:
                     rest = rest[os.write(self._fd, rest) :]
@@ -107,11 +111,15 @@ class Upload:
             descriptor, self._fd, self._ended = self._fd, -1, True
             _REMOVING.submit(_remove, self._path, descriptor, self._made)
 
-    def commit(self) -> Blob:
-        """Make it a blob: on the disk, whole, under a name of ours. Raises Conflict if the upload was begun again."""
+    def commit(self, *, passing: bool = False) -> Blob:
+        """Make it a blob: on the disk, whole, under a name of ours, and in the object store, where there is one and it
+        is not `passing`, of use for a while alone.
+
+        Raises Conflict if the upload was begun again, NodeUnavailableError where the object store is away.
+        """
         blob = Blob(secrets.token_hex(16), self._size, self._hash.hexdigest())
         try:
-            with _disk_full_told():
+            with disk_full_told():
                 self.open()
                 os.fsync(self._fd)
                 self._made.add(blob.name)
@@ -124,6 +132,13 @@ class Upload:
             self.abort()
             raise
         self._close()
+        if not passing:
+            try:
+                self._keep(blob)
+            except BaseException:
+                (self._directory / blob.name).unlink(missing_ok=True)
+                self._made.discard(blob.name)
+                raise
         return blob
 
     def _close(self) -> None:
@@ -155,11 +170,11 @@ class BlobStore:
         without an id there is none, and nothing is on the disk before the first `write`. Raises StorageFullError.
         """
         if upload_id is None:
-            return Upload(self._directory, f"{secrets.token_hex(8)}-{secrets.token_hex(8)}.part", self._made)
+            return Upload(self._directory, new_temporary(), self._made, self._keep)
         origin = hashlib.sha256(upload_id.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         for older in self._directory.glob(f"{origin}-*.part"):
             older.unlink(missing_ok=True)
-        upload = Upload(self._directory, f"{origin}-{secrets.token_hex(8)}.part", self._made)
+        upload = Upload(self._directory, new_temporary(origin), self._made, self._keep)
         upload.open()
         return upload
 
@@ -176,11 +191,26 @@ class BlobStore:
         except FileNotFoundError:
             return 0
 
-    def open(self, name: str) -> int:
+    async def open(self, name: str) -> int:
         """A descriptor to read the blob; the caller closes it. It stays good when the blob is deleted meanwhile.
 
-        Raises ObjectNotFoundError.
+        Raises ObjectNotFoundError, and NodeUnavailableError where the object store has it alone, and is away.
         """
+        return self._open_here(name)
+
+    def reading(self, name: str) -> BinaryIO:
+        """The blob as a file. Blocks, for as long as it has to be fetched. Raises as `open`."""
+        return os.fdopen(self._open_here(name), "rb")
+
+    @asynccontextmanager
+    async def at_hand(self, *names: str) -> AsyncIterator[None]:
+        """Meanwhile these are files at their `path`. Raises as `open`."""
+        yield
+
+    async def hold(self, name: str) -> None:
+        """From now on it is a file at its `path`, until it is deleted. Raises as `open`."""
+
+    def _open_here(self, name: str) -> int:
         try:
             return os.open(self.path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
@@ -198,9 +228,11 @@ class BlobStore:
             each()
         _sync_directory(self._directory)
 
-    def sweep(self, known: Collection[str]) -> int:
+    def sweep(self, known: Collection[str], passing: Collection[str] = ()) -> int:
         """Remove what an earlier process left: blobs that no row names (`known` are those that one does), unfinished
-        uploads; of this process, uploads that have rested for a day. How many files that were."""
+        uploads; of this process, uploads that have rested for a day. How many files that were.
+
+        `passing` are those of the known ones that were committed so. Raises NodeUnavailableError."""
         names = frozenset(known)
         removed = 0
         for entry in self._entries():
@@ -219,6 +251,9 @@ class BlobStore:
             _sync_directory(self._directory)
         return removed
 
+    def check_gone(self, names: Iterable[str]) -> None:
+        """Raises NodeUnavailableError where some of these were deleted, and are still in the object store."""
+
     def used_bytes(self) -> int:
         """Bytes of all blobs and unfinished uploads."""
         total = 0
@@ -227,9 +262,17 @@ class BlobStore:
                 total += entry.stat(follow_symlinks=False).st_size
         return total
 
+    def _keep(self, blob: Blob) -> None:
+        """A blob is on the disk, to stay."""
+
     def _entries(self) -> Iterator[os.DirEntry[str]]:
         with os.scandir(self._directory) as entries:
             yield from (entry for entry in entries if entry.is_file(follow_symlinks=False))
+
+
+def new_temporary(origin: str | None = None) -> str:
+    """A name of something unfinished, which a sweep removes."""
+    return f"{origin or secrets.token_hex(8)}-{secrets.token_hex(8)}.part"
 
 
 def _remove(path: Path, descriptor: int, made: set[str]) -> None:
@@ -239,7 +282,8 @@ def _remove(path: Path, descriptor: int, made: set[str]) -> None:
 
 
 @contextmanager
-def _disk_full_told() -> Iterator[None]:
+def disk_full_told() -> Iterator[None]:
+    """Raises StorageFullError where the system says so."""
     try:
         yield
     except OSError as error:

@@ -130,6 +130,10 @@ class JobTable:
 
         return await self._run(names)
 
+    async def checkpoints(self) -> frozenset[str]:
+        """Those among them that are checkpoints, of use until the next one."""
+        return await self._run(lambda session: frozenset(filter(None, session.scalars(select(JobRow.checkpoint)))))
+
 
 def _row(session: Session, job: str) -> JobRow:
     row = session.get(JobRow, job)

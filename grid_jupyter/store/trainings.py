@@ -301,6 +301,10 @@ class TrainingRows(PlaceRows):
             found.update(state.values())
         return frozenset(found)
 
+    def report_blobs(self) -> frozenset[str]:
+        """Those among them that are reports, which go when they are in a checkpoint."""
+        return frozenset(name for name in self._session.scalars(select(Participation.blob)) if name)
+
     # -------------------------------------------------------------- devices
 
     def register(

@@ -1,4 +1,4 @@
-"""Blobs: there as a whole or not at all, under names of ours, and gone when they are deleted."""
+"""Blobs: there as a whole or not at all, under names of ours, gone when they are deleted; wherever they are kept."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from grid_jupyter.errors import Conflict, ObjectNotFoundError
 from grid_jupyter.store.blobs import Blob, BlobStore
+from grid_jupyter.store.cache import Cache
+from grid_jupyter.store.cached_blobs import CachedBlobStore
+from grid_jupyter.store.objects import ObjectStore
 
 
 @pytest.fixture
@@ -23,8 +27,18 @@ def directory(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(directory: Path) -> BlobStore:
-    return BlobStore(directory)
+def make(directory: Path, objects: ObjectStore | None) -> Callable[[], BlobStore]:
+    """A store as a process of its own has it: the contract is that of all kinds of them."""
+
+    def made() -> BlobStore:
+        return BlobStore(directory) if objects is None else CachedBlobStore(directory, objects, Cache(1 << 20))
+
+    return made
+
+
+@pytest.fixture
+def store(make: Callable[[], BlobStore]) -> BlobStore:
+    return make()
 
 
 def put(store: BlobStore, data: bytes, upload_id: str = "upload") -> Blob:
@@ -34,7 +48,7 @@ def put(store: BlobStore, data: bytes, upload_id: str = "upload") -> Blob:
 
 
 def read(store: BlobStore, name: str) -> bytes:
-    with os.fdopen(store.open(name), "rb") as file:
+    with store.reading(name) as file:
         return file.read()
 
 
@@ -68,7 +82,7 @@ def test_an_upload_is_not_a_blob_before_its_commit(store: BlobStore, directory: 
         upload.write(b"half")
         (only,) = directory.iterdir()
         with pytest.raises(ObjectNotFoundError):
-            store.open(only.name)
+            store.reading(only.name)
         assert store.used_bytes() == 4
 
 
@@ -81,7 +95,7 @@ def test_the_callers_upload_id_never_becomes_a_file_name(store: BlobStore, direc
 
 @pytest.mark.parametrize("name", ["../outside", "", ".", "/etc/passwd", "A" * 32, "0" * 31, "0" * 32 + "\n"])
 def test_what_is_not_a_name_of_ours_is_not_found(store: BlobStore, name: str) -> None:
-    for attempt in (store.open, store.path, store.delete):
+    for attempt in (store.reading, store.path, store.delete):
         with pytest.raises(ObjectNotFoundError):
             attempt(name)
 
@@ -100,24 +114,27 @@ def test_an_upload_begun_again_gives_up_the_older_one(store: BlobStore, director
 
 def test_a_deleted_blob_is_gone_and_whoever_reads_it_reads_to_the_end(store: BlobStore, directory: Path) -> None:
     blob = put(store, b"secret")
-    with os.fdopen(store.open(blob.name), "rb") as reader:
+    with store.reading(blob.name) as reader:
         store.delete(blob.name)
         assert list(directory.iterdir()) == []
         assert reader.read() == b"secret"
     with pytest.raises(ObjectNotFoundError):
-        store.open(blob.name)
+        store.reading(blob.name)
     store.delete(blob.name)
 
 
-def test_a_sweep_removes_what_an_earlier_process_left_and_no_row_names(store: BlobStore, directory: Path) -> None:
+def test_a_sweep_removes_what_an_earlier_process_left_and_no_row_names(
+    store: BlobStore, directory: Path, make: Callable[[], BlobStore], objects: ObjectStore | None
+) -> None:
     named, orphan = put(store, b"named"), put(store, b"orphan")
     store.begin("interrupted").write(b"half")
     foreign = directory / "README"
     foreign.write_text("not a blob")
-    later = BlobStore(directory)  # the next process
-    assert later.sweep({named.name}) == 2
+    later = make()  # the next process
+    assert later.sweep({named.name}) == (2 if objects is None else 3)
     assert {path.name for path in directory.iterdir()} == {named.name, "README"}
     assert not (directory / orphan.name).exists()
+    assert objects is None or objects.list("blobs").keys() == {named.name}
 
 
 def test_a_sweep_spares_what_this_process_is_making(store: BlobStore) -> None:

@@ -1,0 +1,47 @@
+"""A server that speaks S3, on loopback: moto's."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+KEY, SECRET = "AKIAQUITEOPEN", "not-so-open/dont-tell"
+
+
+@contextmanager
+def s3_server(bucket: str = "ward7") -> Iterator[str]:
+    """Its address, with an empty bucket there."""
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    try:
+        host, port = running.get_host_and_port()
+        address = f"http://{host}:{port}"
+        file_system(address).mkdir(bucket)
+        yield address
+    finally:
+        running.stop()
+
+
+def file_system(address: str):
+    """The server as fsspec sees it."""
+    import s3fs
+
+    return s3fs.S3FileSystem(
+        endpoint_url=address, key=KEY, secret=SECRET, use_listings_cache=False, skip_instance_cache=True
+    )
+
+
+def options_file(address: str, file: Path) -> Path:
+    """What `--objects-options` names."""
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
+        json.dump({"endpoint_url": address, "key": KEY, "secret": SECRET}, out)
+    return file
