@@ -27,6 +27,8 @@ log = logging.getLogger("grid_jupyter")
 
 MAX_JSON_BYTES = 1 << 20
 """Length of a JSON body, in bytes."""
+NO_JSON = "Invalid JSON format. Send one JSON object in UTF-8; NaN and Infinity are no numbers in it"
+"""What is said of a body that cannot be read; it begins as in 0.2.9."""
 MAX_BODY_BYTES = 4 << 20
 """Length of any body that is not streamed, in bytes: beyond it the connection is closed unread."""
 BODY_TIMEOUT_S = 60.0
@@ -72,7 +74,7 @@ class JsonDoor(RequestHandler):
         except msgspec.ValidationError as error:
             raise BadRequest(f"Invalid JSON format. {error}") from None
         except (msgspec.DecodeError, RecursionError, UnicodeError):
-            raise BadRequest("Invalid JSON format.") from None
+            raise BadRequest(NO_JSON) from None
 
     def reply(self, answer: object, status: int = 200) -> None:
         """Answer with JSON."""

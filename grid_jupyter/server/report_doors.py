@@ -14,9 +14,9 @@ from grid_jupyter.cycles.service import Cycles
 from grid_jupyter.errors import BadRequest, GridError, LimitExceededError, NodeUnavailableError
 from grid_jupyter.server.door import Door
 from grid_jupyter.server.node_streams import OFFSET_HEADER, READ, BulkDoor, byte_number, tell_progress
-from grid_jupyter.server.report_bytes import of_text
+from grid_jupyter.server.report_bytes import of_text, parted
 from grid_jupyter.server.training_doors import TrainingDoor, decode
-from grid_jupyter.wire.training import MAX_METRICS_BYTES, Report, Samples
+from grid_jupyter.wire.training import MAX_METRICS_BYTES, Samples
 
 MAX_JSON_REPORT_BYTES = 64 << 20
 """Length of a report in base64; larger ones come as bytes."""
@@ -128,7 +128,8 @@ class ReportDoor(TrainingDoor, BulkDoor):
         if self._finished:
             return
         if self._is_json:
-            await report_text(self.cycles, bytes(self._body))
+            body, self._body = self._body, bytearray()
+            await report_text(self.cycles, body)
             self.reply({"status": "success"})
             return
         if self._arriving is not None and self._body:
@@ -161,9 +162,9 @@ class ReportDoor(TrainingDoor, BulkDoor):
         self._text_bytes = 0
 
 
-async def report_text(cycles: Cycles, body: bytes) -> None:
+async def report_text(cycles: Cycles, body: bytes | bytearray) -> None:
     """A report as JSON, its diff in base64."""
-    report = await asyncio.to_thread(decode, body, Report)
+    report, diff = await asyncio.to_thread(parted, body)
     samples = report.train_num_samples or report.num_samples
     if len(bytes(report.metrics)) > MAX_METRICS_BYTES:
         raise LimitExceededError(f"the metrics of a report have at most {MAX_METRICS_BYTES} bytes as JSON")
@@ -172,7 +173,7 @@ async def report_text(cycles: Cycles, body: bytes) -> None:
     arriving = await cycles.begin_report(report.worker_id, report.request_key)
     arriving.measured = measured
     try:
-        upload = await asyncio.to_thread(of_text, cycles.blobs, report.diff)
+        upload = await asyncio.to_thread(of_text, cycles.blobs, diff)
     finally:
         cycles.end_report(arriving)
     await cycles.finish_report(arriving, upload, samples)

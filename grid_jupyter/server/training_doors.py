@@ -21,7 +21,7 @@ from grid_jupyter.errors import (
 )
 from grid_jupyter.identity.accounts import Account
 from grid_jupyter.node.uploads import Uploads, check_may_publish
-from grid_jupyter.server.door import Door
+from grid_jupyter.server.door import NO_JSON, Door
 from grid_jupyter.server.node_streams import PART, BulkDoor, NodeDoor, UploadIn, byte_number
 from grid_jupyter.wire.answers import Hosted
 from grid_jupyter.wire.training import Authenticate, CycleRequest, HostTraining, Which
@@ -290,7 +290,7 @@ def decode(body: bytes, kind: Any) -> Any:
     except msgspec.ValidationError as error:
         raise BadRequest(f"Invalid JSON format. {error}") from None
     except (msgspec.DecodeError, RecursionError, UnicodeError):
-        raise BadRequest("Invalid JSON format.") from None
+        raise BadRequest(NO_JSON) from None
 
 
 TRAINING_RULES: list[tuple[str, type[Door]]] = [
