@@ -175,6 +175,10 @@ def _check_together(terms: Terms) -> None:
             "max_workers and goal_count need a cycle_length: a device that left would keep its place for ever",
         ),
         (
+            not terms.worker_participation_mode and not bounded and not terms.asynchronous,
+            "worker_participation_mode 0 needs a cycle_length: if those who came in time leave, nobody else may come",
+        ),
+        (
             terms.drop_rate is not None and terms.goal_count is None,
             "drop_rate is a part of goal_count, which is missing",
         ),

@@ -87,6 +87,7 @@ def test_an_unknown_key_is_refused_with_the_list_of_known_ones():
         ({"num_cycles": "5"}, "num_cycles"),
         ({"num_cycles": True}, "num_cycles"),
         ({"max_norm": 0}, "max_norm"),
+        ({"worker_participation_mode": 0, "min_diffs": 2}, "worker_participation_mode 0 needs a cycle_length"),
         ({"worker_participation_mode": 2}, "worker_participation_mode"),
         ({"drop_rate": 1.5, "goal_count": 2, "cycle_length": 9}, "drop_rate"),
     ],
@@ -237,7 +238,7 @@ def test_a_lone_worker_is_never_drawn_against_and_of_many_as_many_are_drawn_as_t
 
 def test_who_registers_after_training_began_waits_where_participation_mode_is_0():
     for mode, expected in ((0, Reject), (1, Accept)):
-        terms = read_terms({"worker_participation_mode": mode})
+        terms = read_terms({"worker_participation_mode": mode, "cycle_length": 100})
         state, first = asked(terms, begin(terms, 0.0), 5.0, registered=1.0)
         assert first == Accept()
         assert asked(terms, state, 6.0, registered=5.0)[1] == Accept()
