@@ -111,11 +111,16 @@ class Form:
                     square = float(numpy.dot(moved, moved))
                 if not math.isfinite(square):
                     if not numpy.isfinite(part).all():
-                        raise InvalidDataError(f"{_said(name)} has NaN or infinite values in the report")
+                        raise InvalidDataError(
+                            f"{_said(name)} has NaN or infinite values in the report; train anew from the model as it "
+                            "came, perhaps in smaller steps"
+                        )
                     square = float(numpy.sum(numpy.square(moved, dtype=numpy.float64)))
                 squares += square
         if max_norm is not None and not squares <= max_norm * max_norm:
-            raise InvalidDataError(f"the report changes the model by more than the bound {max_norm:g} on its norm")
+            raise InvalidDataError(
+                f"the report changes the model by more than the bound {max_norm:g} on its norm; scale it down"
+            )
 
 
 def flattened(tensor: Readable) -> Readable:

@@ -262,7 +262,9 @@ def _too_slow(terms: Terms, event: Asked) -> str:
 
 def _reported(terms: Terms, state: Training, event: Reported, now: float) -> Result:
     if event.place == "reported":
-        return state, (Late("this worker has reported in this cycle already; a report counts once"),)
+        return state, (
+            Late("this worker has reported in this cycle already; a report counts once; ask for the next one"),
+        )
     if terms.staleness(event.sequence, state.sequence) is None or state.phase != "open":
         return state, (Late("the cycle of this request_key is closed; ask for the next one"),)
     if event.place != "assigned":

@@ -64,13 +64,12 @@ def header_length(prefix: bytes, file_bytes: int) -> int:
     if len(prefix) != PREFIX_BYTES:
         raise InvalidDataError("this is no safetensors file: it is shorter than the length that it must begin with")
     length: int = _PREFIX.unpack(prefix)[0]
-    if length > MAX_BLOB_HEADER_BYTES:
-        raise LimitExceededError(
-            f"the file is no safetensors file, or its header of {length} bytes is over the limit of "
-            f"{MAX_BLOB_HEADER_BYTES}"
-        )
     if PREFIX_BYTES + length > file_bytes:
-        raise InvalidDataError(f"the safetensors file ends before its header of {length} bytes does")
+        raise InvalidDataError(
+            f"this is no safetensors file, or it was cut: it ends before its header of {length} bytes does"
+        )
+    if length > MAX_BLOB_HEADER_BYTES:
+        raise LimitExceededError(f"its header of {length} bytes is over the limit of {MAX_BLOB_HEADER_BYTES}")
     return length
 
 
@@ -219,7 +218,9 @@ def _check_ranges(tensors: tuple[BlobTensor, ...], start: int, file_bytes: int) 
             raise InvalidDataError(f"the tensor {_clip(tensor.name)} overlaps another one, or leaves a gap before it")
         at = tensor.end
     if at != file_bytes:
-        raise InvalidDataError(f"the tensors end at byte {at}, the safetensors file at byte {file_bytes}")
+        raise InvalidDataError(
+            f"the tensors end at byte {at}, the safetensors file at byte {file_bytes}; send it whole"
+        )
 
 
 def _check_count(count: int) -> None:

@@ -174,7 +174,7 @@ def test_a_header_length_over_the_limit_is_refused_before_the_header_is_read() -
             self.asked += size or 0
             return super().read(size)
 
-    file = Watched(struct.pack("<Q", MAX_BLOB_HEADER_BYTES + 1) + b"{}")
+    file = Watched(struct.pack("<Q", MAX_BLOB_HEADER_BYTES + 1) + bytes(MAX_BLOB_HEADER_BYTES + 1))
     with pytest.raises(LimitExceededError, match=str(MAX_BLOB_HEADER_BYTES)):
         read_header(file)
     assert file.asked == 8
