@@ -207,7 +207,8 @@ def add_token(commands: Commands[argparse.ArgumentParser]) -> None:
         "token",
         _token,
         summary="make or end credentials on a Node or Network that runs here",
-        text="'issue' prints a new token of a user; it is shown once. 'revoke' ends all tokens of a user.",
+        text="'issue' prints a new token of a user; it is shown once. 'revoke' ends all tokens of a user. "
+        "With --role an account that was deleted comes back, with all that its name may do.",
         examples=(
             "  jupyter grid token issue Bob --store                  # kept for user='Bob' in notebooks\n"
             "  jupyter grid token issue Ana --node Bob --role User --expires 30d\n"
