@@ -77,7 +77,7 @@ def loss_of(tensors: dict[str, Any], x: Any, y: Any) -> float:
     return float((numpy.log(numpy.exp(scores).sum(axis=1)) - scores[numpy.arange(len(y)), y]).mean())
 
 
-def test_what_devices_measure_becomes_a_table_a_csv_and_a_plot(
+def test_17_what_devices_measure_becomes_a_table_a_csv_and_a_plot(
     node: GridProcess, pat: ModelCentricFLClient, plan: Plan, tmp_path: Path
 ):
     host(pat, plan, "digits", num_cycles=3, min_diffs=2, max_diffs=2)
@@ -140,7 +140,7 @@ def test_a_device_that_measures_nothing_tells_nothing(node: GridProcess, pat: Mo
     assert len(pat.metrics("silent")) == 0
 
 
-def test_metrics_by_plain_http_by_the_names_of_the_fork_and_by_its_websocket(
+def test_18_metrics_by_plain_http_by_the_names_of_the_fork_and_by_its_websocket(
     node: GridProcess, pat: ModelCentricFLClient, plan: Plan
 ):
     host(pat, plan, "plain", max_diffs=9)

@@ -62,7 +62,7 @@ def run(state: Path, work: Callable[[World], Awaitable[Any]], **options: Any) ->
 # ------------------------------------------------------------------ checkpoints
 
 
-def test_a_checkpoint_is_the_model_minus_the_mean_of_the_reports_by_their_samples(tmp_path: Path):
+def test_21_and_23_a_checkpoint_is_the_model_minus_the_mean_of_the_reports_by_their_samples(tmp_path: Path):
     async def work(here: World) -> None:
         await here.host(max_diffs=2, num_cycles=2)
         first, second = await here.accepted(), await here.accepted()
