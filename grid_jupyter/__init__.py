@@ -52,6 +52,7 @@ _PUBLIC: dict[str, str] = {
     "local": "grid_jupyter.client.local",
     "make_hook": "grid_jupyter.client.sandbox",
     "move_module": "grid_jupyter.tensors.modules",
+    "jupyter_node": "grid_jupyter.client.jupyter_node",
     "owner": "grid_jupyter.client.owner",
     "recording": "grid_jupyter.tensors.recording",
     "private_tensor": "grid_jupyter.tensors.private",

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
+from jupyter_server.auth import passwd
 
 FAKE_NODE = [sys.executable, str(Path(__file__).with_name("fake_node.py"))]
 REAL_NODE = [sys.executable, "-m", "grid_jupyter.cli.main", "node"]
@@ -42,7 +43,8 @@ def _listens(port: int) -> bool:
 class Jupyter:
     """A Jupyter server as a process, under a base_url and with directories of its own.
 
-    `python`: that of another environment, where the extension is on because it is installed.
+    `python`: that of another environment, where the extension is on because it is installed. With a `password` it has
+    no token; an empty one: it asks nobody who he is.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Jupyter:
         node_command: list[str],
         module: str = "jupyter_server",
         python: Path | None = None,
+        password: str | None = None,
         **settings: object,
     ) -> None:
         self.home = home
@@ -69,7 +72,8 @@ class Jupyter:
                 "port": 0,
                 "root_dir": str(home / "root"),
             },
-            "IdentityProvider": {"token": self.token},
+            "IdentityProvider": {"token": self.token if password is None else ""},
+            "PasswordIdentityProvider": {"hashed_password": passwd(password) if password else ""},
             "JupyterNotebookApp": {"expose_app_in_browser": True},
             "LabApp": {"expose_app_in_browser": True},
             "GridExtension": {"node_command": node_command, "node_name": "Bob", "node_port": 0, **settings},

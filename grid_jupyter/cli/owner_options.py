@@ -100,7 +100,10 @@ def add_server(commands: Commands[argparse.ArgumentParser]) -> None:
         "server",
         _server,
         summary="start, stop or restart the Node of a Jupyter server of yours on this machine",
-        text="As the buttons of the Grid panel do. The token of the server is read where Jupyter keeps it for you.",
+        text=(
+            "As the buttons of the Grid panel do. The token of the server is read where Jupyter keeps it for you; "
+            "of one with a password alone you are asked for that."
+        ),
         examples="  jupyter grid server start\n  jupyter grid server stop --url http://localhost:8888/",
     )
     parser.add_argument("verb", choices=("status", "start", "stop", "restart"), help="what to do with the Node")

@@ -11,6 +11,8 @@ import pytest
 from jupyter_process import DEADLINE_S, FAKE_NODE, REAL_NODE, eventually
 
 from grid_jupyter.cli.main import main
+from grid_jupyter.client.jupyter_node import jupyter_node
+from grid_jupyter.errors import NotAuthenticatedError
 from grid_jupyter.server.owner_client import OwnerClient
 from grid_jupyter.server.running import read_running
 
@@ -48,6 +50,26 @@ def test_the_command_line_does_what_the_buttons_of_the_panel_do(start_jupyter, m
     said = capsys.readouterr().err
     assert "already kept running" in said
     assert "no such Jupyter server of yours" in said
+
+
+def test_a_server_with_a_password_alone_is_logged_in_to(start_jupyter, monkeypatch, capsys):
+    jupyter = start_jupyter(FAKE_NODE, password="a word")
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(jupyter.home / "runtime"))
+    pid = eventually(lambda: jupyter_node("status", password="a word")["pid"], "the start of the Node")
+    with pytest.raises(NotAuthenticatedError, match="does not take this password"):
+        jupyter_node("stop", password="another word")
+    assert psutil.pid_exists(pid)
+    assert main(["server", "stop"]) == 1  # nobody is there to be asked
+    assert "jupyter_node(…, password=…)" in capsys.readouterr().err
+    assert jupyter_node("stop", url=jupyter.url, password="a word")["state"] == "stopped"
+    assert not psutil.pid_exists(pid)
+    assert jupyter_node("restart", password="a word")["state"] in ("starting", "running")
+
+
+def test_a_server_that_asks_nobody_who_he_is_needs_no_password(start_jupyter, monkeypatch):
+    jupyter = start_jupyter(FAKE_NODE, password="")
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(jupyter.home / "runtime"))
+    assert jupyter_node("stop")["state"] == "stopped"
 
 
 def test_a_killed_node_comes_back_as_a_new_process(start_jupyter, node_command):
