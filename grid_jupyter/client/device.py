@@ -124,7 +124,8 @@ class Device:
                     else:
                         answer = self._line.cycle_request(worker_id, model, version, speeds)
                     if answer["status"] == "accepted":
-                        trained = self._cycle(worker_id, answer, data, tried, plan, epochs, seed, reports)
+                        then = None if self._listen or len(done) + 1 == cycles else speeds
+                        trained = self._cycle(worker_id, answer, data, tried, plan, epochs, seed, reports, then)
                         done.append(trained)
                         each(trained)
                     elif "timeout" not in answer:
@@ -141,6 +142,7 @@ class Device:
         epochs: int,
         seed: int,
         reports: Reports,
+        then: dict[str, float] | None,
     ) -> Trained:
         key, cycle = answer["request_key"], int(answer["cycle_id"])
         reports.check(answer)
@@ -157,7 +159,7 @@ class Device:
         after = {**training.params, **training.buffers}
         diff = {name: array - numpy.asarray(after.get(name, array)) for name, array in before.items()}
         measured = None if on is None else self._measure(program, (before, {**before, **after}), on, answer)
-        counted = reports.send(worker_id, answer, diff, samples, random, measured)
+        counted = reports.send(worker_id, answer, diff, samples, random, measured, then)
         return Trained(cycle, samples, steps, counted, told, measured.metrics if measured else {})
 
     def _measure(

@@ -75,13 +75,14 @@ class Reports:
         samples: int,
         random: numpy.random.Generator,
         told: Told | None = None,
+        then: dict[str, float] | None = None,
     ) -> bool:
-        """Hand in a diff, and what was measured; False where it came too late. Raises what the Node reports, and
-        StorageFullError."""
+        """Hand in a diff, and what was measured; False where it came too late. `then` as TrainingLine.report has it.
+        Raises what the Node reports, and StorageFullError."""
         kind, residual, key = self._form(answer), self._residual, answer["request_key"]
         if kind != "topk" or residual is None:
             self._file = write_into(self._file, packed(diff, kind, random))
-            return self._send(Pending(worker_id, key, samples, self._file), told)
+            return self._send(Pending(worker_id, key, samples, self._file), told, then)
         residual.check(answer["model"], answer["version"], diff)
         whole = residual.added(diff)
         arrays = packed(whole, kind, keep=self._keep)
@@ -89,12 +90,14 @@ class Reports:
         after = {name: array - sent[name] for name, array in whole.items() if array.dtype.kind == "f"}
         pending = Pending(worker_id, key, samples, write_arrays(arrays))
         residual.begin(pending, after)
-        return self._settle(residual, pending, told)
+        return self._settle(residual, pending, told, then)
 
-    def _settle(self, residual: Residual, pending: Pending, told: Told | None = None) -> bool:
+    def _settle(
+        self, residual: Residual, pending: Pending, told: Told | None = None, then: dict[str, float] | None = None
+    ) -> bool:
         """Send a report of which this device does not know whether it counted, until it knows."""
         try:
-            counted = self._send(pending, told)
+            counted = self._send(pending, told, then)
         except (NodeUnavailableError, StorageFullError):
             raise  # it may count yet: the next start asks again
         except GridError:
@@ -106,11 +109,12 @@ class Reports:
             residual.dropped()
         return counted
 
-    def _send(self, pending: Pending, told: Told | None) -> bool:
+    def _send(self, pending: Pending, told: Told | None, then: dict[str, float] | None = None) -> bool:
         try:
             self._line.report(
-                pending.worker_id, pending.request_key, pending.data, pending.samples, zipped=self._zipped, told=told
-            )
+                pending.worker_id, pending.request_key, pending.data, pending.samples, zipped=self._zipped, told=told,
+                then=then,
+            )  # fmt: skip
         except Conflict:
             return False
         return True

@@ -13,13 +13,18 @@ from urllib.parse import urlencode
 import msgspec
 
 from grid_jupyter.client.measuring import Told
-from grid_jupyter.errors import GridError, NodeUnavailableError
+from grid_jupyter.errors import GridError, InvalidMessageError, NodeUnavailableError
 from grid_jupyter.link.http import Address, reported
+from grid_jupyter.wire.places import WITH_MODEL, parted
 
 PATIENCE_S = 60.0
 """How long a Node that does not answer is asked again."""
 WAIT_S = 25
 """How long the Node may think about a request for a place, until there is one."""
+_NEXT_S = 1
+"""The same for one that goes with a report: whoever trained is not kept waiting for long to know that it counts."""
+_INLINE = 1 << 20
+"""Bytes of a model that may come with a place."""
 _SPEED_BYTES = 1 << 20
 _PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0
@@ -38,6 +43,9 @@ class TrainingLine:
         self._patience_s = patience_s
         self._connection: http.client.HTTPConnection | None = None
         self._buffer = bytearray()
+        self._nonce = ""  # of the request for a place that has no answer yet
+        self._next: dict[str, Any] | None = None  # the answer to the one that went with a report
+        self._small: tuple[str, bytes] | None = None  # a model that came with its place, and the key of that
 
     def close(self) -> None:
         """Let the connection go."""
@@ -69,20 +77,30 @@ class TrainingLine:
         start_key: str = "",
     ) -> dict[str, Any]:
         """A place, or a rejection. `start_key` is that of the invitation, if there was one."""
-        asked = {"worker_id": worker_id, "model": model, "version": version, "wait_s": wait_s, **speeds}
-        asked["cycle_start_request_key"] = start_key
-        # sent again after a lost connection, it is answered with the same place
-        return self._json("/model-centric/cycle-request", {**asked, "nonce": secrets.token_hex(16)})
+        came, self._next = self._next, None
+        if came is not None:
+            return came
+        asked = {"worker_id": worker_id, "model": model, "version": version, "cycle_start_request_key": start_key}
+        answer = self._json("/model-centric/cycle-request", {**asked, **self._wanted(speeds, wait_s)})
+        self._nonce = ""
+        return answer
+
+    def _wanted(self, speeds: dict[str, float], wait_s: float) -> dict[str, Any]:
+        """A place as it is asked for. Until there is an answer it is the same one, however often it is asked for."""
+        self._nonce = self._nonce or secrets.token_hex(16)
+        return {**speeds, "wait_s": wait_s, "nonce": self._nonce, "inline_bytes": _INLINE}
 
     def get_model(self, worker_id: str, request_key: str, model_id: int) -> bytes | bytearray:
         """The checkpoint to train, as a safetensors file; of a line that `reuses`, good until the next is fetched."""
+        if self._small is not None and self._small[0] == request_key:
+            return self._small[1]
         query = urlencode({"worker_id": worker_id, "request_key": request_key, "model_id": model_id})
-        return self._exchange("GET", f"/model-centric/get-model?{query}")
+        return self._exchange("GET", f"/model-centric/get-model?{query}").data
 
     def get_plan(self, worker_id: str, request_key: str, plan_id: int) -> bytes:
         """A plan's document."""
         query = urlencode({"worker_id": worker_id, "request_key": request_key, "plan_id": plan_id})
-        return bytes(self._exchange("GET", f"/model-centric/get-plan?{query}"))
+        return bytes(self._exchange("GET", f"/model-centric/get-plan?{query}").data)
 
     def report(
         self,
@@ -93,18 +111,28 @@ class TrainingLine:
         *,
         zipped: bool,
         told: Told | None = None,
+        then: dict[str, float] | None = None,
     ) -> None:
         """Hand in a diff, a safetensors file, and what was measured. After a lost connection it goes on where
-        it was, or is sent again; it counts once."""
+        it was, or is sent again; it counts once. `then`: ask for the next place with it, with these speeds; the next
+        `cycle_request` has the answer."""
         asked: dict[str, Any] = {"worker_id": worker_id, "request_key": request_key}
         if samples is not None:
             asked["num_samples"] = samples
         if told is not None and told.metrics:
             asked["metrics"], asked["metrics_samples"] = msgspec.json.encode(told.metrics), told.samples
+        if then is not None:
+            asked["next"] = msgspec.json.encode(self._wanted(then, _NEXT_S))
         headers = {"Content-Type": "application/octet-stream"}
         if zipped:
             diff, headers["Content-Encoding"] = gzip.compress(diff, 1), "gzip"
-        self._exchange("POST", f"/model-centric/report?{urlencode(asked)}", diff, headers, goes_on=len(diff) > _PART)
+        path = f"/model-centric/report?{urlencode(asked)}"
+        said = self._exchange("POST", path, diff, headers, goes_on=len(diff) > _PART)
+        found = None if then is None or not said.data else self._decoded(said).get("next")
+        if isinstance(found, dict):
+            self._nonce = ""
+            # with a timeout there is no place yet: whoever asks by itself may wait for longer
+            self._next = None if "timeout" in found else found
 
     def speeds(self, worker_id: str) -> dict[str, float]:
         """ping in ms, download and upload in KiB/s, of a MiB each."""
@@ -132,11 +160,19 @@ class TrainingLine:
         }
 
     def _json(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        data = self._exchange("POST", path, msgspec.json.encode(body), {"Content-Type": "application/json"})
+        said = self._exchange("POST", path, msgspec.json.encode(body), {"Content-Type": "application/json"})
+        return self._decoded(said)
+
+    def _decoded(self, said: _Said) -> dict[str, Any]:
+        """An answer in JSON; a model that came with it stays here."""
         try:
-            return msgspec.json.decode(data, type=dict[str, Any])
-        except msgspec.MsgspecError:
+            data, model = parted(said.data) if said.media == WITH_MODEL else (said.data, None)
+            answer = msgspec.json.decode(data, type=dict[str, Any])
+        except (msgspec.MsgspecError, InvalidMessageError):
             raise GridError(f"{self.address.url} answered with something else than expected") from None
+        if model is not None:
+            self._small = str(answer.get("next", answer).get("request_key")), model
+        return answer
 
     def _exchange(
         self,
@@ -146,7 +182,7 @@ class TrainingLine:
         headers: dict[str, str] | None = None,
         *,
         goes_on: bool = False,
-    ) -> bytes | bytearray:
+    ) -> _Said:
         """With `goes_on`, a body whose connection was lost is sent from where it is known to be."""
         deadline, pause = time.monotonic() + self._patience_s, _PAUSE_S
         told, lost = headers or {}, False
@@ -154,7 +190,7 @@ class TrainingLine:
             try:
                 stands = self._stands(path) if goes_on and lost else _Stands()
                 if stands.complete:
-                    return b""
+                    return _Said("", b"")
                 if stands.offset and body is not None:
                     rest = memoryview(body)[stands.offset :]
                     response, data = self._ask("PATCH", path, rest, {**told, "Upload-Offset": str(stands.offset)})
@@ -170,7 +206,7 @@ class TrainingLine:
                 continue
             if response.status != 200:
                 raise reported(response.status, bytes(data), self.address.url)
-            return data
+            return _Said(response.headers.get("Content-Type", ""), data)
 
     def _stands(self, path: str) -> _Stands:
         """How much of a body came before its connection was lost."""
@@ -207,6 +243,11 @@ class TrainingLine:
         return NodeUnavailableError(
             f"{self.address.url} does not answer ({type(error).__name__}): is it running, and is the address right?"
         )
+
+
+class _Said(NamedTuple):
+    media: str
+    data: bytes | bytearray
 
 
 class _Stands(NamedTuple):

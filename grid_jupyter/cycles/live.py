@@ -16,9 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import msgspec
+from typing import TYPE_CHECKING, TypeVar
 
 from grid_jupyter.cycles import announcing, selection
 from grid_jupyter.cycles.averaging_plan import average
@@ -40,6 +38,7 @@ from grid_jupyter.cycles.machine import (
     timeout,
 )
 from grid_jupyter.cycles.metrics import Measured, keep
+from grid_jupyter.cycles.steps import Step, Steps
 from grid_jupyter.cycles.terms import Terms
 from grid_jupyter.errors import BadRequest, Conflict, GridError, NodeUnavailableError, NotFound, PlanInvalidError
 from grid_jupyter.push.bus import Bus
@@ -125,7 +124,7 @@ class Live:
         self.problem = ""
         """Why the cycle that is closing has no checkpoint yet."""
         self._watching: asyncio.Task[None] | None = None
-        self._steps: set[asyncio.Task[Any]] = set()
+        self._steps = Steps(ground.table, stored.id, ground.clock, self._announce)
         self.leaving = False  # it is being deleted: nobody registers, or asks, any more
         self._pushes = False  # some of its devices can be reached
         self._plans: list[StoredPlan] | None = None
@@ -147,8 +146,7 @@ class Live:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait([self._watching])
-        if self._steps:
-            await asyncio.wait(self._steps)
+        await self._steps.settled()
         await self.folding.closed()
         self._tell()
 
@@ -360,38 +358,27 @@ class Live:
         work: Callable[[TrainingRows, Training, float], tuple[Training, T]],
         then: Callable[[T], None] = lambda result: None,
     ) -> T:
-        """What happened, and how the training stands after it, are written together. Goes on where its caller is
-        cancelled: what is in the database must be known here too."""
-        task = asyncio.create_task(self._stepped(work, then))
-        self._steps.add(task)
-        task.add_done_callback(self._steps.discard)
-        return await asyncio.shield(task)
+        """What happened, and how the training stands after it, are written together; `then` is told what it came to."""
 
-    async def _stepped(
-        self, work: Callable[[TrainingRows, Training, float], tuple[Training, T]], then: Callable[[T], None]
-    ) -> T:
-        def run(rows: TrainingRows) -> tuple[Training, Training, T, int]:
-            state, now = msgspec.convert(rows.state(self.stored.id), Training), self._ground.clock()
-            after, result = work(rows, state, now)
-            if after != state:
-                rows.save(self.stored.id, msgspec.to_builtins(after))
-            if self._pushes:
-                announcing.announce(rows, self.stored, self.terms, state, after, now)
-            if rows.notices.queued:
-                self._ground.at("notices-written")
-            return state, after, result, rows.notices.queued
+        def happened(step: Step) -> None:
+            before, after = step.before, step.after
+            self.state = after
+            if after.attempt != before.attempt:
+                self._reported.clear()
+            then(step.result)
+            announcing.publish(self._ground.bus, self.stored, self.terms, before, after)
+            if step.queued:
+                self._ground.bus.publish("notices-queued", model=self.stored.name, version=self.stored.version)
+            if (after.phase, after.attempt, after.end) != (before.phase, before.attempt, before.end):
+                self._tell()
 
-        before, after, result, queued = await self._ground.table.transact(run)
-        self.state = after
-        if after.attempt != before.attempt:
-            self._reported.clear()
-        then(result)
-        announcing.publish(self._ground.bus, self.stored, self.terms, before, after)
-        if queued:
-            self._ground.bus.publish("notices-queued", model=self.stored.name, version=self.stored.version)
-        if (after.phase, after.attempt, after.end) != (before.phase, before.attempt, before.end):
-            self._tell()
-        return result
+        return await self._steps.take(work, happened)
+
+    def _announce(self, rows: TrainingRows, before: Training, after: Training, now: float) -> None:
+        if self._pushes:
+            announcing.announce(rows, self.stored, self.terms, before, after, now)
+        if rows.notices.queued:
+            self._ground.at("notices-written")
 
     def _gather(self, rows: TrainingRows, state: Training, now: float) -> Training:
         """Where the cycle waits for its pool: see whether it is large enough by now, and invite."""

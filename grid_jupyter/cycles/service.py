@@ -7,7 +7,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -26,6 +26,7 @@ from grid_jupyter.cycles.metrics import Metrics
 from grid_jupyter.cycles.onnx_plans import OnnxPlans
 from grid_jupyter.cycles.pushing import SLOW_GB, Pushing
 from grid_jupyter.cycles.room import Room
+from grid_jupyter.cycles.small_models import SmallModels
 from grid_jupyter.cycles.terms import Terms, advice, read_speed, read_terms
 from grid_jupyter.cycles.third_party import ThirdParty
 from grid_jupyter.errors import (
@@ -50,7 +51,7 @@ from grid_jupyter.store.trainings import (
     TrainingTable,
 )
 from grid_jupyter.wire import answers
-from grid_jupyter.wire.training import Authenticate, CycleRequest, HostTraining
+from grid_jupyter.wire.training import Authenticate, CycleRequest, HostTraining, NextPlace
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,6 +63,14 @@ log = logging.getLogger("grid_jupyter")
 
 HEADER_BYTES = 1 << 20
 """What a report may be longer than the model: another order of tensors, metadata."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """The answer to a request for a place, and the file of the model where it goes with it."""
+
+    answer: answers.Accepted | answers.Rejected
+    model: bytes | None = None
 
 
 class Cycles:
@@ -91,6 +100,7 @@ class Cycles:
         self._ground = Ground(self._table, blobs, folding, clock, at, bus or Bus(), lambda: self._tell())
         self._live: dict[int, Live] = {}
         self._places = KnownPlaces()
+        self._small_models = SmallModels(blobs)
         self._stopped = False
         self.room = Room(blobs, storage_bytes, time.monotonic)
         self.ending = Ending(
@@ -239,27 +249,42 @@ class Cycles:
 
         Raises NotFound, BadRequest, Conflict.
         """
+        return (await self.place(body)).answer
+
+    async def place(self, body: CycleRequest) -> Placed:
+        """The same, with the model where it is small. Raises as `request`."""
         live = self._find(body.model, body.version)
+        if body.cycle_start_request_key and not live.is_start(body.cycle_start_request_key):
+            wait_s = timeout(live.state, self._ground.clock())
+            return Placed(_rejected(Reject(wait_s, "this invitation was to another cycle")))
+        return await self._place(live, body.worker_id, body)
+
+    async def next_place(self, arriving: Arriving, asked: NextPlace) -> Placed | None:
+        """The next place of a device whose report counts; None where asking would be refused, as it will be told when
+        it asks by itself."""
+        try:
+            return await self._place(arriving.live, arriving.worker_id, asked)
+        except GridError:
+            return None
+
+    async def _place(self, live: Live, worker_id: str, body: NextPlace) -> Placed:
         terms, clock = live.terms, asyncio.get_running_loop().time
         read_speed("ping", body.ping, required=terms.measures_speed)
         download = read_speed("download", body.download, required=terms.minimum_download_speed is not None)
         upload = read_speed("upload", body.upload, required=terms.minimum_upload_speed is not None)
-        if body.cycle_start_request_key and not live.is_start(body.cycle_start_request_key):
-            return _rejected(Reject(timeout(live.state, self._ground.clock()), "this invitation was to another cycle"))
         until = clock() + body.wait_s
         while True:
-            answer = live.settled(body.worker_id) or await live.ask(
-                body.worker_id, body.nonce, download=download, upload=upload
-            )
+            answer = live.settled(worker_id) or await live.ask(worker_id, body.nonce, download=download, upload=upload)
             if isinstance(answer, Accepted):
                 self._ground.folds.prepare()
-                return await self._accepted(live, body.worker_id, answer)
+                accepted = await self._accepted(live, worker_id, answer)
+                return Placed(accepted, await self._small_models.get(answer.checkpoint, body.inline_bytes))
             left = until - clock()
-            if answer.timeout_s is None or left <= 0:
-                return _rejected(answer)
+            if answer.timeout_s is None or left <= 0 or self._stopped:
+                return Placed(_rejected(answer))
             await live.changed(min(left, answer.timeout_s))
             if self._stopped:
-                return _rejected(answer)
+                return Placed(_rejected(answer))
 
     async def _accepted(self, live: Live, worker_id: str, answer: Accepted) -> answers.Accepted:
         self._places.add(

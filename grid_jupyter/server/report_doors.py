@@ -16,7 +16,7 @@ from grid_jupyter.server.door import Door
 from grid_jupyter.server.node_streams import OFFSET_HEADER, READ, BulkDoor, byte_number, tell_progress
 from grid_jupyter.server.report_bytes import of_text, parted
 from grid_jupyter.server.training_doors import TrainingDoor, decode
-from grid_jupyter.wire.training import MAX_METRICS_BYTES, Samples
+from grid_jupyter.wire.training import MAX_METRICS_BYTES, NextPlace, Samples
 
 MAX_JSON_REPORT_BYTES = 64 << 20
 """Length of a report in base64; larger ones come as bytes."""
@@ -34,6 +34,7 @@ class ReportDoor(TrainingDoor, BulkDoor):
     _turn = 0
     _is_json = False
     _text_bytes = 0
+    _next: NextPlace | None = None
 
     async def prepare(self) -> None:
         self._body = bytearray()
@@ -58,6 +59,7 @@ class ReportDoor(TrainingDoor, BulkDoor):
             return
         samples = self._rows("train_num_samples") or self._rows("num_samples")
         measured = self._measured(samples)
+        self._next = self._wanted()
         arriving = await self.cycles.begin_report(self.one("worker_id"), self.one("request_key"))
         self._arriving, self._turn = arriving, arriving.begin_turn(self._give_way)
         arriving.measured, arriving.samples, arriving.size = measured, samples, self.length()
@@ -70,7 +72,7 @@ class ReportDoor(TrainingDoor, BulkDoor):
         arriving = await self.cycles.resume_report(self.one("worker_id"), self.one("request_key"), offset)
         if self.length() != arriving.size - offset:
             raise BadRequest("PATCH brings all that is missing of a report")
-        self._arriving, self._turn = arriving, arriving.begin_turn(self._give_way)
+        self._arriving, self._turn, self._next = arriving, arriving.begin_turn(self._give_way), self._wanted()
         self.take(self.length())
 
     def _give_way(self) -> None:
@@ -80,6 +82,11 @@ class ReportDoor(TrainingDoor, BulkDoor):
     def _measured(self, samples: int | None) -> Measured | None:
         told = decode(self.get_query_argument("metrics", "").encode(), dict[str, Any])
         return measured_of(told, self._rows("metrics_samples") or samples)
+
+    def _wanted(self) -> NextPlace | None:
+        """The place that the device asks for with its report."""
+        told = self.get_query_argument("next", "")
+        return decode(told.encode(), NextPlace) if told else None
 
     def _rows(self, name: str) -> int | None:
         told = self.get_query_argument(name, "")
@@ -144,7 +151,11 @@ class ReportDoor(TrainingDoor, BulkDoor):
             self.cycles.arrivals.give_up(arriving)
             raise
         await self.cycles.finish_report(arriving, upload, arriving.samples)
-        self.reply({"status": "success"})
+        placed = None if self._next is None else await self.cycles.next_place(arriving, self._next)
+        if placed is None:
+            self.reply({"status": "success"})
+        else:
+            self.tell({"status": "success", "next": placed.answer}, placed.model)
 
     async def patch(self) -> None:
         await self.post()

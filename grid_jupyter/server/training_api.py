@@ -17,8 +17,9 @@ from grid_jupyter.server.report_doors import REPORT_RULES
 from grid_jupyter.server.training_doors import TRAINING_RULES, TrainingDoor
 from grid_jupyter.wire import answers
 from grid_jupyter.wire.metrics import MetricsReport, UploadStats
+from grid_jupyter.wire.places import WITH_MODEL
 from grid_jupyter.wire.push import Listen, Notice, Received, SavePushToken, SendPush, WorkerStatus
-from grid_jupyter.wire.training import Authenticate, CycleRequest, HostTraining, Report, Samples, Which
+from grid_jupyter.wire.training import Authenticate, CycleRequest, HostTraining, NextPlace, Report, Samples, Which
 
 _Number = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -32,12 +33,14 @@ OFFSET = Named("Upload-Offset", "the byte of the body from which on this is", _N
 HERE = (Named("Upload-Offset", "bytes that are here", _Number), Named("Upload-Complete", "?1: all of it; ?0"))
 AFTER = Named("after", "`next` of the answer before", _Number)
 MEASURED = (NAME, VERSION, AFTER, Named("format", "of the answer", Literal["json", "csv"]))
+NEXT = Named("next", "NextPlace as JSON: what cycle-request would answer comes with this answer, as its `next`")
 REPORTED = (
     WORKER, KEY,
     Named("num_samples", "rows that the diff rests on; 1 without it", Samples),
     Named("train_num_samples", "the same by its name of 0.2.9", Samples),
     Named("metrics", "a JSON object of numbers by name: what was measured"),
     Named("metrics_samples", "rows that this was measured on; num_samples without it", Samples),
+    NEXT,
 )  # fmt: skip
 ENCODING = Named("Content-Encoding", "of the body: none, or gzip", Literal["gzip", "identity"])
 
@@ -75,7 +78,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ),
     ("POST", "/model-centric/cycle-request"): Operation(
         told="A place in the cycle, or when to ask again; without a timeout training is over",
-        bodies={JSON: CycleRequest}, answers={JSON: (answers.Accepted, answers.Rejected)},
+        bodies={JSON: CycleRequest}, answers={JSON: (answers.Accepted, answers.Rejected), WITH_MODEL: None},
         refused=(400, 401, 404, 409, 413),
     ),
     ("GET", "/model-centric/get-model"): Operation(
@@ -104,7 +107,8 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         told="A diff (original - trained), as a safetensors file, or in base64 within JSON. With 200 it counts, "
         "whatever happens to the Node",
         query=tuple(Named(one.name, f"{one.told} (of a report of bytes)", one.kind) for one in REPORTED),
-        headers=(LENGTH, ENCODING), bodies={BYTES: None, JSON: Report}, answers={JSON: answers.Done},
+        headers=(LENGTH, ENCODING), bodies={BYTES: None, JSON: Report},
+        answers={JSON: answers.Counted, WITH_MODEL: None},
         refused=(400, 401, 404, 409, 413, 503, 507),
     ),
     ("HEAD", "/model-centric/report"): Operation(
@@ -113,7 +117,8 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ),
     ("PATCH", "/model-centric/report"): Operation(
         told="The rest of a report that was cut; answered as the POST would have been",
-        query=(WORKER, KEY), headers=(LENGTH, OFFSET), bodies={BYTES: None}, answers={JSON: answers.Done},
+        query=(WORKER, KEY, NEXT), headers=(LENGTH, OFFSET), bodies={BYTES: None},
+        answers={JSON: answers.Counted, WITH_MODEL: None},
         refused=(400, 401, 404, 409, 413, 503, 507),
     ),
     ("POST", "/model-centric/metrics"): Operation(
@@ -181,7 +186,8 @@ TOLD = """\
 Training a model on devices whose data stays on them. `docs/protocol-model-centric.md` of grid_jupyter explains it: \
 the steps of a device, what a server_config may say, the forms of a diff. Devices need no account; a `worker_id` and a \
 `request_key` are secrets. An error is its status with `{"error", "code"}`, never a 200. Fields of a device's body \
-that are not described are not read.
+that are not described are not read. An answer of the type `application/vnd.grid-jupyter.place` is the length of the \
+JSON (8 bytes, little-endian), the JSON, and the safetensors file of the model; only who sends `inline_bytes` gets one.
 
 The same goes over a WebSocket at the Node's address: text messages `{"type", "data", "request_id"?}`, each answered \
 by `{"type", "data", "request_id"?}`; of an error, `data` is `Failed`. `data` has the schema of the route's body, and \
@@ -219,7 +225,7 @@ def training_document() -> dict[str, Any]:
             failed=answers.Failed,
             schemes=SCHEMES,
             is_open=_is_open,
-            beside=(Listen, Received, Notice),
+            beside=(Listen, Received, Notice, NextPlace),
             replaced={("HostTraining", "server_config"): _config()},
         )
     )

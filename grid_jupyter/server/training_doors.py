@@ -24,6 +24,7 @@ from grid_jupyter.node.uploads import Uploads, check_may_publish
 from grid_jupyter.server.door import NO_JSON, Door
 from grid_jupyter.server.node_streams import PART, BulkDoor, NodeDoor, UploadIn, byte_number
 from grid_jupyter.wire.answers import Hosted
+from grid_jupyter.wire.places import WITH_MODEL, with_model
 from grid_jupyter.wire.training import Authenticate, CycleRequest, HostTraining, Which
 
 MAX_HOSTING_BYTES = 32 << 20
@@ -41,6 +42,14 @@ class TrainingDoor(NodeDoor):
     def cycles(self) -> Cycles:
         cycles: Cycles = self.settings["cycles"]
         return cycles
+
+    def tell(self, answer: object, model: bytes | None) -> None:
+        """Answer with JSON, and a model behind it if there is one."""
+        if model is None:
+            self.reply(answer)
+        else:
+            self.set_header("Content-Type", WITH_MODEL)
+            self.finish(with_model(msgspec.json.encode(answer), model))
 
     def one(self, name: str) -> str:
         """A part of the query. Raises BadRequest without it."""
@@ -191,7 +200,8 @@ class CycleRequestDoor(TrainingDoor):
     open_to_all = frozenset({"POST"})
 
     async def post(self) -> None:
-        self.reply(await self.cycles.request(self.body(CycleRequest)))
+        placed = await self.cycles.place(self.body(CycleRequest))
+        self.tell(placed.answer, placed.model)
 
 
 class GetModel(TrainingDoor):

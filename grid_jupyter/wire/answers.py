@@ -18,6 +18,12 @@ class Done(TypedDict):
     status: Literal["success"]
 
 
+class Counted(Done, total=False):
+    """A report counts. `next`, where the report asked for it: what cycle-request would answer, Accepted or Rejected."""
+
+    next: dict[str, Any]
+
+
 class Told(Done):
     """It happened, in words of 0.2.9's fork."""
 

@@ -69,18 +69,25 @@ class Authenticate(Body, frozen=True):
     fcm_device_token: PushToken | None = None
 
 
-class CycleRequest(Body, frozen=True):
-    """A device asks for a place. `wait_s`: an answer may wait that long for something better than a rejection."""
+class NextPlace(Body, frozen=True):
+    """What a device says of a place that it wants. `wait_s`: an answer may wait that long for something better than a
+    rejection."""
 
-    worker_id: _Key
-    model: _Name
-    version: _Name | None = None
     ping: Figure = None  # ms
     download: Figure = None  # KiB/s
     upload: Figure = None
     wait_s: Annotated[float, msgspec.Meta(ge=0, le=60)] = 0
-    cycle_start_request_key: _Key = ""  # of the invitation, if there was one
     nonce: _Key = ""  # of the device's choice: asked again with the same one, it gets the same answer
+    inline_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0  # a model of so many bytes may come with the answer
+
+
+class CycleRequest(NextPlace, frozen=True, kw_only=True):
+    """A device asks for a place."""
+
+    worker_id: _Key
+    model: _Name
+    version: _Name | None = None
+    cycle_start_request_key: _Key = ""  # of the invitation, if there was one
 
 
 class Report(Body, frozen=True):

@@ -159,6 +159,8 @@ def test_a_whole_cycle_and_its_refusals_are_as_the_document_says(
     call("POST", "cycle-request", {**ask, "worker_id": "none"}, expect=404)
     assert "timeout" in call("POST", "cycle-request", {**ask, "upload": 0.5})
     place = call("POST", "cycle-request", ask)
+    assert call("POST", "cycle-request", {**ask, "inline_bytes": 1 << 20}).endswith(file[8:])
+    call("POST", "cycle-request", {**ask, "inline_bytes": -1}, expect=400)
     key = f"worker_id={worker}&request_key={place['request_key']}"
     wrong = f"worker_id={worker}&request_key=wrong"
     call("GET", f"get-model?{key}&model_id={place['model_id']}")
@@ -196,6 +198,10 @@ def test_a_whole_cycle_and_its_refusals_are_as_the_document_says(
     call("POST", "report", {**tells, "diff": text, "num_samples": 3}, Content_Type="application/json")
     call("HEAD", f"report?{key}")
     call("POST", f"report?{key}&num_samples=3", diff, **BYTES)
+    call("POST", f"report?{key}&next=1", diff, expect=400, **BYTES)
+    contract.component("NextPlace", {"upload": 20, "nonce": "b"})
+    asked = "%7B%22upload%22:20,%22download%22:20,%22ping%22:3%7D"
+    assert call("POST", f"report?{key}&next={asked}", diff, **BYTES)["next"]["status"] == "rejected"
     call("POST", f"report?{key}", save({name: 2 * one for name, one in model.items()}), expect=409, **BYTES)
 
     # those who host follow

@@ -1,0 +1,166 @@
+"""The next place comes with the answer to a report, a small model with its place, and what comes together is one
+transaction: each with the same result as one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+from cycle_world import MODEL, World, diff, world
+from safetensors.numpy import load
+
+from grid_jupyter.cycles.service import Placed
+from grid_jupyter.cycles.small_models import LARGEST
+from grid_jupyter.errors import InvalidMessageError, NotFound
+from grid_jupyter.store.database import Database
+from grid_jupyter.wire.places import parted, with_model
+from grid_jupyter.wire.training import CycleRequest, NextPlace
+
+
+async def report_and_ask(here: World, place: tuple[str, str], data: bytes, **wanted: Any) -> Placed | None:
+    """As the door does it."""
+    arriving = await here.cycles.begin_report(*place)
+    upload = here.cycles.blobs.begin()
+    upload.write(data)
+    await here.cycles.finish_report(arriving, upload, 1)
+    return await here.cycles.next_place(arriving, NextPlace(**wanted))
+
+
+def test_the_next_place_comes_with_the_answer_to_a_report_and_a_small_model_with_it(tmp_path: Path):
+    async def go() -> None:
+        async with world(tmp_path) as here:
+            await here.host(max_diffs=2, num_cycles=3)
+            first, second = await here.accepted(), await here.accepted()
+            asked = {"wait_s": 20, "nonce": "n", "inline_bytes": 1 << 20}
+            waits = asyncio.create_task(report_and_ask(here, first, diff(1, 2, 3), **asked))
+            await report_and_ask(here, second, diff(3, 2, 1))
+            placed = await waits
+            assert placed is not None
+            assert placed.model is not None
+            answer: Any = placed.answer
+            assert (answer["status"], answer["cycle_id"], answer["checkpoint"]) == ("accepted", 2, 2)
+            numpy.testing.assert_array_equal(load(placed.model)["w"], MODEL["w"] - numpy.float32([[2], [2], [2]]))
+            # who never heard that sends all of it again, and gets the same
+            again = await report_and_ask(here, first, diff(1, 2, 3), **asked)
+            assert again is not None
+            assert again.answer == placed.answer
+            by_itself = await here.ask(first[0], nonce="n")
+            assert by_itself == placed.answer
+            assert (await here.stands())["workers"] == 1
+
+    asyncio.run(go())
+
+
+def test_a_report_counts_whatever_becomes_of_the_place_that_was_asked_for_with_it(tmp_path: Path):
+    async def go() -> None:
+        async with world(tmp_path) as here:
+            await here.host(max_diffs=3, num_cycles=1)
+            places = [await here.accepted() for _ in range(3)]
+            waiting = await report_and_ask(here, places[0], diff(1, 1, 1))
+            assert waiting is not None
+            assert "timeout" in waiting.answer
+            assert await report_and_ask(here, places[1], diff(1, 1, 1), ping="fast") is None
+            await report_and_ask(here, places[2], diff(1, 1, 1))
+            stands = await here.stands(after=0)
+            assert (stands["completed"], stands["phase"]) == (1, "over")
+            told = await report_and_ask(here, places[0], diff(1, 1, 1))
+            assert told is not None
+            assert "timeout" not in told.answer
+
+    asyncio.run(go())
+
+
+def test_a_model_goes_along_only_where_it_is_small_and_wanted(tmp_path: Path):
+    async def go() -> None:
+        async with world(tmp_path) as here:
+            await here.host()
+            for wanted, comes in ((0, False), (10, False), (1 << 40, True)):
+                device = await here.device()
+                placed = await here.cycles.place(CycleRequest(worker_id=device, model="m", inline_bytes=wanted))
+                assert (placed.model is not None) == comes
+            large = {"w": MODEL["w"], "unused": numpy.zeros(LARGEST // 4, numpy.float32)}
+            await here.host("large", model=large)
+            device = await here.device("large")
+            placed = await here.cycles.place(CycleRequest(worker_id=device, model="large", inline_bytes=1 << 40))
+            assert placed.answer["status"] == "accepted"
+            assert placed.model is None
+
+    asyncio.run(go())
+
+
+def test_an_answer_with_a_model_that_ends_early_is_not_read():
+    whole = with_model(b'{"status":"accepted"}', b"model")
+    assert parted(whole) == (b'{"status":"accepted"}', b"model")
+    for end in (0, 7, 8, 20):
+        with pytest.raises(InvalidMessageError):
+            parted(whole[:end])
+    with pytest.raises(InvalidMessageError):
+        parted(b"\xff" * 8 + b"{}")
+
+
+def test_what_comes_together_is_one_transaction_and_what_fails_among_it_fails_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    transactions = 0
+    transact = Database._transact
+
+    def counted(self: Database, work: Any) -> Any:
+        nonlocal transactions
+        transactions += 1
+        return transact(self, work)
+
+    monkeypatch.setattr(Database, "_transact", counted)
+
+    async def go() -> None:
+        nonlocal transactions
+        async with world(tmp_path) as here:
+            await here.host(max_diffs=20)
+            devices = [await here.device() for _ in range(20)]
+            await here.ask(devices[0])  # knows the plans from here on
+            transactions = 0
+            answers = await asyncio.gather(*(here.ask(device) for device in devices[1:]))
+            assert {answer["status"] for answer in answers} == {"accepted"}
+            assert transactions <= 3
+            later = [await here.device() for _ in range(3)]
+            mixed = await asyncio.gather(
+                here.ask(later[0]), here.ask("nobody"), here.ask(later[1]), here.ask(devices[3]), here.ask(later[2]),
+                return_exceptions=True,
+            )  # fmt: skip
+            assert isinstance(mixed[1], NotFound)
+            assert [one["status"] for one in (mixed[0], mixed[2], mixed[3], mixed[4])] == [
+                "accepted", "accepted", "rejected", "accepted",
+            ]  # fmt: skip
+            stands = await here.stands()
+            assert stands["workers"] == 23
+
+    asyncio.run(go())
+
+
+def test_reports_that_come_together_count_once_each_and_make_the_checkpoint_of_those_one_after_the_other(
+    tmp_path: Path,
+):
+    async def go(state: Path, *, together: bool) -> Any:
+        async with world(state) as here:
+            await here.host(max_diffs=8)
+            places = [await here.accepted() for _ in range(8)]
+            files = [diff(number, -number / 7, 1e-3 * number) for number in range(8)]
+            if together:
+                arriving = [(await here.cycles.begin_report(*place)) for place in places]
+                uploads = []
+                for data in files:
+                    uploads.append(here.cycles.blobs.begin())
+                    uploads[-1].write(data)
+                pairs = zip(arriving, uploads, strict=True)
+                await asyncio.gather(*(here.cycles.finish_report(one, upload, 3) for one, upload in pairs))
+            else:
+                for place, data in zip(places, files, strict=True):
+                    await here.report(place, data, 3)
+            await here.stands(after=0)
+            return (await here.checkpoint())["w"]
+
+    numpy.testing.assert_allclose(
+        asyncio.run(go(tmp_path / "a", together=True)), asyncio.run(go(tmp_path / "b", together=False)), rtol=1e-6
+    )
