@@ -16,7 +16,7 @@ KEY, SECRET = "AKIAQUITEOPEN", "not-so-open/dont-tell"
 
 @contextmanager
 def s3_server(bucket: str = "ward7") -> Iterator[str]:
-    """Its address, with an empty bucket there."""
+    """Its address, with a bucket there."""
     pytest.importorskip("s3fs")
     server = pytest.importorskip("moto.server")
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -25,7 +25,7 @@ def s3_server(bucket: str = "ward7") -> Iterator[str]:
     try:
         host, port = running.get_host_and_port()
         address = f"http://{host}:{port}"
-        file_system(address).mkdir(bucket)
+        file_system(address).makedirs(bucket, exist_ok=True)  # what is in it is one for all servers of a process
         yield address
     finally:
         running.stop()

@@ -15,7 +15,7 @@ from grid_jupyter import __version__
 from grid_jupyter.cycles.fold_worker import FoldWorker, fold_workers
 from grid_jupyter.cycles.service import Cycles
 from grid_jupyter.cycles.third_party import ThirdParty
-from grid_jupyter.errors import BadRequest, DependencyError
+from grid_jupyter.errors import BadRequest, DependencyError, NodeUnavailableError
 from grid_jupyter.link.tls import tls_context
 from grid_jupyter.node.service import GridNode, local_workers
 from grid_jupyter.push.bus import Bus
@@ -180,7 +180,13 @@ def _push(options: NodeOptions) -> Notifier | None:
 
 async def _kept(options: NodeOptions, state: StateDir) -> NodeBlobs:
     """Where the bytes of this Node are. Raises what `claim` raises."""
-    objects = await asyncio.to_thread(claim, state.path, options.objects, options.name)
+    try:
+        objects = await asyncio.to_thread(claim, state.path, options.objects, options.name)
+    except NodeUnavailableError:
+        raise NodeUnavailableError(
+            "the object store cannot be used, for the reason that the log has: check --objects, that the bucket is "
+            "there, and the credentials"
+        ) from None
     if objects is not None:  # threads wait for the store as well as for the disk
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="grid"))
     return NodeBlobs(state.path, objects, options.objects_cache_bytes)

@@ -63,7 +63,7 @@ class ObjectStore:
         self._reading = reading
         self._fs, self._root = _file_system(address)
         protocols = (self._fs.protocol,) if isinstance(self._fs.protocol, str) else self._fs.protocol
-        self._local = "file" in protocols
+        self._local, self._s3 = "file" in protocols, "s3" in protocols
         self._owed: dict[str, bool] = {}  # keys that are to be deleted; whether that was tried, and failed
         self._lock = threading.Lock()
 
@@ -175,10 +175,23 @@ class ObjectStore:
 
     def tidy(self, folder: str) -> None:
         """Remove what a process that was killed has left half written."""
-        with self._told("be written to"):
-            for key, _ in self._keys(folder):
-                if _DRAFT.fullmatch(key):
-                    self._fs.rm_file(f"{self._root}/{folder}/{key}")
+        if self._local:
+            with self._told("be written to"):
+                for key, _ in self._keys(folder):
+                    if _DRAFT.fullmatch(key):
+                        self._fs.rm_file(f"{self._root}/{folder}/{key}")
+        elif self._s3:
+            try:
+                with self._told("tell of uploads that were cut"):
+                    self._end_uploads(folder)
+            except NodeUnavailableError:  # it takes rights of its own
+                log.warning("object store %s: give the bucket a rule that ends multipart uploads", self.url)
+
+    def _end_uploads(self, folder: str) -> None:
+        bucket, _, prefix = f"{self._root}/{folder}/".partition("/")
+        for one in self._fs.list_multipart_uploads(bucket):
+            if one["Key"].startswith(prefix) and _KEY.fullmatch(one["Key"][len(prefix) :]):
+                self._fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=one["Key"], UploadId=one["UploadId"])
 
     def _delete(self, keys: set[str]) -> None:
         with self._lock:

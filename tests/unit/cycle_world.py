@@ -123,12 +123,17 @@ class World:
 
 @asynccontextmanager
 async def world(
-    state: Path, clock: Callable[[], float] | None = None, at: Callable[[str], None] = lambda point: None, **more: Any
+    state: Path,
+    clock: Callable[[], float] | None = None,
+    at: Callable[[str], None] = lambda point: None,
+    blobs: BlobStore | None = None,
+    **more: Any,
 ) -> AsyncIterator[World]:
-    """The trainings of a directory, as long as the context lasts. `more` is for Cycles."""
+    """The trainings of a directory, as long as the context lasts; `blobs` are files there, or somewhere else too.
+    `more` is for Cycles."""
     database = Database(sqlite_url(state / "grid.db"))
     more = more if clock is None else {**more, "clock": clock}
-    made = Cycles(database, BlobStore(state / "training"), at=at, **more)
+    made = Cycles(database, blobs or BlobStore(state / "training"), at=at, **more)
     try:
         await made.start()
         yield World(made)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from s3_server import KEY, SECRET, options_file
+from s3_server import KEY, SECRET, file_system, options_file
 
 from grid_jupyter.cli.main import main
 from grid_jupyter.errors import BadRequest, Conflict, NodeUnavailableError, ObjectNotFoundError
@@ -289,6 +289,18 @@ def test_a_start_removes_objects_that_no_row_names_and_what_a_kill_left_half_wri
     assert read(again.blobs, named.name) == b"named"
     if place.protocol == "file":
         assert len(list((tmp_path / "store" / "blobs").iterdir())) == 2
+
+
+def test_a_start_ends_uploads_to_s3_that_a_kill_cut_and_no_others(state: Path, s3: str, tmp_path: Path) -> None:
+    address = at_url(f"s3://ward7/{tmp_path.name}", options_file(s3, tmp_path / "options.json"))
+    opened(state, address)
+    bucket, prefix = file_system(s3), tmp_path.name
+    ours = f"{prefix}/blobs/{'0' * 32}.{'a' * 64}"
+    others = {f"{prefix}/blobs/photo.jpg", f"{prefix}-2/blobs/{'0' * 32}.{'a' * 64}"}
+    for key in (ours, *others):
+        bucket.call_s3("create_multipart_upload", Bucket="ward7", Key=key)
+    opened(state, address)
+    assert {one["Key"] for one in bucket.list_multipart_uploads("ward7")} == others
 
 
 def test_a_start_tells_what_rows_name_and_nobody_has(
