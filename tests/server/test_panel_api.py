@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from typing import Any
 
@@ -17,6 +18,7 @@ from tornado.websocket import WebSocketClientConnection
 
 from grid_jupyter.server.extension import GridExtension
 from grid_jupyter.server.owner_client import OwnerClient
+from grid_jupyter.server.panel_api import GRID_API_RULES
 
 ROUTES = [
     ("GET", "openapi.json"),
@@ -40,6 +42,7 @@ ROUTES = [
     ("GET", "trainings"),
     ("POST", "trainings"),
     ("GET", "trainings/metrics"),
+    ("GET", "metrics"),
     ("POST", "network/search"),
 ]
 
@@ -80,11 +83,19 @@ async def test_a_stranger_gets_nothing_of_any_route(jp_fetch, header):
         assert b"datasets" not in refused.value.response.body
 
 
-@pytest.mark.parametrize("header", ["", "token wrong"])
+@pytest.mark.parametrize("header", ["", "token wrong", "Bearer gjt1_a_b"])
 async def test_a_stranger_gets_no_events(jp_ws_fetch, header):
     with pytest.raises(HTTPClientError) as refused:
         await jp_ws_fetch("grid", "api", "events", headers={"Authorization": header})
     assert refused.value.code == 403
+
+
+def test_no_route_is_missing_in_these_lists():
+    for pattern, door in GRID_API_RULES:
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"):
+            if method.lower() in vars(door) and not pattern.endswith("/events"):
+                named = [route for asked, route in ROUTES if asked == method]
+                assert any(re.fullmatch(pattern, f"grid/api/{route}") for route in named), (method, pattern)
 
 
 async def test_whom_the_authorizer_refuses_gets_nothing(jp_serverapp, jp_fetch, jp_ws_fetch, monkeypatch):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import signal
 import time
+from contextlib import closing
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
 from jupyter_process import DEADLINE_S, FAKE_NODE, REAL_NODE, eventually
+from test_panel_api import ROUTES
 
 from grid_jupyter.cli.main import main
 from grid_jupyter.client.jupyter_node import jupyter_node
@@ -64,6 +68,36 @@ def test_a_server_with_a_password_alone_is_logged_in_to(start_jupyter, monkeypat
     assert jupyter_node("stop", url=jupyter.url, password="a word")["state"] == "stopped"
     assert not psutil.pid_exists(pid)
     assert jupyter_node("restart", password="a word")["state"] in ("starting", "running")
+
+
+def test_who_is_logged_in_needs_what_only_pages_of_the_server_know_to_change_or_hear_something(start_jupyter):
+    """A page of somebody else's that the owner's browser shows sends his cookies along, and nothing more."""
+    jupyter = start_jupyter(FAKE_NODE, password="a word")
+    address = urlsplit(jupyter.url)
+
+    def ask(method: str, path: str, body: str | None = None, **headers: str) -> tuple[int, list[str]]:
+        connection = http.client.HTTPConnection(address.netloc, timeout=10)
+        connection.request(method, address.path + path, body, {"Cookie": cookies, **headers})
+        with closing(connection), connection.getresponse() as answer:
+            return answer.status, answer.headers.get_all("Set-Cookie", [])
+
+    cookies, repeated = "_xsrf=0123456789abcdef", {"X-XSRFToken": "0123456789abcdef"}
+    form = {"Content-Type": "application/x-www-form-urlencoded", **repeated}
+    _, made = ask("POST", "login", "password=a+word", **form)
+    cookies = "; ".join([cookies, *(one.partition(";")[0] for one in made)])
+    assert ask("GET", "grid/api/status", **repeated)[0] == 200
+    for method, path in ROUTES:
+        if method != "GET":
+            assert ask(method, f"grid/api/{path}")[0] == 403, path
+    upgrade = {
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "A" * 24,
+    }
+    assert ask("GET", "grid/api/events", **upgrade, Origin="http://elsewhere.example")[0] == 403
+    assert ask("GET", "grid/api/events", **upgrade, Origin=f"http://{address.netloc}")[0] == 101
+    assert ask("POST", "grid/api/node/stop", **repeated)[0] == 200
 
 
 def test_a_server_that_asks_nobody_who_he_is_needs_no_password(start_jupyter, monkeypatch):

@@ -18,6 +18,9 @@ import {
 } from '../parts';
 import { Absent } from './absent';
 
+/** Columns of a data set that are listed. */
+const SHOWN = 500;
+
 export function DatasetsView(props: {
   model: GridModel;
   publish: () => void;
@@ -156,6 +159,7 @@ function Dataset(props: {
               note={jobsOn(model, info.id, trans)}
             />
           </dl>
+          <Parts dataset={dataset} trans={trans} />
           <div className="jp-Grid-buttons">
             <Button
               label={trans.__('Edit…')}
@@ -173,6 +177,47 @@ function Dataset(props: {
       )}
       <Failure text={action.failed} />
     </li>
+  );
+}
+
+/** The columns of a table, or the arrays of a file, with what they hold. */
+function Parts(props: {
+  dataset: IDataset;
+  trans: TranslationBundle;
+}): JSX.Element | null {
+  const { dataset, trans } = props;
+  const { kind, columns, tensors } = dataset.info;
+  const [open, setOpen] = React.useState(false);
+  const parts =
+    kind === 'table'
+      ? columns.map(one => [one.name, one.dtype])
+      : tensors.map(one => [one.name, `${one.dtype} ${one.shape.join(' × ')}`]);
+  if (kind === 'tensor' || parts.length === 0) {
+    return null;
+  }
+  return (
+    <details
+      className="jp-Grid-more"
+      onToggle={event => setOpen(event.currentTarget.open)}
+    >
+      <summary>
+        {kind === 'table'
+          ? trans._n('%1 column', '%1 columns', parts.length)
+          : trans._n('%1 array', '%1 arrays', parts.length)}
+      </summary>
+      {open && (
+        <ul className="jp-Grid-log jp-Grid-parts">
+          {parts.slice(0, SHOWN).map(([name, form], index) => (
+            <li key={index}>
+              <bdi>{name}</bdi> <span className="jp-Grid-quiet">{form}</span>
+            </li>
+          ))}
+          {parts.length > SHOWN && (
+            <li>{trans.__('and %1 more', parts.length - SHOWN)}</li>
+          )}
+        </ul>
+      )}
+    </details>
   );
 }
 
