@@ -69,6 +69,9 @@ export function options(
           : palette[metrics.indexOf(line.metric) % palette.length],
         alpha: line.by ? 0.7 : 1,
         width: line.by ? 1 : 2,
+        dash: line.by
+          ? DASHES[metrics.indexOf(line.metric) % DASHES.length]
+          : [],
         spanGaps: true,
         points: {
           show: (drawn: uPlot) => !line.by && drawn.data[0].length < 40,
@@ -78,6 +81,9 @@ export function options(
     ]
   };
 }
+
+/** Of lines of the same colour: what one participant measured. */
+const DASHES = [[], [6, 4], [2, 3]];
 
 /** Neighbours differ, however many there are: the golden angle. */
 function colourOf(number: number): string {

@@ -124,7 +124,10 @@ const plugin: JupyterFrontEndPlugin<void> = {
           actions: [
             {
               label: trans.__('Open the Inbox'),
-              callback: () => app.shell.activateById(panel.id)
+              callback: () => {
+                app.shell.activateById(panel.id);
+                panel.showInbox();
+              }
             }
           ]
         }

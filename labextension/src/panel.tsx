@@ -59,7 +59,7 @@ export class GridPanel extends ReactWidget {
         <Section label={trans.__('My Node')}>
           <NodeView model={model} trans={trans} />
         </Section>
-        <Section label={trans.__('Inbox')} count={waiting}>
+        <Section label={trans.__('Inbox')} name="inbox" count={waiting}>
           <InboxView model={model} trans={trans} />
         </Section>
         <Section label={trans.__('Datasets')}>
@@ -77,6 +77,13 @@ export class GridPanel extends ReactWidget {
         </Section>
       </>
     );
+  }
+
+  /** Bring the Inbox into sight, opened. */
+  showInbox(): void {
+    const inbox = this.node.querySelector('[data-section=inbox]');
+    inbox?.querySelector<HTMLElement>('button[aria-expanded=false]')?.click();
+    inbox?.scrollIntoView();
   }
 
   private onChanged(): void {
@@ -100,13 +107,18 @@ export class GridPanel extends ReactWidget {
 /** A heading that opens and closes what stands below it. */
 function Section(props: {
   label: string;
+  name?: string;
   count?: number;
   children: React.ReactNode;
 }): JSX.Element {
   const [open, setOpen] = React.useState(true);
   const Caret = open ? caretDownIcon : caretRightIcon;
   return (
-    <section className="jp-GridSection" aria-label={props.label}>
+    <section
+      className="jp-GridSection"
+      aria-label={props.label}
+      data-section={props.name}
+    >
       <h2>
         <button
           type="button"

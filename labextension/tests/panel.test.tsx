@@ -215,6 +215,24 @@ test('the icon counts what waits, to ninety-nine', async () => {
   await eventually(() => expect(count()).toBeUndefined());
 });
 
+test('what leads to the Inbox opens it', async () => {
+  const button = () => section('Inbox').querySelector('h2 button')!;
+  await eventually(() => expect(button()).not.toBeNull());
+  press('Inbox', section('Inbox'));
+  await eventually(() =>
+    expect(button().getAttribute('aria-expanded')).toBe('false')
+  );
+  const shown = vi.fn();
+  Object.assign(section('Inbox'), { scrollIntoView: shown });
+  panel.showInbox();
+  await eventually(() =>
+    expect(button().getAttribute('aria-expanded')).toBe('true')
+  );
+  panel.showInbox();
+  expect(button().getAttribute('aria-expanded')).toBe('true');
+  expect(shown).toHaveBeenCalledTimes(2);
+});
+
 test('of ten thousand results only those in sight are drawn', async () => {
   const offers = Array.from({ length: 10_000 }, (_, id) =>
     offer({ id, name: `set ${id}` })

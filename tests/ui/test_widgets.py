@@ -208,6 +208,7 @@ def test_data_is_published_and_found_and_a_training_drawn_in_notebook_7(page, pl
     card.get_by_role("button", name="Take").click()
     expect(found.get_by_role("status")).to_contain_text(f"node.pointer({info.id_at_location})", timeout=PATIENCE_MS)
     rounds.scroll_into_view_if_needed()
+    expect(rounds.locator(".u-legend .u-value").first).to_have_text("30")
     page.screenshot(path=artefacts / "widgets-rounds.png")
     with page.expect_download() as saved:
         rounds.get_by_role("button", name="CSV").click()

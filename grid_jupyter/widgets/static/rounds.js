@@ -4,6 +4,13 @@ const HEIGHT = 240;
 const isLoss = line => /loss|error|mse|mae/i.test(line.metric);
 const titled = line => (line.by ? `${line.metric} · ${line.by}` : line.metric);
 const stem = text => text.replace(/[^\p{L}\p{N}._-]+/gu, '-').slice(0, 60) || 'curves';
+/** Where nothing is pointed at, the legend tells of the last round. */
+const latest = drawn =>
+  typeof drawn.cursor.idx !== 'number' && drawn.setLegend({ idx: drawn.data[0].length - 1 });
+
+/** Of lines of the same colour: what one participant measured. */
+const DASHES = [[], [6, 4], [2, 3]];
+
 /** Neighbours differ, however many there are: the golden angle. */
 const colourOf = number => `hsl(${(200 + number * 137.5) % 360}, 65%, 50%)`;
 
@@ -29,7 +36,12 @@ function options(node, unit, lines, zoomed) {
       { ...axis, size: 56 }
     ],
     cursor: { drag: { x: true, y: false } },
-    hooks: { setSelect: [drawn => drawn.select.width > 0 && zoomed(true)] },
+    hooks: {
+      ready: [latest],
+      setCursor: [latest],
+      setData: [latest],
+      setSelect: [drawn => drawn.select.width > 0 && zoomed(true)]
+    },
     series: [
       { label: unit },
       ...lines.map(line => ({
@@ -37,6 +49,7 @@ function options(node, unit, lines, zoomed) {
         stroke: line.by ? colourOf(people.indexOf(line.by)) : palette[metrics.indexOf(line.metric) % palette.length],
         alpha: line.by ? 0.7 : 1,
         width: line.by ? 1 : 2,
+        dash: line.by ? DASHES[metrics.indexOf(line.metric) % DASHES.length] : [],
         spanGaps: true,
         points: { show: line.values.length < 40 && !line.by }
       }))

@@ -83,18 +83,23 @@ export function Training(props: {
               : ''
           }
         />
-        <Fact
-          label={trans.__('Devices')}
-          value={trans._n(
-            '%1 has a place',
-            '%1 have a place',
-            training.workers
-          )}
-        />
-        <Fact
-          label={trans.__('Reports')}
-          value={trans.__('%1 in this cycle', training.reports)}
-        />
+        {training.phase !== 'over' && (
+          <>
+            {' '}
+            <Fact
+              label={trans.__('Devices')}
+              value={trans._n(
+                '%1 has a place',
+                '%1 have a place',
+                training.workers
+              )}
+            />
+            <Fact
+              label={trans.__('Reports')}
+              value={trans.__('%1 in this cycle', training.reports)}
+            />
+          </>
+        )}
         <Fact
           label={trans.__('Checkpoint')}
           value={String(training.checkpoint)}
