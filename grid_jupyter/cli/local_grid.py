@@ -21,9 +21,12 @@ from grid_jupyter.errors import BadRequest, Conflict, NodeUnavailableError, NotA
 from grid_jupyter.identity import roles, tokens
 from grid_jupyter.server.owner_client import OwnerClient
 from grid_jupyter.server.running import Running, listen, read_running, write_private
+from grid_jupyter.server.socket_places import WORKERS_SOCKET, private_socket
 from grid_jupyter.server.supervisor import ChildProcess
 from grid_jupyter.store.object_address import VARIABLE as OBJECTS
 from grid_jupyter.store.postgres import VARIABLE
+from grid_jupyter.wire.home import private_directory
+from grid_jupyter.worker.lending import Lender
 
 START_S = 60.0
 """Time for one process to be ready."""
@@ -76,6 +79,7 @@ class LocalGrid:
         self._ports = {
             name: node_port + number if node_port else _some_port() for number, name in enumerate(GRID_NODES)
         }
+        self._lender: Lender | None = None
         self._network = ChildProcess(self.network_dir, "network", on_line=partial(on_line, "Network"))
         self._members = [name for name in JOINING_ORDER if name in nodes]
         self._nodes = {
@@ -102,10 +106,12 @@ class LocalGrid:
 
     def node_options(self) -> list[str]:
         """The options that every Node of this grid has."""
-        return ["--allow-guests", "--public-tags"]
+        return ["--allow-guests", "--public-tags", "--workers", "shared"]
 
     async def start_network(self) -> None:
-        """Start the Network. Raises NodeUnavailableError."""
+        """Start the Network, and lend the Nodes Workers from here on. Raises NodeUnavailableError, Conflict."""
+        self._lender = Lender(private_socket(private_directory(self.home), WORKERS_SOCKET))
+        self._lender.start()
         await self._network.start(
             [
                 *_COMMAND,
@@ -127,6 +133,8 @@ class LocalGrid:
         self.node_addresses = {name: self.node_addresses[name] for name in GRID_NODES if name in self._members}
         self._forget_old_addresses()
         self._write_addresses()
+        if self._lender is not None:
+            self._lender.prepare()
 
     async def watch(self) -> None:
         """Keep local.json true: a process that was started again may have another address. Runs until cancelled."""
@@ -159,6 +167,8 @@ class LocalGrid:
         """End all of its processes, the Nodes first."""
         await asyncio.gather(*(node.stop() for node in self._nodes.values()))
         await self._network.stop()
+        if self._lender is not None:
+            await self._lender.stop()
 
     # ------------------------------------------------------------------ one Node
 
@@ -176,7 +186,8 @@ class LocalGrid:
             command = [*_COMMAND, "node", "--name", name, "--port", str(self._ports[name])]
             command += ["--state", str(self.node_dir(name)), "--network", self.network_address]
             command += [*self.node_options(), "--supervised", *self._verbose]
-            await child.start(command, {**os.environ, "GRID_JUPYTER_INVITE": await self.invite(name)})
+            place = {"GRID_JUPYTER_HOME": str(self.home), "GRID_JUPYTER_INVITE": await self.invite(name)}
+            await child.start(command, {**os.environ, **place})
             running = await child.ready(START_S)
         await self._meet_people(running)
         await self._joins(running)

@@ -161,7 +161,8 @@ def add_node(commands: Commands[argparse.ArgumentParser]) -> None:
     where = parser.add_argument_group("where Workers run, and how they are kept apart")
     where.add_argument(
         "--workers", type=values.workers, default="local", metavar="WHERE",
-        help="local, or a Dask scheduler: dask://HOST:8786 or tls://HOST:8786 (local)",
+        help="local; shared: likewise, but of the fork server that all Nodes of 'jupyter grid up' have together; or a "
+        "Dask scheduler: dask://HOST:8786 or tls://HOST:8786 (local)",
     )  # fmt: skip
     where.add_argument(
         "--workers-link", type=values.link, metavar="HOST[:PORT]",

@@ -51,10 +51,12 @@ def positive(text: str) -> int:
 
 
 def workers(text: str) -> str:
-    """Where Workers run: `local`, or a Dask scheduler's address."""
-    if text == "local" or re.fullmatch(r"(dask|tcp|tls)://[^/@\s]+:[0-9]{1,5}", text):
+    """Where Workers run: `local`, `shared`, or a Dask scheduler's address."""
+    if text in ("local", "shared") or re.fullmatch(r"(dask|tcp|tls)://[^/@\s]+:[0-9]{1,5}", text):
         return text
-    raise ArgumentTypeError("this is 'local', or the address of a Dask scheduler like dask://10.0.0.5:8786 or tls://…")
+    raise ArgumentTypeError(
+        "this is local, shared, or the address of a Dask scheduler like dask://10.0.0.5:8786 or tls://…"
+    )
 
 
 def device(text: str) -> tuple[str, ...]:

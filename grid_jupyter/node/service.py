@@ -308,11 +308,16 @@ class GridNode:
 
 
 def local_workers(
-    limits: worker.WorkerLimits, spare_workers: int, *, require_isolation: bool = False, wish: Wish = ON_CPU
+    limits: worker.WorkerLimits,
+    spare_workers: int,
+    *,
+    require_isolation: bool = False,
+    wish: Wish = ON_CPU,
+    shared: Path | None = None,
 ) -> WorkerPool[WorkerProcess]:
-    """Workers on this machine."""
+    """Workers on this machine; `shared` as WorkerPool has it."""
 
     def hold(number: int, sock: socket.socket) -> WorkerProcess:
         return WorkerProcess(number, here(sock))
 
-    return WorkerPool(limits, hold, spare_workers, require_isolation=require_isolation, wish=wish)
+    return WorkerPool(limits, hold, spare_workers, require_isolation=require_isolation, wish=wish, shared=shared)

@@ -43,8 +43,10 @@ from grid_jupyter.server.running import (
     told_to_end,
     warn_if_exposed,
 )
+from grid_jupyter.server.socket_places import WORKERS_SOCKET, socket_place
 from grid_jupyter.store.node_blobs import NodeBlobs
 from grid_jupyter.store.object_claim import claim
+from grid_jupyter.wire.home import data_home
 from grid_jupyter.wire.panel import Joined, NodeStatus
 from grid_jupyter.wire.worker import WorkerLimits
 from grid_jupyter.worker.backend import Workers
@@ -52,6 +54,7 @@ from grid_jupyter.worker.devices import Wish
 
 _THREADS = 32
 """Of a Node with an object store."""
+_ON_THIS_MACHINE = ("local", "shared")
 
 
 class NodeOwner:
@@ -140,9 +143,14 @@ def _workers(options: NodeOptions) -> Workers:
     )
     if options.device_memory_bytes and options.device != ("cpu",):
         raise BadRequest("--device-memory is what Workers on the CPU share: it goes with --device cpu")
-    if options.workers == "local":
+    if options.workers == "shared" and options.device != ("cpu",):
+        raise BadRequest("a fork server that Nodes share is for --device cpu: with GPUs each Node has its own")
+    if options.workers in _ON_THIS_MACHINE:
+        shared = socket_place(data_home(), WORKERS_SOCKET) if options.workers == "shared" else None
         wish = Wish(options.device, options.device_memory_bytes, options.device_parts)
-        return local_workers(limits, options.spare_workers, require_isolation=options.require_isolation, wish=wish)
+        return local_workers(
+            limits, options.spare_workers, require_isolation=options.require_isolation, wish=wish, shared=shared
+        )
     [device, *more] = options.device
     if more or device == "auto" or options.device_memory_bytes:
         raise BadRequest("on Dask say --device cpu, cuda, or one like cuda:0: each Dask worker has GPUs of its own")
@@ -213,7 +221,7 @@ async def _serve(options: NodeOptions, state: StateDir) -> None:
         postgres=options.database,
         kept=kept,
     )
-    if options.workers == "local":
+    if options.workers in _ON_THIS_MACHINE:
         folds = FoldWorker(fold_workers(require_isolation=options.require_isolation))
     else:
         folds = FoldWorker(workers, far=True)

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import errno
 import fcntl
-import hashlib
 import ipaddress
 import logging
 import os
@@ -14,9 +13,7 @@ import resource
 import secrets
 import signal
 import socket
-import stat
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -29,6 +26,7 @@ import msgspec
 
 from grid_jupyter import __version__
 from grid_jupyter.errors import Conflict, NotFound
+from grid_jupyter.server.socket_places import private_socket, socket_place
 from grid_jupyter.wire.home import private_directory
 from grid_jupyter.wire.limits import PROTOCOL
 
@@ -98,7 +96,7 @@ class NodeOptions:
     max_sessions: int = 16
     spare_workers: int = 2  # kept ready for the next sessions
     warm: bool = False  # load torch at the start
-    workers: str = "local"  # or the address of a Dask scheduler
+    workers: str = "local"  # shared: of the Nodes' common fork server; or the address of a Dask scheduler
     workers_link: tuple[str, int] | None = None  # where Dask workers reach this Node
     workers_tls: tuple[Path, Path, Path] | None = None  # CA, certificate and key, for a scheduler that uses TLS
     workers_resources: tuple[tuple[str, float], ...] = ()  # what one Worker takes of a Dask worker
@@ -180,23 +178,10 @@ class StateDir:
 
     def socket_path(self, name: str = OWNER_SOCKET) -> Path:
         """Where a unix socket goes: in a 0700 directory of ours, at a path short enough for the kernel."""
-        path = self._socket_path(name)
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        found = path.parent.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-            raise Conflict(f"{path.parent} belongs to somebody else; set XDG_RUNTIME_DIR to a directory of yours")
-        path.parent.chmod(0o700)
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()  # left by one that was killed: we hold the lock
-        return path
+        return private_socket(self.path, name)  # a socket that is left over is a killed one's: we hold the lock
 
     def _socket_path(self, name: str = OWNER_SOCKET) -> Path:
-        runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-        base = Path(runtime) if runtime and os.access(runtime, os.W_OK) else Path(tempfile.gettempdir())
-        if len(os.fsencode(base)) > 50:  # the kernel's limit for the whole path is some 100 bytes
-            base = Path("/tmp")  # noqa: S108 - the directory made in it is private, and checked
-        mark = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]
-        return base / f"grid-jupyter-{os.getuid()}-{mark}" / name
+        return socket_place(self.path, name)
 
 
 def is_held(lock_file: Path) -> bool:

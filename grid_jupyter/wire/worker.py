@@ -300,8 +300,23 @@ class Kill(Message, frozen=True, tag="kill"):
     worker: int
 
 
+class Lend(Message, frozen=True, tag="lend"):
+    """To a fork server that Nodes share: a fork of it is to serve the Node at the socket sent along. `isolation` is how
+    it is kept apart, in words."""
+
+    isolation: str
+
+
+class Borrow(Message, frozen=True, tag="borrow"):
+    """To such a fork, before all else: what it and its Workers say goes into the pipe sent along."""
+
+
 class Ready(Message, frozen=True, tag="ready"):
-    """From the fork server: what Workers need is loaded."""
+    """From the fork server: what Workers need is loaded. One that is lent says how it is kept apart, and what release
+    of grid_jupyter it is."""
+
+    isolation: str = ""
+    version: str = ""
 
 
 class Ended(Message, frozen=True, tag="ended"):
@@ -313,6 +328,8 @@ class Ended(Message, frozen=True, tag="ended"):
 
 
 fork_decoder: msgspec.msgpack.Decoder[Union[Fork, Kill]] = msgspec.msgpack.Decoder(Union[Fork, Kill])
+lend_decoder: msgspec.msgpack.Decoder[Lend] = msgspec.msgpack.Decoder(Lend)
+borrow_decoder: msgspec.msgpack.Decoder[Borrow] = msgspec.msgpack.Decoder(Borrow)
 event_decoder: msgspec.msgpack.Decoder[Union[Ready, Ended]] = msgspec.msgpack.Decoder(Union[Ready, Ended])
 
 

@@ -12,6 +12,7 @@ import errno
 import os
 import platform
 import resource
+import signal
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ THREADS = 2048
 _SPARE_FILE_BYTES = 64 << 20
 """How much larger than a session's memory one file of its may be: a value and its header."""
 
-_PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 4, 22, 38
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
 _SECCOMP_FILTER = 2
 _CLONE_THREAD, _CLONE_NEW = 0x00010000, 0x7E020000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 
@@ -92,6 +93,13 @@ def confine(memory_bytes: int, device_files: Sequence[str] = ()) -> None:
 def hide() -> None:
     """Let no process of the same user look into this one, nor write to it; its children inherit that."""
     _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def end_with(parent: int) -> None:
+    """Be killed when the process that forked this one, whose id this is, ends in whatever way."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before that
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _limit(which: int, most: int) -> None:

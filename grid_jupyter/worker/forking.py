@@ -17,11 +17,13 @@ from collections.abc import Callable
 
 from grid_jupyter.wire import frames, worker
 from grid_jupyter.worker.channel import Channel
-from grid_jupyter.worker.confinement import confine, hide
+from grid_jupyter.worker.confinement import confine, end_with, hide
 from grid_jupyter.worker.devices import device_files
 
 _QUIET_S = 2.0
 """How long nothing is asked until what only some Workers need is loaded as well."""
+
+_READY = worker.Ready()
 
 Settle = Callable[[worker.WorkerLimits], None]
 """Makes a fork a Worker of its own, before it is confined."""
@@ -29,8 +31,15 @@ Serve = Callable[[socket.socket, worker.WorkerLimits], None]
 """The Worker's whole life."""
 
 
-def serve_forks(descriptor: int, settle: Settle, serve: Serve, complete: Callable[[], None] = lambda: None) -> None:
-    """Serve fork requests until the channel closes; `complete` is called once, when nothing is asked for a while."""
+def serve_forks(
+    descriptor: int,
+    settle: Settle,
+    serve: Serve,
+    complete: Callable[[], None] = lambda: None,
+    ready: worker.Ready = _READY,
+) -> None:
+    """Say `ready` and serve fork requests until the channel closes; `complete` is called once, when nothing is asked
+    for a while."""
     hide()
     control = socket.socket(fileno=descriptor)
     channel = Channel(control)
@@ -45,7 +54,7 @@ def serve_forks(descriptor: int, settle: Settle, serve: Serve, complete: Callabl
     selector.register(control, selectors.EVENT_READ)
     selector.register(wake_out, selectors.EVENT_READ)
     gc.freeze()  # what is loaded by now lives as long as the Workers do: their collections need not look at it
-    channel.send(frames.encode(worker.Ready()))
+    channel.send(frames.encode(ready))
     completed = False
     while True:
         events = selector.select(None if completed else _QUIET_S)
@@ -61,7 +70,7 @@ def serve_forks(descriptor: int, settle: Settle, serve: Serve, complete: Callabl
                 continue
             try:
                 asked: tuple[memoryview, list[int]] | None = channel.receive()
-            except EOFError:
+            except (EOFError, ConnectionResetError):
                 signal.set_wakeup_fd(-1)
                 for pid in children:
                     with contextlib.suppress(ProcessLookupError):
@@ -74,8 +83,10 @@ def serve_forks(descriptor: int, settle: Settle, serve: Serve, complete: Callabl
                     _kill(children, fork.worker)
                     asked = channel.received()
                     continue
+                server = os.getpid()
                 pid = os.fork()
                 if pid == 0:
+                    end_with(server)
                     selector.close()
                     channel.close()
                     for sock in (wake_in, wake_out):
@@ -102,7 +113,8 @@ def _report(channel: Channel, children: dict[int, int]) -> None:
             signal=os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0,
             status=os.WEXITSTATUS(status) if os.WIFEXITED(status) else 0,
         )
-        channel.send(frames.encode(ended))
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the Node is gone, and will be seen to be
+            channel.send(frames.encode(ended))
 
 
 def _worker(descriptor: int, limits: worker.WorkerLimits, settle: Settle, serve: Serve) -> None:

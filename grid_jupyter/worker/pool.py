@@ -1,5 +1,5 @@
-"""Starts Workers for a Node: one fork server, lazily, inside a bubblewrap sandbox where there is one; and keeps a
-few spare Workers ready, so that a session that begins to compute waits for none.
+"""Starts Workers for a Node: one fork server, lazily, inside a bubblewrap sandbox where there is one, or a fork of one
+that Nodes share; and keeps a few spare Workers ready, so that a session that begins to compute waits for none.
 
 Knows no torch: it runs in the Node's control process.
 """
@@ -11,18 +11,19 @@ import collections
 import contextlib
 import itertools
 import logging
-import os
 import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
+from grid_jupyter import __version__
 from grid_jupyter.errors import LimitExceededError, NodeUnavailableError
 from grid_jupyter.wire import frames, worker
-from grid_jupyter.worker.channel import AsyncChannel, close_all, pair
+from grid_jupyter.worker.channel import AsyncChannel, pair
 from grid_jupyter.worker.devices import (
     NODES,
     ON_CPU,
@@ -35,14 +36,13 @@ from grid_jupyter.worker.devices import (
     room,
 )
 from grid_jupyter.worker.sandbox import Sandbox
+from grid_jupyter.worker.servers import ForkServer, borrow, start
 from grid_jupyter.worker.shares import Shares
 
 log = logging.getLogger("grid_jupyter")
 _START_S = 60.0
 _REPLACE_S = 0.5
 """How long after a spare was taken, or died, the next one is forked: whoever took it computes first."""
-_SAID_BYTES = 64 << 10
-"""What fork server and Workers may say on standard error before the rest is dropped; each fork server anew."""
 _PROGRAM = ("-m", "grid_jupyter.worker.forkserver")
 _PROBING = ("-m", "grid_jupyter.worker.probing")
 _ROOM_S = 3.0
@@ -69,7 +69,8 @@ class WorkerPool(Generic[F]):
     """Forks Workers on this machine; `hold` makes of a number and a socket what the caller knows a Worker by.
     `spare_workers` are kept ready for the next sessions, from `prepare` on. With `require_isolation` there are none
     without a sandbox. Where `wish` names devices that are shared, each Worker gets a share of one, and there is none
-    for whom no share is left.
+    for whom no share is left. At the socket `shared` a Lender (worker/lending.py) has a fork server for several Nodes;
+    where it has none for this one, the pool starts its own.
 
     A spare is a Worker like any other: confined, limited, with randomness of its own; it belongs to nobody yet.
     """
@@ -83,6 +84,7 @@ class WorkerPool(Generic[F]):
         require_isolation: bool = False,
         program: Sequence[str] = _PROGRAM,
         wish: Wish = ON_CPU,
+        shared: Path | None = None,
     ) -> None:
         self._unshared = limits
         self.shares = Shares(wish)
@@ -90,6 +92,7 @@ class WorkerPool(Generic[F]):
         self._on_gpu = wish.of_gpu or limits.device != "cpu"
         self._require_isolation = require_isolation
         self._program = program
+        self._shared = shared
         self._hold = hold
         self.spare_workers = spare_workers
         self.isolation = "unknown"
@@ -99,8 +102,7 @@ class WorkerPool(Generic[F]):
         self._filling: asyncio.Task[None] | None = None
         self._replacing: asyncio.TimerHandle | None = None
         self._starting = asyncio.Lock()
-        self._process: asyncio.subprocess.Process | None = None
-        self._listening: asyncio.Task[None] | None = None
+        self._server: ForkServer | None = None  # the last one: it may be starting, or gone
         self._control: AsyncChannel | None = None
         self._sandbox = Sandbox(self._on_gpu)
 
@@ -281,17 +283,9 @@ class WorkerPool(Generic[F]):
             await process.close()
             self.shares.give_back(number)
         self._workers.clear()
-        if self._control is not None:
-            self._control.close()
-            self._control = None
-        if self._process is not None and self._process.returncode is None:
-            try:
-                await asyncio.wait_for(self._process.wait(), 2.0)
-            except asyncio.TimeoutError:
-                self._process.kill()
-                await self._process.wait()
-        if self._listening is not None:
-            await self._listening
+        self._control = None
+        if self._server is not None:
+            await self._server.stop()
 
     # -------------------------------------------------------------- the fork server
 
@@ -304,53 +298,42 @@ class WorkerPool(Generic[F]):
     async def _start_fork_server(self) -> AsyncChannel:
         if self.isolation == "unknown":
             await self.probe()
+        if self._shared is not None and (borrowed := await self._borrowed(self._shared)) is not None:
+            return borrowed
+        self.isolation = await self._sandbox.probe()
         if self._require_isolation and not self._sandbox.is_there:
             raise NodeUnavailableError(
                 f"nothing is computed here: isolation is {self.isolation}, and this Node's owner requires a sandbox. "
                 f"The owner can install bubblewrap, or start the Node without --require-isolation"
             )
-        ours, theirs = pair()
-        os.set_inheritable(theirs.fileno(), True)
         command = [*self._sandbox.command(), sys.executable, *self._program]
-        try:
-            with theirs:
-                self._process = await asyncio.create_subprocess_exec(
-                    *command, str(theirs.fileno()),
-                    stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
-                    stderr=asyncio.subprocess.PIPE, pass_fds=(theirs.fileno(),),
-                    env=self._sandbox.environment(self._on_gpu), start_new_session=True,
-                )  # fmt: skip
-        except BaseException:
-            ours.close()
-            raise
-        self._listening = asyncio.create_task(_listen(self._process))
-        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        channel = AsyncChannel(
-            ours,
-            lambda frame, descriptors: self._heard(frame, descriptors, ready),
-            lambda: self._fork_server_ended(ready),
-        )
-        try:
-            await asyncio.wait_for(ready, _START_S)
-        except BaseException as error:  # also where its caller is cancelled: the next one starts another
-            channel.close()
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-            await asyncio.wait({self._listening}, timeout=2.0)
-            if not isinstance(error, EOFError | asyncio.TimeoutError):
-                raise
-            raise NodeUnavailableError(
-                "this Node cannot start Workers: is torch installed there? Its log says more"
-            ) from None
-        return channel
+        environment = self._sandbox.environment(self._on_gpu)
+        self._server = await start(command, environment, self._worker_ended, self._fork_server_ended)
+        await self._server.ready()
+        return self._server.channel
 
-    def _heard(self, frame: memoryview, descriptors: list[int], ready: asyncio.Future[None]) -> None:
-        close_all(descriptors)
-        event = frames.decode(frame, worker.event_decoder)
-        if isinstance(event, worker.Ready):
-            if not ready.done():
-                ready.set_result(None)
-            return
+    async def _borrowed(self, place: Path) -> AsyncChannel | None:
+        """A fork server of the one that Nodes share at this socket; None, and a line in the log, where it cannot be: a
+        Node never has less of a sandbox for it than it would have alone."""
+        try:
+            self._server = await borrow(place, self._worker_ended, self._fork_server_ended)
+            ready = await self._server.ready()
+        except (OSError, NodeUnavailableError) as error:
+            log.warning("no fork server is shared here, this Node has one of its own: %s", error)
+            return None
+        because = ""
+        if ready.version != __version__:
+            because = f"it is of grid_jupyter {ready.version}"
+        elif self._sandbox.is_there and not ready.isolation.startswith("sandboxed"):
+            because = f"its isolation is {ready.isolation}"
+        if because:
+            await self._server.stop()
+            log.warning("the shared fork server is not used, this Node has one of its own: %s", because)
+            return None
+        self.isolation = ready.isolation
+        return self._server.channel
+
+    def _worker_ended(self, event: worker.Ended) -> None:
         process = self._workers.pop(event.worker, None)
         if process is not None:
             process.end(_reason(event, self.limits))
@@ -360,28 +343,13 @@ class WorkerPool(Generic[F]):
                 self._replace_soon()
         self.shares.give_back(event.worker)
 
-    def _fork_server_ended(self, ready: asyncio.Future[None]) -> None:
-        if not ready.done():
-            ready.set_exception(EOFError())
-            return
+    def _fork_server_ended(self) -> None:
         self._control = None  # the next session starts another
         self._spares.clear()
         for number, process in list(self._workers.items()):
             process.end("the Node's fork server ended, and its Workers with it")
             self.shares.give_back(number)
         self._workers.clear()
-
-
-async def _listen(process: asyncio.subprocess.Process) -> None:
-    """Log what fork server and Workers say, a limited amount of it and no control characters: it may be hostile."""
-    if process.stderr is None:
-        return
-    left = _SAID_BYTES
-    while said := await process.stderr.read(4096):
-        if left > 0:
-            for line in said[:left].decode(errors="replace").splitlines():
-                log.warning("a Worker says: %s", ascii(line)[1:-1])
-        left -= len(said)
 
 
 def _reason(event: worker.Ended, limits: worker.WorkerLimits) -> str:

@@ -23,6 +23,7 @@ class Sandbox:
     def __init__(self, on_gpu: bool) -> None:
         self._on_gpu = on_gpu
         self._bwrap = shutil.which("bwrap")
+        self._found = ""
         self._own_users = ["--unshare-all", "--unshare-user", "--disable-userns"]
 
     @property
@@ -42,7 +43,12 @@ class Sandbox:
         return {**kept, "PATH": "/usr/bin:/bin", "HOME": "/tmp", "PYTHONPATH": str(_PACKAGE.parent)}  # noqa: S108
 
     async def probe(self) -> str:
-        """Try it; in words, how Workers are kept apart."""
+        """Try it, once; in words, how Workers are kept apart."""
+        if not self._found:
+            self._found = await self._probed()
+        return self._found
+
+    async def _probed(self) -> str:
         if self._bwrap is None:
             return "reduced: a process each, no sandbox (bubblewrap is not installed)"
         failed, said = await self._tried()

@@ -7,12 +7,14 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
 import sysconfig
 import threading
 import urllib.request
 import venv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -20,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 import psutil
 import pytest
 from jupyter_process import eventually
+from memory_limit import MemoryLimit, NoLimitError
 from packaging.requirements import Requirement
 
 import grid_jupyter as sy
@@ -89,26 +92,30 @@ class Image:
 class Launched:
     """What `start` was told to run, and all that runs beside it."""
 
-    def __init__(self, image: Image) -> None:
-        self.image = image
+    def __init__(self, image: Image, limit: MemoryLimit | None) -> None:
+        self.image, self.limit = image, limit
         self.log = image.home.parent / "binder.log"
         server = (image.python, "-m", "jupyterlab", "--ip=0.0.0.0", "--port=0", "--no-browser", "--allow-root")
         told = (f"--ServerApp.base_url={BASE_URL}", f"--IdentityProvider.token={TOKEN}")
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [BINDER / "start", *server, *told],
+                self.within([BINDER / "start", *server, *told]),
                 cwd=image.home,
                 env=image.env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        self.most = 0
+        self.most = self.limited = 0
         self.largest: dict[str, int] = {}
         self.beside: list[psutil.Process] = []
         self._end = threading.Event()
         self._watching = threading.Thread(target=self._watch)
         self._watching.start()
+
+    def within(self, command: Sequence[str | Path]) -> Sequence[str | Path]:
+        """The command as one of the container's processes."""
+        return self.limit.within(command) if self.limit else command
 
     @property
     def state(self) -> Path:
@@ -156,6 +163,8 @@ class Launched:
                 now = {f"{process.pid} {' '.join(process.cmdline())}": pss(process.pid) for process in self.family()}
             except psutil.NoSuchProcess:
                 continue
+            if self.limit:
+                self.limited = max(self.limited, self.limit.in_use())
             if sum(now.values()) > self.most:
                 self.most, self.largest = sum(now.values()), now
 
@@ -180,9 +189,23 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
 
 
 @pytest.fixture(scope="module")
-def launched(image: Image) -> Iterator[Launched]:
+def limit() -> Iterator[MemoryLimit | NoLimitError]:
+    """The memory of a visitor's container, or why there cannot be one."""
+    try:
+        made = MemoryLimit("grid-jupyter-binder", MEMORY)
+    except NoLimitError as error:
+        yield error
+        return
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def launched(image: Image, limit: MemoryLimit | NoLimitError) -> Iterator[Launched]:
     image.tell(BINDER / "postBuild")
-    launched = Launched(image)
+    launched = Launched(image, limit if isinstance(limit, MemoryLimit) else None)
     try:
         eventually(launched.local, "the start of the grid", 120.0)
         yield launched
@@ -214,7 +237,11 @@ def test_the_start_tutorial_runs_on_two_nodes_within_2_gb(launched, tmp_path):
     executed = tmp_path / "executed.ipynb"
     command = [launched.image.python, "-c", EXECUTE, launched.image.home / START_HERE, executed]
     running = subprocess.Popen(
-        command, cwd=launched.image.home / START_HERE.parent, env=launched.image.env, stderr=subprocess.PIPE, text=True
+        launched.within(command),
+        cwd=launched.image.home / START_HERE.parent,
+        env=launched.image.env,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     launched.beside.append(psutil.Process(running.pid))  # its child is the notebook's kernel
     try:
@@ -228,8 +255,36 @@ def test_the_start_tutorial_runs_on_two_nodes_within_2_gb(launched, tmp_path):
     assert errors == ["GetNotPermittedError"]  # as the tutorial says
     assert "".join(cells[-1]["outputs"][0]["data"]["text/plain"]) == "True"  # more than 0.9 of held-out digits
     assert list(launched.local()["nodes"]) == ["Bob", "Alice"]
-    print(f"memory at most: {launched.most / 1e6:.0f} MB")
+    print(f"memory at most: {launched.most / 1e6:.0f} MB; as the container counts it, {launched.limited / 1e6:.0f} MB")
     assert 0 < launched.most < MEMORY, launched.largest
+
+
+def test_both_nodes_have_their_workers_from_one_fork_server(launched):
+    family = launched.family()
+    forked = {one.pid: one for one in family if any("forkserver" in part for part in one.cmdline())}
+    assert {one.cmdline()[2] for one in forked.values()} == {"grid_jupyter.worker.shared_forkserver"}
+    tops = [one for one in forked.values() if one.ppid() not in forked]
+    assert [len(tops), len(tops[0].children())] == [1, 2]
+    assert all(node.children() for node in tops[0].children()), "Workers of each"
+
+
+def test_all_of_that_has_had_a_hard_limit_of_memory(launched, limit):
+    if isinstance(limit, NoLimitError):
+        pytest.skip(f"measured alone: {limit}")
+    assert {process.pid for process in launched.family()} <= limit.members()
+    assert limit.killed() == 0
+    assert 0 < launched.limited < MEMORY
+
+
+def test_whoever_goes_beyond_such_a_limit_is_killed(limit):
+    if isinstance(limit, NoLimitError):
+        pytest.skip(str(limit))
+    small = MemoryLimit("grid-jupyter-small", 64 << 20)
+    try:
+        greedy = subprocess.run(small.within([sys.executable, "-c", "bytearray(b'x' * (256 << 20))"]), check=False)
+        assert (greedy.returncode, small.killed()) == (-signal.SIGKILL, 1)
+    finally:
+        small.close()
 
 
 def test_jupyterlab_opens_the_start_tutorial_and_asks_nobody_for_news(launched):

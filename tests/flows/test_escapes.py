@@ -278,23 +278,24 @@ def test_nothing_is_typed_into_a_terminal(hostile: Hostile, descriptor: int):
 # ------------------------------------------------------------------ at the neighbours
 
 
-@pytest.mark.parametrize(
-    "attempt",
-    [
-        "os.kill({pid}, 9)", "os.kill({pid}, 0)", "os.kill(1, 9)", "os.kill(2, 9)", "os.kill(-1, 9)", "os.kill(0, 9)",
-        "signal.pidfd_send_signal(os.pidfd_open({pid}), 9)", "call(234, {pid}, {pid}, 9)", "call(200, {pid}, 9)",
-        "call(129, {pid}, 9, 0)", "call(297, {pid}, {pid}, 9, 0)",
-        "call(101, 16, {pid}, 0, 0)", "call(101, 0x4206, {pid}, 0, 0)",  # ptrace: attach, seize
-        "call(310, {pid}, 0, 0, 0, 0, 0)", "call(311, {pid}, 0, 0, 0, 0, 0)", "call(312, {pid}, {pid}, 0, 0, 0)",
-        "open('/proc/{pid}/mem', 'rb').read(1)", "open('/proc/2/mem', 'r+b').write(b'x')",
-        "open('/proc/{pid}/maps').read(1) or 1 / 0", "open('/proc/{pid}/environ').read()",
-        "os.readlink('/proc/{pid}/fd/0')", "os.open('/proc/{pid}/fd/3', os.O_RDWR)",
-        "os.listdir('/proc/{pid}/root/tmp')",
-        "resource.prlimit({pid}, resource.RLIMIT_AS, (1, 1))", "os.sched_setaffinity({pid}, {{0}})",
-        "os.setpriority(os.PRIO_PROCESS, {pid}, 19)", "os.sched_setscheduler({pid}, os.SCHED_IDLE, os.sched_param(0))",
-        "os.write(os.open('/proc/{pid}/oom_score_adj', os.O_WRONLY), b'1000')", "call(279, {pid}, 0, 0, 0, 0, 0)",
-    ],
+AT_NEIGHBOURS = (
+    "os.kill({pid}, 9)", "os.kill({pid}, 0)", "os.kill(1, 9)", "os.kill(2, 9)", "os.kill(-1, 9)", "os.kill(0, 9)",
+    "signal.pidfd_send_signal(os.pidfd_open({pid}), 9)", "call(234, {pid}, {pid}, 9)", "call(200, {pid}, 9)",
+    "call(129, {pid}, 9, 0)", "call(297, {pid}, {pid}, 9, 0)",
+    "call(101, 16, {pid}, 0, 0)", "call(101, 0x4206, {pid}, 0, 0)",  # ptrace: attach, seize
+    "call(310, {pid}, 0, 0, 0, 0, 0)", "call(311, {pid}, 0, 0, 0, 0, 0)", "call(312, {pid}, {pid}, 0, 0, 0)",
+    "open('/proc/{pid}/mem', 'rb').read(1)", "open('/proc/2/mem', 'r+b').write(b'x')",
+    "open('/proc/{pid}/maps').read(1) or 1 / 0", "open('/proc/{pid}/environ').read()",
+    "os.readlink('/proc/{pid}/fd/0')", "os.open('/proc/{pid}/fd/3', os.O_RDWR)",
+    "os.listdir('/proc/{pid}/root/tmp')",
+    "resource.prlimit({pid}, resource.RLIMIT_AS, (1, 1))", "os.sched_setaffinity({pid}, {{0}})",
+    "os.setpriority(os.PRIO_PROCESS, {pid}, 19)", "os.sched_setscheduler({pid}, os.SCHED_IDLE, os.sched_param(0))",
+    "os.write(os.open('/proc/{pid}/oom_score_adj', os.O_WRONLY), b'1000')", "call(279, {pid}, 0, 0, 0, 0, 0)",
 )  # fmt: skip
+"""Attempts at the process of another Worker."""
+
+
+@pytest.mark.parametrize("attempt", AT_NEIGHBOURS)
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="numbers of system calls")
 def test_no_other_worker_nor_the_fork_server_is_read_signalled_or_changed(
     hostile: Hostile, neighbour: Hostile, attempt: str
