@@ -49,6 +49,8 @@ def upload(
                     progress.at(offset)
                     if complete:
                         return
+                    if offset == length:  # all of it is there, and on its way to where it is kept
+                        tries = _Tries()
                 _put(address, path, query, pieces, offset, length, headers, progress)
                 return
             except _Cut as cut:

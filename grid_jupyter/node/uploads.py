@@ -24,6 +24,8 @@ UNCLAIMED_S = 3600.0
 """How long an upload waits for the Publish that names it."""
 UNFINISHED_S = 300.0
 """How long an upload that was cut is kept for the rest of it."""
+KEEPING_S = 20.0
+"""How long who asks how far an upload is waits for an object store to take it."""
 MAX_UNFINISHED = 8
 """Uploads of one account that come in, or were cut; the oldest cut one makes room for another."""
 
@@ -74,6 +76,11 @@ class Coming:
                 if self._dropped:
                     self.upload.abandon()
 
+    async def settled(self) -> None:
+        """Nobody writes to its file, or keeps it."""
+        async with self.lock:
+            pass
+
     def drop(self) -> None:
         """Give it up, as soon as nobody writes to its file."""
         self.begin_turn()
@@ -93,7 +100,7 @@ class Uploads:
         *,
         for_everybody: bool = False,
     ) -> None:
-        self.unfinished_s = UNFINISHED_S
+        self.unfinished_s, self.keeping_s = UNFINISHED_S, KEEPING_S
         self._for_everybody = for_everybody
         self._blobs = blobs
         self._max_bytes = max_bytes
@@ -143,14 +150,17 @@ class Uploads:
         return coming
 
     async def progress(self, account: Account, upload_id: str) -> tuple[int, bool]:
-        """Bytes that are here, and whether that is all of them. Whoever still sends is cut off, so that the number
-        holds. Raises ObjectNotFoundError."""
+        """Bytes that are here, and whether that is all of them and they are kept; a while is waited for what is being
+        kept just now. Whoever still sends is cut off, so that the number holds. Raises ObjectNotFoundError."""
         key = account.username, upload_id
         coming = self._coming.get(key)
         if coming is not None:
             self.end_turn(key, coming, coming.begin_turn())
-            async with coming.lock:
-                pass  # the piece that is just being written counts
+            waiting = asyncio.ensure_future(coming.settled())  # the piece that is just being written counts
+            _, late = await asyncio.wait({waiting}, timeout=self.keeping_s)
+            if late:
+                waiting.cancel()
+                return coming.upload.size, False
         if key in self._arrived:
             return self._arrived[key].blob.nbytes, True
         return self._at(key).upload.size, False
@@ -188,7 +198,8 @@ class Uploads:
     async def finish(self, account: Account, upload_id: str, coming: Coming) -> None:
         """Check that the bytes are what they claim, and keep them until they are published.
 
-        Raises InvalidDataError, LimitExceededError, StorageFullError; then nothing is kept.
+        Raises InvalidDataError, LimitExceededError, StorageFullError, NodeUnavailableError for an object store that is
+        away; then nothing is kept.
         """
         key = account.username, upload_id
         async with coming.lock:
@@ -198,8 +209,11 @@ class Uploads:
                 raise Conflict("this upload goes on elsewhere, or was given up")
             if coming.upload.size != coming.size:
                 raise InvalidDataError("the upload ended early; send the rest")
-            del self._coming[key]
-            blob = await asyncio.to_thread(coming.upload.commit)
+            try:
+                blob = await asyncio.to_thread(coming.upload.commit)
+            finally:  # not before: who asks how far it is waits for this
+                if self._coming.get(key) is coming:
+                    del self._coming[key]
             try:
                 tensors = await asyncio.to_thread(self._tensors, blob.name)
             except (InvalidDataError, LimitExceededError):

@@ -131,14 +131,15 @@ class Upload:
         except BaseException:
             self.abort()
             raise
-        self._close()
         if not passing:
             try:
                 self._keep(blob)
             except BaseException:
                 (self._directory / blob.name).unlink(missing_ok=True)
                 self._made.discard(blob.name)
+                self.abort()
                 raise
+        self._close()
         return blob
 
     def _close(self) -> None:

@@ -12,11 +12,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy
 import pytest
 from s3_server import KEY, SECRET, file_system, options_file
+from safetensors.numpy import save
 
 from grid_jupyter.cli.main import main
 from grid_jupyter.errors import BadRequest, Conflict, NodeUnavailableError, ObjectNotFoundError
+from grid_jupyter.identity.accounts import Account
+from grid_jupyter.node.uploads import PUBLISH, Uploads
 from grid_jupyter.server.backups import backup, restore
 from grid_jupyter.store.blobs import Blob, BlobStore
 from grid_jupyter.store.database import Database, sqlite_url
@@ -216,6 +220,36 @@ def test_the_event_loop_runs_on_while_something_is_fetched(state: Path, s3: str,
                 with os.fdopen(descriptor, "rb") as file:
                     assert len(file.read()) == 100_000
             assert turns == 100
+
+    asyncio.run(scenario())
+
+
+def test_an_upload_that_the_store_takes_its_time_for_is_waited_for_and_not_sent_again(
+    state: Path, s3: str, tmp_path: Path
+) -> None:
+    bob = Account(id=1, username="Bob", role="Publisher", flags=frozenset({PUBLISH}), groups=())
+    data = save({"x": numpy.arange(10.0)})
+
+    async def scenario() -> None:
+        with line_to(s3) as (address, may_pass):
+            kept = opened(state, at_url(f"s3://ward7/{tmp_path.name}", options_file(address, tmp_path / "o.json")))
+            uploads = Uploads(kept.blobs, 1 << 20)
+            uploads.keeping_s = 0.05
+            coming = await uploads.begin(bob, "u", len(data))
+            await coming.write(coming.begin_turn(), data)
+            may_pass.clear()
+            keeping = asyncio.create_task(uploads.finish(bob, "u", coming))
+            for _ in range(2):
+                assert await uploads.progress(bob, "u") == (len(data), False)
+            again = uploads.resume(bob, "u", len(data))
+            finishing = asyncio.create_task(uploads.finish(bob, "u", again))
+            uploads.keeping_s = 30
+            asking = asyncio.create_task(uploads.progress(bob, "u"))
+            await asyncio.sleep(0)
+            may_pass.set()
+            await asyncio.gather(keeping, finishing)
+            assert await asking == await uploads.progress(bob, "u") == (len(data), True)
+            assert len(ObjectStore(at_url(f"s3://ward7/{tmp_path.name}", tmp_path / "o.json")).list("blobs")) == 1
 
     asyncio.run(scenario())
 
