@@ -241,6 +241,10 @@ def add_node(commands: Commands[argparse.ArgumentParser]) -> None:
         help="of all models that devices train, their checkpoints and reports (64G)",
     )  # fmt: skip
     trainings.add_argument(
+        "--host-storage", type=values.size, default=None, metavar="SIZE",
+        help="of those that one account hosts (half of --training-storage)",
+    )  # fmt: skip
+    trainings.add_argument(
         "--auth-endpoint-host", action="append", default=[], metavar="HOST[:PORT]",
         help="that a training may ask about tokens of devices: a name, an address, a network; may be repeated",
     )  # fmt: skip

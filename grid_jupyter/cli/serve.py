@@ -63,6 +63,7 @@ def node(options: argparse.Namespace) -> int:
             push_credentials=options.push_credentials,
             push_endpoint=options.push_endpoint,
             training_storage_bytes=options.training_storage,
+            host_storage_bytes=options.host_storage,
             auth_endpoint_hosts=tuple(options.auth_endpoint_host),
             certfile=options.certfile,
             keyfile=options.keyfile,

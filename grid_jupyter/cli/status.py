@@ -113,7 +113,7 @@ def _details(row: _Row) -> list[str]:
         *lines,
         *_objects(figures.get("objects")),
         f"  at most    {size(quotas['upload'])} a data set, {size(quotas['jobs_of_one_user'])} the jobs of one user, "
-        f"{size(quotas['trainings'])} trainings",
+        f"{size(quotas['trainings'])} trainings, {size(quotas['trainings_of_one_host'])} those of one account",
         f"  sessions   {sessions['connected']} connected, {sessions['computing']} computing, "
         f"at most {sessions['at_most']}",
         f"  Workers    {workers['used']} in use, {workers['spare']} spare",

@@ -93,8 +93,8 @@ class GaveWay(Conflict):
 class Arrivals:
     """All reports that are on their way, by the key of their place."""
 
-    def __init__(self, at: Callable[[str], None], gone: Callable[[int, int], None]) -> None:
-        """`gone` is told how many bytes a report might have had, of which no more come, and how many stay."""
+    def __init__(self, at: Callable[[str], None], gone: Callable[[Arriving, int], None]) -> None:
+        """`gone` is told of a report of which no more bytes come, and how many stay."""
         self.unfinished_s = UNFINISHED_S
         self._at, self._gone = at, gone
         self._arriving: dict[str, Arriving] = {}
@@ -162,7 +162,7 @@ class Arrivals:
     def _let_go(self, arriving: Arriving, kept: int = 0) -> None:
         if arriving.comes:
             arriving.comes = False
-            self._gone(arriving.limit, kept)
+            self._gone(arriving, kept)
 
     def give_up(self, arriving: Arriving) -> None:
         """Forget it: it was refused, or nobody sent the rest."""

@@ -25,7 +25,7 @@ from grid_jupyter.cycles.machine import Reject, Training, timeout
 from grid_jupyter.cycles.metrics import Metrics
 from grid_jupyter.cycles.onnx_plans import OnnxPlans
 from grid_jupyter.cycles.pushing import SLOW_GB, Pushing
-from grid_jupyter.cycles.room import Room
+from grid_jupyter.cycles.room import Room, kept_by
 from grid_jupyter.cycles.small_models import SmallModels
 from grid_jupyter.cycles.terms import Terms, advice, read_speed, read_terms
 from grid_jupyter.cycles.third_party import ThirdParty
@@ -87,11 +87,13 @@ class Cycles:
         bus: Bus | None = None,
         push: Notifier | None = None,
         storage_bytes: int | None = None,
+        host_storage_bytes: int | None = None,
         third_party: ThirdParty | None = None,
     ) -> None:
         """`folds` is where reports are folded, and ended with this; by itself, a Worker on this machine. `bus` is told
         what happens; `push` reaches devices that are not connected (the log, unless given); `storage_bytes` is what
-        trainings may take of the disk (all of it); `third_party` is asked about tokens (nobody is)."""
+        trainings may take of the disk (all of it), `host_storage_bytes` those of one account; `third_party` is asked
+        about tokens (nobody is)."""
         self.blobs = blobs
         self._table = TrainingTable(database)
         self.metrics = Metrics(database, clock, lambda training, cycle: self._live[training].takes(cycle))
@@ -102,7 +104,13 @@ class Cycles:
         self._places = KnownPlaces()
         self._small_models = SmallModels(blobs)
         self._stopped = False
-        self.room = Room(blobs, storage_bytes, time.monotonic)
+        self.room = Room(
+            blobs,
+            storage_bytes,
+            time.monotonic,
+            share=host_storage_bytes,
+            kept_by=lambda host: kept_by(host, self._live, self._table, blobs),
+        )
         self.ending = Ending(
             self._table, blobs, self._live, self._finish_reports, self._ground.folds, lambda: self._tell()
         )
@@ -112,7 +120,7 @@ class Cycles:
         """Bytes of reports in base64 that come in just now."""
         self.counted = self.refused = 0
         """Reports since the start."""
-        self.arrivals = Arrivals(at, self.room.give_back)
+        self.arrivals = Arrivals(at, self._gone)
         self._finishing: set[asyncio.Task[Any]] = set()
         self.push = Pushing(database, self._table, self._live, push or LogNotifier(), self._ground)
 
@@ -369,11 +377,11 @@ class Cycles:
 
         live, nbytes, _ = await self._awaited(worker_id, request_key)
         try:
-            await self.room.take(nbytes + HEADER_BYTES)
+            await self.room.take(live.stored.owner, nbytes + HEADER_BYTES)
         except StorageFullError:
             if not self.arrivals.make_room():
                 raise
-            await self.room.take(nbytes + HEADER_BYTES)
+            await self.room.take(live.stored.owner, nbytes + HEADER_BYTES)
         return self.arrivals.begin(Arriving(live, worker_id, request_key, nbytes + HEADER_BYTES))
 
     async def resume_report(self, worker_id: str, request_key: str, offset: int) -> Arriving:
@@ -408,6 +416,9 @@ class Cycles:
             return live, rows.checkpoint(live.stored.id).nbytes, place.state == "reported"
 
         return await self._table.transact(work)
+
+    def _gone(self, arriving: Arriving, kept: int) -> None:
+        self.room.give_back(arriving.live.stored.owner, arriving.limit, kept)
 
     def end_report(self, arriving: Arriving) -> None:
         """No more bytes of it come."""

@@ -50,6 +50,7 @@ class Coming:
         self.upload = upload
         self.turn = 0
         self.writing = False
+        self.before = 0  # bytes that were here when this turn began
         self.lock = asyncio.Lock()  # a piece is being written, or all of it is made a blob
         self.ending: asyncio.TimerHandle | None = None
         self._dropped = False
@@ -57,7 +58,7 @@ class Coming:
     def begin_turn(self) -> int:
         """Whoever wrote until now writes no more; the number of the new turn."""
         self.turn += 1
-        self.writing = True
+        self.writing, self.before = True, self.upload.size
         if self.ending is not None:
             self.ending.cancel()
         return self.turn
@@ -229,6 +230,13 @@ class Uploads:
     def _tensors(self, blob: str) -> tuple[BlobTensor, ...]:
         with self._blobs.reading(blob) as file:
             return read_header(file)[0]
+
+    def waiting(self, username: str) -> int:
+        """Bytes of an account that are here and were not claimed; of an upload that comes in just now, those that were
+        here before."""
+        arrived = sum(one.blob.nbytes for key, one in self._arrived.items() if key[0] == username)
+        coming = [one for key, one in self._coming.items() if key[0] == username]
+        return arrived + sum(one.before if one.writing else one.upload.size for one in coming)
 
     def arrived(self, key: Key) -> Arrived | None:
         """What waits for its Publish under this key."""

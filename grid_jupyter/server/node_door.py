@@ -216,6 +216,8 @@ NODE_RULES: list[tuple[str, type[Door]]] = [
 
 def node_application(node: GridNode, address: Any, cycles: Cycles, gauges: Gauges | None = None) -> Application:
     """All public routes of a Node; `address` gives what the card shows."""
+    model_uploads = Uploads(cycles.blobs, node.max_upload_bytes)
+    cycles.room.waiting = model_uploads.waiting
     return application(
         NODE_RULES if gauges is None else [*NODE_RULES, *GAUGE_RULES],
         node.accounts,
@@ -225,5 +227,5 @@ def node_application(node: GridNode, address: Any, cycles: Cycles, gauges: Gauge
         cycles=cycles,
         gauges=gauges,
         door="public",
-        model_uploads=Uploads(cycles.blobs, node.max_upload_bytes),
+        model_uploads=model_uploads,
     )

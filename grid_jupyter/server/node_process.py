@@ -233,6 +233,7 @@ async def _serve(options: NodeOptions, state: StateDir) -> None:
         bus=bus,
         push=push,
         storage_bytes=options.training_storage_bytes,
+        host_storage_bytes=options.of_one_host(),
         third_party=ThirdParty(options.auth_endpoint_hosts),
     )
     cycles.on_change(lambda: node.changes.tell("trainings"))

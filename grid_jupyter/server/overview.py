@@ -60,6 +60,7 @@ class NodeOverview:
                 "upload": options.max_upload_bytes,
                 "jobs_of_one_user": options.job_storage_bytes,
                 "trainings": options.training_storage_bytes,
+                "trainings_of_one_host": options.of_one_host(),
             },
             "sessions": {
                 "connected": node.sessions.connected(),

@@ -111,6 +111,7 @@ class NodeOptions:
     jobs_per_user: int = 2
     job_storage_bytes: int = 16 << 30  # of one user
     training_storage_bytes: int = 64 << 30  # of all models that devices train
+    host_storage_bytes: int | None = None  # of those of one account; None: half of all
     auth_endpoint_hosts: tuple[str, ...] = ()  # that are asked about tokens of devices
     job_s: float = 43_200.0  # of one job, or one round
     push_credentials: Path | None = None  # key of a service account of Firebase
@@ -119,6 +120,11 @@ class NodeOptions:
     keyfile: Path | None = None
     supervised: bool = False
     json: bool = False
+
+    def of_one_host(self) -> int:
+        """Bytes that the trainings of one account may keep."""
+        half = self.training_storage_bytes // 2
+        return half if self.host_storage_bytes is None else self.host_storage_bytes
 
 
 class Running(msgspec.Struct, frozen=True, kw_only=True):

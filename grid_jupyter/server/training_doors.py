@@ -67,7 +67,7 @@ class ModelIn(UploadIn):
     """PUT /model-centric/uploads/<id>: a model, as a safetensors file; host-training then names the id. HEAD: how much
     of it is here. PATCH: the rest of it."""
 
-    _held = 0
+    _held, _host = 0, ""
 
     @property
     def uploads(self) -> Uploads:
@@ -77,15 +77,15 @@ class ModelIn(UploadIn):
     async def _begin(self, publisher: Account, upload_id: str) -> None:
         nbytes, cycles = self.length(), self._cycles
         check_may_publish(publisher)
-        await cycles.room.take(nbytes)
-        self._held = nbytes
+        await cycles.room.take(publisher.username, nbytes)
+        self._held, self._host = nbytes, publisher.username
         await super()._begin(publisher, upload_id)
 
     def on_finish(self) -> None:
         super().on_finish()
         held, self._held = self._held, 0
         if held:
-            self._cycles.room.give_back(held, held if self.get_status() == 200 else 0)
+            self._cycles.room.give_back(self._host, held, held if self.get_status() == 200 else 0)
 
     @property
     def _cycles(self) -> Cycles:

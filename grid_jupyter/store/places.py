@@ -89,7 +89,7 @@ _OF_KEY = (
     .where(_D.id == bindparam("id"))
 )
 _REPORTS = select(*_OF_PLACE).where(_COUNTED, _P.number.is_not(None)).order_by(_P.number)
-_BLOBS = select(_P.blob).where(_COUNTED, _P.blob.is_not(None))
+REPORT_BLOBS = select(_P.blob).where(_COUNTED, _P.blob.is_not(None))
 
 _ADD_PLACE = insert(_PLACES)
 _ASSIGN = update(_PLACES).where(_THIS_PLACE).values(state="assigned", key=bindparam("digest"), at=bindparam("now"))
@@ -214,7 +214,7 @@ class PlaceRows:
         """The reports of a cycle are in a checkpoint: their rows name no blobs any more. Those are the caller's to
         delete, afterwards."""
         which = {"of": training, "cycle": sequence}
-        names = list(self._session.scalars(_BLOBS, which))
+        names = list(self._session.scalars(REPORT_BLOBS, which))
         if names:
             self._session.execute(_NO_BLOBS, which)
         return [name for name in names if name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from grid_jupyter.errors import Conflict, NodeUnavailableError, NotFound
 from grid_jupyter.store.database import Database
 from grid_jupyter.store.notices import NoticeRows
-from grid_jupyter.store.places import PlaceRows
+from grid_jupyter.store.places import REPORT_BLOBS, PlaceRows
 from grid_jupyter.store.records import (
     Checkpoint,
     DeviceRow,
@@ -291,6 +291,23 @@ class TrainingRows(PlaceRows):
         row = self._session.get_one(Checkpoint, checkpoint)
         names, row.state = list(row.state.values()), {}
         return names
+
+    def kept(self, trainings: Mapping[int, int]) -> tuple[int, list[str]]:
+        """What these trainings keep, with the reports of a cycle of each: bytes of plans and models, and names of blobs
+        whose length no row has."""
+        names = [
+            name
+            for training, cycle in trainings.items()
+            for name in self._session.scalars(REPORT_BLOBS, {"of": training, "cycle": cycle})
+        ]
+        models = select(Checkpoint.nbytes, Checkpoint.state).where(Checkpoint.training_id.in_(trainings))
+        plans = select(TrainingPlan.nbytes).where(TrainingPlan.training_id.in_(trainings))
+        nbytes = sum(self._session.scalars(plans))
+        for size, state in self._session.execute(models):
+            nbytes += size
+            names += state.values()
+        names += self._session.scalars(select(TrainingRow.averaging).where(TrainingRow.id.in_(trainings)))
+        return nbytes, [name for name in names if name]
 
     def blobs(self) -> frozenset[str]:
         """The names of all blobs that a row names."""

@@ -123,6 +123,8 @@ def test_status_shows_versions_disk_sessions_jobs_and_workers_and_who_does_not_r
     overview = ward7["overview"]
     assert overview["datasets"] == 4
     assert overview["quotas"]["jobs_of_one_user"] == 16 << 30
+    assert overview["quotas"]["trainings_of_one_host"] == 32 << 30
+    assert "68.7 GB trainings, 34.4 GB those of one account" in text
     assert overview["disk"]["used"]["blobs"] == sum(file.stat().st_size for file in (node.state / "blobs").iterdir())
     assert overview["workers"]["used"] >= 2
 

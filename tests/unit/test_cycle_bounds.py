@@ -151,11 +151,52 @@ def test_reports_and_models_are_refused_when_trainings_have_used_their_room_and_
         assert (await here.stands(name="a"))["reports"] == 0
         here.cycles.end_report(first)
         here.cycles.end_report(first)  # twice is once
-        here.cycles.room._looked = float("-inf")
+        here.cycles.room._all.looked = float("-inf")
         await here.report(places[1], diff(1, 1, 1))
         assert (await here.stands(after=0, name="a"))["completed"] == 1
 
     run(tmp_path, work, storage_bytes=(1 << 20) + 10_000)
+
+
+def test_one_host_fills_its_own_share_and_leaves_the_rest_to_others(tmp_path: Path):
+    async def work(here: World) -> None:
+        room = here.cycles.room
+        await here.host("a", owner="Ann", max_diffs=2, num_cycles=1)
+        await room.take("Ann", 1 << 20)  # another model of hers is on its way
+        for _ in range(2):
+            with pytest.raises(StorageFullError, match=r"(?s)one account.*--host-storage"):
+                await here.cycles.begin_report(*await here.accepted("a"))
+        await room.take("Bob", 1 << 10)
+        await here.host("b", owner="Bob", max_diffs=1, num_cycles=1)
+        await here.report(await here.accepted("b"), diff(1, 1, 1))
+        assert (await here.stands(after=0, name="b"))["completed"] == 1
+        room.give_back("Ann", 1 << 20)
+        place = await here.accepted("a")
+        await here.report(place, diff(1, 1, 1))
+        assert (await here.stands(name="a"))["reports"] == 1
+
+    run(tmp_path, work, storage_bytes=1 << 30, host_storage_bytes=2 << 20)
+
+
+def test_what_a_host_keeps_is_what_lies_on_the_disk(tmp_path: Path):
+    async def work(here: World) -> None:
+        async def kept(host: str) -> int:
+            return await here.cycles.room._of_host(host)
+
+        until = time.monotonic() + 10
+        await here.host("a", owner="Ann", max_diffs=2, num_cycles=9, strategy="FedAdam")
+        for number in range(2):
+            await here.report(await here.accepted("a"), diff(number, 1, 1))
+        assert (await here.stands(after=0, name="a"))["completed"] == 1
+        await here.report(await here.accepted("a"), diff(2, 1, 1))  # beside a checkpoint with its moments
+        while await kept("Ann") != here.cycles.blobs.used_bytes():  # files of the cycle before are being removed
+            assert time.monotonic() < until
+            await asyncio.sleep(0.01)
+        assert await kept("Bob") == 0
+        here.cycles.room.waiting = lambda host: len(host) + 4
+        assert await kept("Ann") == here.cycles.blobs.used_bytes() + 7, "and what was uploaded, and not hosted yet"
+
+    run(tmp_path, work)
 
 
 def test_a_body_may_take_a_minute_and_as_long_as_a_slow_line_needs():
@@ -175,17 +216,17 @@ def test_a_plan_is_converted_once_however_many_ask_at_the_same_time(tmp_path: Pa
 
     async def whole() -> None:
         plans = OnnxPlans()
-        made = await asyncio.gather(*(plans.get("0", paths["0"]) for _ in range(20)))
+        made = await asyncio.gather(*(plans.get("0", paths["0"].read_bytes) for _ in range(20)))
         assert len(set(made)) == 1
         assert plans.converted == 1
         small = OnnxPlans(max_bytes=len(made[0]) * 2)
         for key in ("0", "1", "2", "2", "1", "0"):
-            await small.get(key, paths[key])
+            await small.get(key, paths[key].read_bytes)
         assert small.converted == 4  # the first one had to go, and was asked for again
         (tmp_path / "bad").write_bytes(b"{}")
         for _ in range(2):
             with pytest.raises(PlanInvalidError):
-                await small.get("bad", tmp_path / "bad")
+                await small.get("bad", (tmp_path / "bad").read_bytes)
 
     asyncio.run(whole())
 
@@ -288,11 +329,11 @@ def test_an_end_is_one_in_every_phase_and_later_events_change_nothing():
 def test_a_model_upload_counts_towards_the_room_while_it_comes(tmp_path: Path):
     async def work(here: World) -> None:
         nbytes = len(save(MODEL))
-        await here.cycles.room.take(nbytes)
+        await here.cycles.room.take("Ann", nbytes)
         with pytest.raises(StorageFullError):
-            await here.cycles.room.take(nbytes)
-        here.cycles.room.give_back(nbytes)
-        here.cycles.room._looked = float("-inf")  # nothing came of it
-        await here.cycles.room.take(nbytes)
+            await here.cycles.room.take("Ann", nbytes)
+        here.cycles.room.give_back("Ann", nbytes)
+        here.cycles.room._all.looked = float("-inf")  # nothing came of it
+        await here.cycles.room.take("Ann", nbytes)
 
     run(tmp_path, work, storage_bytes=len(save(MODEL)) * 3 // 2)

@@ -36,8 +36,8 @@ def test_refused_reports_leave_the_room_that_they_found() -> None:
     async def run() -> None:
         room = Room(cast(Any, _Empty()), 64 << 30, lambda: 0.0)
         for _ in range(1000):
-            await room.take(1 << 30)
-            room.give_back(1 << 30, 0)
+            await room.take("Ann", 1 << 30)
+            room.give_back("Ann", 1 << 30, 0)
 
     asyncio.run(run())
 
@@ -45,7 +45,7 @@ def test_refused_reports_leave_the_room_that_they_found() -> None:
 def test_a_report_without_a_file_is_not_kept() -> None:
     async def run() -> list[int]:
         back: list[int] = []
-        arrivals = Arrivals(lambda point: None, lambda limit, kept: back.append(limit))
+        arrivals = Arrivals(lambda point: None, lambda arriving, kept: back.append(arriving.limit))
         arriving = arrivals.begin(_one("key"))
         arrivals.leave(arriving, arriving.begin_turn())
         return back
@@ -56,7 +56,7 @@ def test_a_report_without_a_file_is_not_kept() -> None:
 def test_cut_reports_are_bounded() -> None:
     async def run() -> tuple[int, int]:
         back: list[int] = []
-        arrivals = Arrivals(lambda point: None, lambda limit, kept: back.append(limit))
+        arrivals = Arrivals(lambda point: None, lambda arriving, kept: back.append(arriving.limit))
         uploads = []
         for number in range(module.MAX_UNFINISHED + 10):
             arriving = arrivals.begin(_one(str(number)))
