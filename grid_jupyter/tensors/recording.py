@@ -66,19 +66,21 @@ class Recording(Generic[P, R]):
         """Trace the call, or run what was recorded. Raises NotRecordableError, and what the function raises."""
         if getattr(_tracing, "on", False):
             return self._function(*args, **kwargs)  # part of another recording
-        given = Given(args, kwargs, self._home())
-        replay = self._replay(given)
+        home = self._home()
+        given = Given(args, kwargs, home)
+        replay = self._replay(given, home)
         if replay is None:
             with self._lock:
-                replay = self._replay(given)  # another thread may just have made it
+                replay = self._replay(given, home)  # another thread may just have made it
                 if replay is None:
                     return self._trace(given)
         result: R = replay.run(given.tensors)
         return result
 
-    def _replay(self, given: Given) -> Replay | None:
+    def _replay(self, given: Given, home: Session | None) -> Replay | None:
         for replay in self._replays.get(given.key, ()) if given.session is not None else ():
-            if replay.session.place.session is replay.session and replay.trace.guards.hold():
+            is_live = replay.session is home or replay.session.place.session is replay.session
+            if is_live and replay.trace.guards.hold():
                 return replay
         return None
 

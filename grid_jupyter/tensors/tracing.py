@@ -79,8 +79,12 @@ def settings(optimizer: torch.optim.Optimizer) -> Any:
     ]
 
 
+_NUMBERS = frozenset({bool, int, float, type(None)})
+"""What most settings are, which is quicker to see than that they are no tensors."""
+
+
 def _plain(value: Any) -> Any:
-    if not isinstance(value, torch.Tensor):
+    if type(value) in _NUMBERS or not isinstance(value, torch.Tensor):
         return value
     return id(value) if hasattr(value, "_ref") else value.tolist()
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from grid_jupyter.worker.tape import Noted, Ref
-from grid_jupyter.worker.templates import increment_version
+from grid_jupyter.worker.templates import show_versions
 
 Values = list[Any]
 Call = Callable[[Values], None]
@@ -156,8 +156,7 @@ def _showing_versions(call: Call, written: tuple[int, ...]) -> Call:
         try:
             call(values)
         finally:
-            if tensor._version == version:
-                increment_version(tensor)
+            show_versions([tensor], [version])
 
     def showing(values: Values) -> None:
         tensors = [values[number] for number in written]
@@ -165,9 +164,7 @@ def _showing_versions(call: Call, written: tuple[int, ...]) -> Call:
         try:
             call(values)
         finally:
-            for tensor, version in zip(tensors, versions, strict=True):
-                if tensor._version == version:
-                    increment_version(tensor)
+            show_versions(tensors, versions)
 
     first = written[0]
     return showing_one if len(written) == 1 else showing

@@ -41,13 +41,6 @@ class Failed(Exception):
         self.error = error
 
 
-class _Seen(NamedTuple):
-    """A value from outside that was found to fit: as long as nobody writes to it, it does."""
-
-    tensor: Callable[[], Any]
-    version: int
-
-
 class Program:
     """The calls of one recording. Holds no tensor of the session.
 
@@ -58,7 +51,10 @@ class Program:
         self._trace = trace
         self._rehearses = rehearses
         self._outside = [(slot, trace.numbers[slot]) for slot in range(1, len(trace.given) + 1)]
-        self._seen: list[_Seen | None] = [None] * len(trace.given)
+        self._expected = [(given.sources, given.frozen, given.requires_grad) for given in trace.given]
+        # values from outside that were found to fit: as long as nobody writes to one, it does
+        self._seen: list[Callable[[], Any]] = [_nothing] * len(trace.given)
+        self._versions = [0] * len(trace.given)
         self._published = {
             slot: number
             for node in trace.nodes
@@ -206,17 +202,17 @@ class Program:
         if len(values) != len(trace.given) or stage.grad_mode is not trace.grad_mode or stage.memory.split:
             return False
         storages = set()
-        for at, given in enumerate(trace.given):
+        seen, versions = self._seen, self._versions
+        for at, (sources, frozen, requires_grad) in enumerate(self._expected):
             box = boxes.get(at + 1)
-            if box is None or box.sources != given.sources or box.frozen is not given.frozen or box.hidden:
+            if box is None or box.sources != sources or box.frozen is not frozen or box.hidden:
                 return False
             value = values[at + 1]
-            seen = self._seen[at]
-            if seen is None or seen.tensor() is not value or seen.version != value._version:
-                if not _is_as(value, given):
+            if seen[at]() is not value or versions[at] != value._version:
+                if not _is_as(value, trace.given[at]):
                     return False
-                self._seen[at] = _Seen(weakref.ref(value), value._version)
-            if value.requires_grad is not given.requires_grad:
+                seen[at], versions[at] = weakref.ref(value), value._version
+            if value.requires_grad is not requires_grad:
                 return False
             storages.add(box.storage)
         if len(storages) != len(values) or not all(is_free(values[slot]) for slot in self._changed_views):
@@ -247,9 +243,7 @@ class Program:
         finally:
             set_grad_mode(stage.grad_mode)
         for slot in self._trace.changed:
-            seen = self._seen[slot - 1]
-            if seen is not None:
-                self._seen[slot - 1] = _Seen(seen.tensor, stage.values[slot]._version)
+            self._versions[slot - 1] = stage.values[slot]._version
         self._grow(stage, self._trace.leaves)
         self._keep(stage, values, self._given, {})
 
@@ -349,6 +343,11 @@ def _bits(tensor: torch.Tensor) -> Any:
     """All of a value in short: no copy of it is kept while the ordinary run needs the memory."""
     digest = hashlib.blake2b(to_bytes(tensor.detach())).digest()
     return tensor.dtype, tensor.shape, tensor.stride(), digest
+
+
+def _nothing() -> object:
+    """In place of a weak reference to a value: gives what is never one."""
+    return _nothing
 
 
 def _lasts(node: Node) -> bool:

@@ -28,7 +28,30 @@ Getter = Callable[[dict[int, Any], list[Any]], Any]
 _NUMBERS = (int, float)
 _NAMES = ("t", "m")
 _MASKS = (torch.bool, torch.uint8)
-increment_version: Callable[[torch.Tensor], None] = torch.autograd.graph.increment_version
+_increment: Callable[..., None] = torch.autograd.graph.increment_version
+
+
+def _increments_many() -> bool:
+    try:
+        _increment([torch.zeros(1)])
+    except TypeError:  # torch took one at a time before
+        return False
+    return True
+
+
+_MANY = _increments_many()
+
+
+def show_versions(tensors: list[torch.Tensor], versions: list[int]) -> None:
+    """Let tensors that were written to show a version that they had not before, where the kernel did not see to it."""
+    same = [tensor for tensor, version in zip(tensors, versions, strict=True) if tensor._version == version]
+    if not same:
+        return
+    if _MANY:
+        _increment(same)
+        return
+    for tensor in same:
+        _increment(tensor)
 
 
 UNLIMITED = Halves()
@@ -186,9 +209,7 @@ class Template:
                 **{name: get(values, command) for name, get in self._keywords.items()},
             )
         finally:
-            for tensor, version in zip(written, versions, strict=True):
-                if tensor._version == version:
-                    increment_version(tensor)
+            show_versions(written, versions)
             if sources and self.kernel.seeded:
                 # how much randomness it took may depend on values: what is drawn next must not tell
                 seed(self._device, secrets.randbits(63))
