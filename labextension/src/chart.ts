@@ -87,7 +87,7 @@ const DASHES = [[], [6, 4], [2, 3]];
 
 /** Neighbours differ, however many there are: the golden angle. */
 function colourOf(number: number): string {
-  return `hsl(${(200 + number * 137.5) % 360}, 65%, 50%)`;
+  return `hsl(${(280 + number * 137.5) % 360}, 65%, 50%)`;
 }
 
 /** Where nothing is pointed at, the legend tells of the last round. */

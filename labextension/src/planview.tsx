@@ -72,7 +72,12 @@ function Graph(props: {
 }): JSX.Element {
   const { picture, trans } = props;
   return typeof picture === 'string' && picture ? (
-    <div className="jp-Grid-graph" tabIndex={0}>
+    <div
+      className="jp-Grid-graph"
+      tabIndex={0}
+      role="group"
+      aria-label={trans.__('The graph of the plan')}
+    >
       <img
         alt={trans.__('The graph of the plan')}
         src={`data:image/svg+xml,${encodeURIComponent(picture)}`}

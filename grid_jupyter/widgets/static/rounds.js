@@ -12,7 +12,7 @@ const latest = drawn =>
 const DASHES = [[], [6, 4], [2, 3]];
 
 /** Neighbours differ, however many there are: the golden angle. */
-const colourOf = number => `hsl(${(200 + number * 137.5) % 360}, 65%, 50%)`;
+const colourOf = number => `hsl(${(280 + number * 137.5) % 360}, 65%, 50%)`;
 
 function options(node, unit, lines, zoomed) {
   const style = getComputedStyle(node);
