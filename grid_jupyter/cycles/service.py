@@ -335,7 +335,7 @@ class Cycles:
             found = known.checkpoint
         else:
             found = await self._within_cycle(worker_id, request_key, work)
-        return await self.blobs.open(found.blob), found.nbytes
+        return await self.blobs.open(found.blob, found.sha256), found.nbytes
 
     async def plan(self, worker_id: str, request_key: str, plan_id: int, *, onnx: bool = False) -> bytes:
         """A plan's document, or the same as ONNX. Raises NotFound, NotAuthenticatedError, Conflict, and
@@ -501,7 +501,7 @@ class Cycles:
             raise BadRequest("checkpoint is 'latest', or its number from 1 on")
         number = None if checkpoint == "latest" else int(checkpoint)
         found = await self._table.transact(lambda rows: rows.checkpoint(rows.find(name, version).id, number))
-        return await self.blobs.open(found.blob), found
+        return await self.blobs.open(found.blob, found.sha256), found
 
     async def cycle(self, name: str, version: str | None, *, after: int, wait_s: float) -> answers.Standing:
         """How a training stands; at once, or when more than `after` cycles are complete. Raises NotFound."""

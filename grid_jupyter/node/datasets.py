@@ -314,7 +314,7 @@ class Datasets:
 
     async def open(self, stored: StoredDataset) -> int:
         """A descriptor of the bytes, to hand to a Worker. Raises ObjectNotFoundError, NodeUnavailableError."""
-        return await self._blobs.open(stored.blob)
+        return await self._blobs.open(stored.blob, stored.sha256)
 
     async def open_mock(self, caller: str, dataset: int, version: int) -> tuple[int, int]:
         """A descriptor of a version's mock rows, which the caller of this closes, and how many bytes they are; for
@@ -324,7 +324,7 @@ class Datasets:
             raise ObjectNotFoundError("there is no such data set or version here, or no longer; search again")
         if stored.mock is None:
             raise ObjectNotFoundError(f"{stored.owner} gave no mock rows for this data set; ask for some")
-        return await self._blobs.open(stored.mock.blob), stored.mock.nbytes
+        return await self._blobs.open(stored.mock.blob, stored.mock.sha256), stored.mock.nbytes
 
     async def used_bytes(self) -> int:
         """Bytes on the disk."""

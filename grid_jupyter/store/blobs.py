@@ -192,8 +192,9 @@ class BlobStore:
         except FileNotFoundError:
             return 0
 
-    async def open(self, name: str) -> int:
+    async def open(self, name: str, sha256: str = "") -> int:
         """A descriptor to read the blob; the caller closes it. It stays good when the blob is deleted meanwhile.
+        `sha256` is what its row says: what an object store has under another one is not taken.
 
         Raises ObjectNotFoundError, and NodeUnavailableError where the object store has it alone, and is away.
         """

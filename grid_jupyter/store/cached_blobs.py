@@ -51,9 +51,11 @@ class CachedBlobStore(BlobStore):
 
     # -------------------------------------------------------------- reading
 
-    async def open(self, name: str) -> int:
+    async def open(self, name: str, sha256: str = "") -> int:
         """See BlobStore; what is here is opened at once, and everything else is fetched in a thread."""
-        path = self.path(name)
+        path, stored = self.path(name), self._kept.get(name)
+        if sha256 and stored is not None and stored.sha256 != sha256:
+            raise self._objects.lost(self._folder, name, stored, "damaged in")
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:

@@ -126,7 +126,7 @@ class ObjectStore:
             try:
                 source = self._fs.open(key, "rb", block_size=_BLOCK, cache_type="readahead")
             except FileNotFoundError:
-                raise self._lost(key, "gone from") from None
+                raise self.lost(folder, name, stored, "gone from") from None
         with source:
             while True:
                 with self._told("be read"):
@@ -136,10 +136,11 @@ class ObjectStore:
                 digest.update(piece)
                 yield piece
         if digest.hexdigest() != stored.sha256:
-            raise self._lost(key, "damaged in")
+            raise self.lost(folder, name, stored, "damaged in")
 
-    def _lost(self, key: str, how: str) -> ObjectNotFoundError:
-        log.error("object store %s: %s is %s the store", self.url, key, how)
+    def lost(self, folder: str, name: str, stored: Stored, how: str) -> ObjectNotFoundError:
+        """What is told of an object that is "gone from" or "damaged in" the store; the log names it."""
+        log.error("object store %s: %s is %s the store", self.url, self._key(folder, name, stored), how)
         return ObjectNotFoundError(
             f"these bytes are {how} this Node's object store: its owner restores the object that the Node's log names, "
             "or publishes it again"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import socket
@@ -118,6 +119,19 @@ def test_damaged_and_lost_objects_are_told_and_never_used(state: Path, on_disk: 
         read(kept.blobs, blob.name)
     file.write_bytes(whole)
     assert read(kept.blobs, blob.name) == whole, "it was restored"
+
+
+def test_an_object_that_was_put_in_the_place_of_another_is_not_taken_for_it(
+    state: Path, on_disk: ObjectAddress, tmp_path: Path
+) -> None:
+    blob, forged = put(opened(state, on_disk).blobs, b"rows"), b"forged rows"
+    (state / "blobs" / blob.name).unlink()
+    (file,) = (tmp_path / "store" / "blobs").iterdir()
+    file.unlink()
+    file.with_name(f"{blob.name}.{hashlib.sha256(forged).hexdigest()}").write_bytes(forged)
+    kept = opened(state, on_disk, frozenset({blob.name}))
+    with pytest.raises(ObjectNotFoundError, match="damaged"):
+        asyncio.run(kept.blobs.open(blob.name, blob.sha256))
 
 
 def test_a_store_that_is_away_keeps_nothing_and_a_retry_does(

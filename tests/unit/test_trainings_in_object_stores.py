@@ -31,6 +31,14 @@ def names(directory: Path) -> set[str]:
     return {file.name.partition(".")[0] for file in directory.iterdir()}
 
 
+async def until(holds: Callable[[], bool]) -> None:
+    """Old files are deleted when the next cycle is open."""
+    deadline = asyncio.get_running_loop().time() + 30
+    while not holds():
+        assert asyncio.get_running_loop().time() < deadline
+        await asyncio.sleep(0.02)
+
+
 async def cycle(here: World, number: int) -> None:
     await here.report(await here.accepted(), diff(1, 2, 3))
     await here.report(await here.accepted(), diff(1, 2, 3))
@@ -49,9 +57,9 @@ def test_a_strategy_with_a_state_goes_on_though_all_copies_are_pushed_out_and_th
         await cycle(here, 2)
         for number in (1, 2, 3, 4):
             assert (await here.checkpoint(str(number)))["w"].shape == (3, 1)
-        assert len(names(store / "training")) == 1 + 4 + 2, "plan, models, the latest state of the strategy"
-        assert len(names(state / "training") & names(store / "training")) <= 2, "the first model and one copy"
-        assert not names(state / "training") - names(store / "training"), "reports that are folded are gone"
+        await until(lambda: len(names(store / "training")) == 1 + 4 + 2)  # plan, models, the latest state
+        await until(lambda: not names(state / "training") - names(store / "training"))  # reports that were folded
+        await until(lambda: len(names(state / "training")) <= 2)  # the first model, which stays, and one copy
 
     run(state, store, first)
     for file in (state / "training").iterdir():
@@ -79,10 +87,9 @@ def test_reports_count_while_the_store_is_away_and_the_checkpoint_is_made_when_i
         store.write_text("")
         for place in places:
             await here.report(place, diff(1, 2, 3))
-        until = asyncio.get_running_loop().time() + 30
-        while not (stands := await here.cycles.cycle("m", None, after=-1, wait_s=0))["problem"]:
-            assert asyncio.get_running_loop().time() < until
-            await asyncio.sleep(0.02)
+        live = here.cycles._live[1]
+        await until(lambda: bool(live.problem))
+        stands = live.told()
         assert "object store" in stands["problem"]
         assert (stands["completed"], stands["reports"]) == (0, 2)
         assert len(names(state / "training") - names(unmounted / "training")) == 2, "the reports"
