@@ -50,10 +50,17 @@ class Page:
 class Metrics:
     """The metrics of all trainings of a Node."""
 
-    def __init__(self, database: Database, clock: Callable[[], float], takes: Callable[[int, int], bool]) -> None:
-        """`takes(training, cycle)`: whether a report of that cycle would count now."""
+    def __init__(
+        self,
+        database: Database,
+        clock: Callable[[], float],
+        takes: Callable[[int, int], bool],
+        tell: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`takes(training, cycle)`: whether a report of that cycle would count now; `tell` is called when something
+        came by itself."""
         self._table = MetricsTable(database)
-        self._clock, self._takes = clock, takes
+        self._clock, self._takes, self._tell = clock, takes, tell
 
     async def take(self, report: MetricsReport) -> None:
         """Metrics of a place; the same ones again change nothing.
@@ -91,6 +98,7 @@ class Metrics:
                     rows.tell(place, device, measured.values, measured.samples, self._clock())
 
         await self._table.transact(work)
+        self._tell()
 
     async def read(self, account: Account, name: str, version: str | None, after: int) -> Page:
         """What came behind the row `after` (0: from the first on).

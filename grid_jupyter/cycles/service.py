@@ -96,7 +96,9 @@ class Cycles:
         about tokens (nobody is)."""
         self.blobs = blobs
         self._table = TrainingTable(database)
-        self.metrics = Metrics(database, clock, lambda training, cycle: self._live[training].takes(cycle))
+        self.metrics = Metrics(
+            database, clock, lambda training, cycle: self._live[training].takes(cycle), lambda: self._tell()
+        )
         self._tell: Callable[[], None] = lambda: None
         folding = folds or FoldWorker(fold_workers())
         self._ground = Ground(self._table, blobs, folding, clock, at, bus or Bus(), lambda: self._tell())
@@ -145,7 +147,7 @@ class Cycles:
         await self._ground.folds.stop()
 
     def on_change(self, tell: Callable[[], None]) -> None:
-        """What is called when a training is hosted, or stands otherwise than before."""
+        """What is called when a training is hosted, stands otherwise than before, or was measured."""
         self._tell = tell
 
     async def _begin(self, stored: StoredTraining, form: Form, state: Training, model: Path) -> None:

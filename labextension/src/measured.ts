@@ -21,14 +21,14 @@ export function measuredOf(
 ): Look {
   const rows: IMeasured[] = [];
   let after = 0;
-  let seen = '';
+  let seen: ITraining | undefined;
   let asking = false;
   let drawn: ICurves | null = null;
   return (model: GridModel) => {
     const now = model.trainings?.find(one => keyOf(one) === keyOf(training));
-    const stands = now ? `${now.completed}/${now.reports}` : seen;
-    if (stands !== seen && !asking) {
+    if (now && now !== seen && !asking) {
       asking = true;
+      seen = now; // told anew: something of it is another
       void (async () => {
         try {
           let more = true;
@@ -37,11 +37,9 @@ export function measuredOf(
             rows.push(...got.metrics);
             ({ next: after, more } = got);
           }
-          seen = stands;
           drawn = curves(rows, trans);
         } catch (error) {
           console.debug('grid-jupyter: no metrics', error);
-          seen = stands; // the next change asks again
         } finally {
           asking = false;
           model.redraw();

@@ -1,5 +1,5 @@
 import { nullTranslator } from '@jupyterlab/translation';
-import { expect, test } from 'vitest';
+import { expect, test, vi } from 'vitest';
 import { GridApi, IMeasured } from '../src/api';
 import { csv, ICurves, isLoss, stem } from '../src/chart';
 import { measuredOf } from '../src/measured';
@@ -86,5 +86,13 @@ test('what devices measured is averaged by their samples, page by page', async (
     ]
   });
   expect(server.asked).toHaveLength(2);
+  look(model);
+  expect(server.asked).toHaveLength(2); // nothing is another
+  pages.set('3', { metrics: [row(2, 2, 5, 0)], next: 4, more: false });
+  model.trainings = [{ ...told }]; // metrics came, and no report
+  look(model);
+  await vi.waitFor(() =>
+    expect(look(model)?.lines[0].values).toEqual([0.25, 1])
+  );
   model.dispose();
 });

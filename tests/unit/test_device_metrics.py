@@ -42,8 +42,11 @@ def test_a_place_tells_its_metrics_once_and_a_retry_changes_nothing(tmp_path: Pa
         async with world(tmp_path) as made:
             await made.host(max_diffs=2)
             place, other = await made.accepted(), await made.accepted()
+            told: list[bool] = []
+            made.cycles.on_change(lambda: told.append(True))
             for _ in range(2):
                 await tell(made, place, 3, accuracy=0.5)
+            assert told  # the owner's panel hears of it
             with pytest.raises(Conflict, match="count once"):
                 await tell(made, place, 3, accuracy=0.9)
             with pytest.raises(NotAuthenticatedError, match="Invalid request key"):
