@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,15 +117,32 @@ class FoldWorker:
                 return
         raise InvalidDataError("the report ends the process that reads it; it does not count")
 
-    async def fold(self, subject: Subject, report: Path, samples: int, staleness: int) -> None:
-        """Fold the next report. Raises SessionLostError where the Worker died: then nothing is folded."""
-        number = self.count(subject) + 1
-        asked = worker.FoldReport(training=subject.training, number=number, samples=samples, staleness=staleness)
+    async def fold(self, subject: Subject, reports: Sequence[tuple[Path, int, int]]) -> None:
+        """Fold the next reports, each with its samples and its staleness, in this order: the Worker has all of them
+        before the first answer. Raises SessionLostError where the Worker died: then nothing is folded."""
+        number, process = self.count(subject), None
+        waiting: list[asyncio.Future[Answer]] = []
+        self._busy += 1
         try:
-            await self._ask(subject, asked, report)
+            for report, samples, staleness in reports:
+                number += 1
+                asked = worker.FoldReport(
+                    training=subject.training, number=number, samples=samples, staleness=staleness
+                )
+                waiting.append(await self._asked(subject, asked, report))
+                process = process or self._process
+                if process is not self._process:
+                    raise SessionLostError("the Worker ended between two reports")
+            for one in waiting:
+                await one
         except BaseException:
             self.forget(subject)
+            for one in waiting:
+                _unheard(one)
             raise
+        finally:
+            self._busy -= 1
+            self._rest_later()
         self._counts[subject.training] = number
 
     async def checkpoint(self, subject: Subject, model: Path, state: Mapping[str, Path], blobs: BlobStore) -> Made:
@@ -180,25 +197,29 @@ class FoldWorker:
     async def _ask(self, subject: Subject, message: worker.FoldRequest, *files: Path) -> Answer:
         self._busy += 1
         try:
-            process = await self._started()
-            if subject.training not in self._counts:
-                self._counts[subject.training] = 0  # at once: what is sent behind it comes behind it
-                begin = worker.BeginFold(
-                    training=subject.training,
-                    strategy=subject.strategy,
-                    numbers=dict(subject.numbers),
-                    buffers=subject.buffers,
-                )
-                try:
-                    begun = await self._send(process, begin, subject.model)
-                except BaseException:  # it is begun with the next message
-                    self.forget(subject)
-                    raise
-                begun.add_done_callback(lambda done: self.forget(subject) if _failed(done) else None)
-            return await (await self._send(process, message, *files))
+            return await (await self._asked(subject, message, *files))
         finally:
             self._busy -= 1
             self._rest_later()
+
+    async def _asked(self, subject: Subject, message: worker.FoldRequest, *files: Path) -> asyncio.Future[Answer]:
+        """Ask, and wait no longer than until it is on its way."""
+        process = await self._started()
+        if subject.training not in self._counts:
+            self._counts[subject.training] = 0  # at once: what is sent behind it comes behind it
+            begin = worker.BeginFold(
+                training=subject.training,
+                strategy=subject.strategy,
+                numbers=dict(subject.numbers),
+                buffers=subject.buffers,
+            )
+            try:
+                begun = await self._send(process, begin, subject.model)
+            except BaseException:  # it is begun with the next message
+                self.forget(subject)
+                raise
+            begun.add_done_callback(lambda done: self.forget(subject) if _failed(done) else None)
+        return await self._send(process, message, *files)
 
     async def _send(self, process: WorkerProcess, message: worker.FoldRequest, *files: Path) -> asyncio.Future[Answer]:
         descriptors: list[int] = []

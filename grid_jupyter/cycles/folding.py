@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
@@ -20,6 +21,8 @@ from grid_jupyter.store.trainings import StoredCheckpoint
 log = logging.getLogger("grid_jupyter")
 T = TypeVar("T")
 
+_AT_ONCE = 32
+"""Reports that the Worker is given before it has answered: their files are open meanwhile."""
 _TRIES = 3
 """How often reports are folded in Workers that die beside it, before it is said that they do."""
 
@@ -83,12 +86,20 @@ class Folding:
         """Fold what has come, in the order in which it counted, which may not be that of its coming."""
         folds, subject = self._folds, self._subject
         try:
-            while (report := self._pending.get(folds.count(subject) + 1)) is not None:
-                await folds.fold(subject, self._blobs.path(report.blob), report.samples, report.staleness)
-                self._at("report-folded")
+            while taken := self._next():
+                files = [(self._blobs.path(one.blob), one.samples, one.staleness) for one in taken]
+                await folds.fold(subject, files)
+                for _ in taken:
+                    self._at("report-folded")
         except BaseException:
             folds.forget(subject)  # half a report may be in it; whoever is next folds all of them again
             raise
+
+    def _next(self) -> list[StoredReport]:
+        """The reports whose turn it is."""
+        first = self._folds.count(self._subject) + 1
+        found = (self._pending.get(number) for number in range(first, first + _AT_ONCE))
+        return list(itertools.takewhile(lambda one: one is not None, found))  # type: ignore[arg-type]
 
     async def _made(self, count: int, model: StoredCheckpoint) -> Made:
         await self._ready()

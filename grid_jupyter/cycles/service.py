@@ -19,6 +19,7 @@ from grid_jupyter.cycles.averaging_plan import check_averaging, end_all
 from grid_jupyter.cycles.ending import Ending
 from grid_jupyter.cycles.fold_worker import FoldWorker, fold_workers
 from grid_jupyter.cycles.hosting import buffers_of, check_fits, read_hosting
+from grid_jupyter.cycles.keeping import Keeping
 from grid_jupyter.cycles.known_places import KnownPlaces, Place
 from grid_jupyter.cycles.live import Accepted, Ground, Live
 from grid_jupyter.cycles.machine import Reject, Training, timeout
@@ -105,6 +106,7 @@ class Cycles:
         self._live: dict[int, Live] = {}
         self._places = KnownPlaces()
         self._small_models = SmallModels(blobs)
+        self._keeping = Keeping()
         self._stopped = False
         self.room = Room(
             blobs,
@@ -468,7 +470,7 @@ class Cycles:
         except BaseException:
             await asyncio.to_thread(upload.abort)
             raise
-        blob = await asyncio.to_thread(_committed, upload)
+        blob = await self._keeping.keep(upload)
         ground.at("report-durable")
         self._places.drop(arriving.request_key)
         try:
@@ -551,11 +553,6 @@ def _check_model(blobs: BlobStore, model: str, form: Form) -> None:
 
     with blobs.reading(model) as file:
         Folding(form, Averaging()).check(file.fileno(), accepted=("float32",))
-
-
-def _committed(upload: Upload) -> Blob:
-    with upload:
-        return upload.commit(passing=True)
 
 
 def _rejected(answer: Reject) -> answers.Rejected:

@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from grid_jupyter.errors import Conflict, ObjectNotFoundError, StorageFullError
+from grid_jupyter.errors import Conflict, GridError, ObjectNotFoundError, StorageFullError
 from grid_jupyter.store.database import DISK_FULL_ERRNOS, DISK_FULL_TEXT
 
 UPLOAD_KEPT_S = 86_400.0
@@ -117,20 +117,7 @@ class Upload:
 
         Raises Conflict if the upload was begun again, NodeUnavailableError where the object store is away.
         """
-        blob = Blob(secrets.token_hex(16), self._size, self._hash.hexdigest())
-        try:
-            with disk_full_told():
-                self.open()
-                os.fsync(self._fd)
-                self._made.add(blob.name)
-                self._path.rename(self._directory / blob.name)
-                _sync_directory(self._directory)
-        except FileNotFoundError:
-            self.abort()
-            raise Conflict("this upload was begun again elsewhere, and only the newer one counts") from None
-        except BaseException:
-            self.abort()
-            raise
+        blob = self._named(lambda: _sync_directory(self._directory))
         if not passing:
             try:
                 self._keep(blob)
@@ -140,6 +127,24 @@ class Upload:
                 self.abort()
                 raise
         self._close()
+        return blob
+
+    def _named(self, then: Callable[[], None]) -> Blob:
+        """Under its name, of which the disk knows after `then`."""
+        blob = Blob(secrets.token_hex(16), self._size, self._hash.hexdigest())
+        try:
+            with disk_full_told():
+                self.open()
+                os.fsync(self._fd)
+                self._made.add(blob.name)
+                self._path.rename(self._directory / blob.name)
+                then()
+        except FileNotFoundError:
+            self.abort()
+            raise Conflict("this upload was begun again elsewhere, and only the newer one counts") from None
+        except BaseException:
+            self.abort()
+            raise
         return blob
 
     def _close(self) -> None:
@@ -270,6 +275,27 @@ class BlobStore:
     def _entries(self) -> Iterator[os.DirEntry[str]]:
         with os.scandir(self._directory) as entries:
             yield from (entry for entry in entries if entry.is_file(follow_symlinks=False))
+
+
+def commit_together(uploads: Sequence[Upload]) -> list[Blob | Exception]:
+    """Commit uploads of one store that are `passing`, which wait for their directory once; what each came to."""
+    outcomes: list[Blob | Exception] = []
+    for upload in uploads:
+        try:
+            outcomes.append(upload._named(lambda: None))
+        except Exception as error:  # whoever commits this one gets it
+            outcomes.append(error)
+    named = [upload for upload, outcome in zip(uploads, outcomes, strict=True) if isinstance(outcome, Blob)]
+    try:
+        with disk_full_told():
+            for directory in {upload._directory for upload in named}:
+                _sync_directory(directory)
+    except (OSError, GridError) as error:  # nobody knows whether the disk has their names
+        return [error if isinstance(outcome, Blob) else outcome for outcome in outcomes]
+    finally:
+        for upload in named:
+            upload._close()
+    return outcomes
 
 
 def new_temporary(origin: str | None = None) -> str:

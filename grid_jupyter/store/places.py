@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
-from sqlalchemy import Table, and_, bindparam, func, insert, select, update
+from sqlalchemy import Connection, Executable, Table, and_, bindparam, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from grid_jupyter.errors import NotAuthenticatedError, NotFound
@@ -113,6 +113,14 @@ class PlaceRows:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._connection: Connection | None = None
+
+    def _run(self, statement: Executable, asked: dict[str, Any]) -> Any:
+        """A statement of rows that are no mapped objects, without what a Session does for those."""
+        self._session.flush()
+        if self._connection is None:
+            self._connection = self._session.connection()
+        return self._connection.execute(statement, asked)
 
     def device(self, id: str) -> DeviceRow:  # noqa: A002
         """The row of a device by the id that it was given. Raises NotFound."""
@@ -123,7 +131,7 @@ class PlaceRows:
 
     def who(self, id: str) -> Device:  # noqa: A002
         """A device by the id that it was given. Raises NotFound."""
-        found = self._session.execute(_DEVICE, {"id": id}).first()
+        found = self._run(_DEVICE, {"id": id}).first()
         if found is None:
             raise NotFound(_NO_DEVICE)
         return Device(*found)
@@ -131,7 +139,7 @@ class PlaceRows:
     def latest(self, training: int, sequence: int, device: int) -> Place | None:
         """A device's latest place in a cycle; under a strategy that waits for nobody it has one after the other."""
         asked = {"training": training, "sequence": sequence, "device": device}
-        found = self._session.execute(_LATEST, asked).first()
+        found = self._run(_LATEST, asked).first()
         return None if found is None else Place(*found)
 
     def place(self, training: int, sequence: int, device: int) -> str:
@@ -145,16 +153,16 @@ class PlaceRows:
         """Give a device its place; `latest` is what it has in this cycle."""
         if latest is None or latest.state == "reported":
             place = {"training_id": training, "sequence": sequence, "device": device, "state": "assigned"}
-            self._session.execute(_ADD_PLACE, {**place, "key": _digest(request_key), "at": now})
+            self._run(_ADD_PLACE, {**place, "key": _digest(request_key), "at": now})
         else:
-            self._session.execute(_ASSIGN, {"place": latest.id, "digest": _digest(request_key), "now": now})
+            self._run(_ASSIGN, {"place": latest.id, "digest": _digest(request_key), "now": now})
 
     def heard(self, device: Device, now: float, attempt: int | None = None) -> None:
         """A device was heard of; it asked for a place in this attempt at a cycle, if there is one."""
         if attempt is None:
-            self._session.execute(_SEEN, {"who": device.number, "now": now})
+            self._run(_SEEN, {"who": device.number, "now": now})
         else:
-            self._session.execute(_ASKED, {"who": device.number, "now": now, "attempt": attempt})
+            self._run(_ASKED, {"who": device.number, "now": now, "attempt": attempt})
 
     def give_up_older(self, training: int, sequence: int, device: int) -> None:
         """Take back a device's places without a report in cycles before this one."""
@@ -171,7 +179,7 @@ class PlaceRows:
 
     def place_of(self, device_id: str, request_key: str) -> tuple[Device, Place]:
         """The place that a request_key is for. Raises NotFound, and NotAuthenticatedError for another device's key."""
-        found = self._session.execute(_OF_KEY, {"id": device_id, "key": _digest(request_key)}).first()
+        found = self._run(_OF_KEY, {"id": device_id, "key": _digest(request_key)}).first()
         if found is None:
             raise NotFound(_NO_DEVICE)
         device, place = found[: len(_OF_DEVICE)], found[len(_OF_DEVICE) :]
@@ -184,18 +192,18 @@ class PlaceRows:
     def count(self, place: Place, *, counted: int, number: int, samples: int, blob: str, sha256: str) -> StoredReport:
         """The report of a place, which counts in cycle `counted`."""
         told = {"counted": counted, "number": number, "samples": samples, "blob": blob, "sha256": sha256}
-        self._session.execute(_REPORTED, {"place": place.id, **{f"new_{name}": one for name, one in told.items()}})
-        self._session.execute(_LAST, {"who": place.device, "cycle": counted})
+        self._run(_REPORTED, {"place": place.id, **{f"new_{name}": one for name, one in told.items()}})
+        self._run(_LAST, {"who": place.device, "cycle": counted})
         return StoredReport(number=number, blob=blob, samples=samples, staleness=counted - place.sequence)
 
     def refile(self, place: Place, blob: str) -> StoredReport:
         """The report of a place is in another file now."""
-        self._session.execute(_REFILE, {"place": place.id, "file": blob})
+        self._run(_REFILE, {"place": place.id, "file": blob})
         return replace(place, blob=blob).report()
 
     def reports(self, training: int, sequence: int) -> list[StoredReport]:
         """The reports of a cycle, in the order in which they counted."""
-        found = self._session.execute(_REPORTS, {"of": training, "cycle": sequence})
+        found = self._run(_REPORTS, {"of": training, "cycle": sequence})
         return [Place(*row).report() for row in found]
 
     def give_up(self, training: int, sequence: int) -> None:

@@ -199,14 +199,14 @@ class TrainingRows(PlaceRows):
 
     def state(self, training: int) -> dict[str, Any]:
         """How it stands, as the machine wrote it. Raises NotFound."""
-        found = self._session.execute(_STATE, {"training": training}).first()
+        found = self._run(_STATE, {"training": training}).first()
         if found is None:
             raise NotFound("Federated Learning Process not found!")
         return dict(found[0])
 
     def save(self, training: int, state: dict[str, Any]) -> None:
         """How it stands from here on."""
-        self._session.execute(_SAVE, {"training": training, "new": state})
+        self._run(_SAVE, {"training": training, "new": state})
 
     def _row(self, training: int) -> TrainingRow:
         row = self._session.get(TrainingRow, training)
@@ -256,9 +256,9 @@ class TrainingRows(PlaceRows):
     def checkpoint(self, training: int, number: int | None = None) -> StoredCheckpoint:
         """A checkpoint; without a number the latest. Raises NotFound."""
         if number is None:
-            row = self._session.execute(_LATEST_CHECKPOINT, {"training": training}).first()
+            row = self._run(_LATEST_CHECKPOINT, {"training": training}).first()
         else:
-            row = self._session.execute(_CHECKPOINT, {"training": training, "which": number}).first()
+            row = self._run(_CHECKPOINT, {"training": training, "which": number}).first()
         if row is None:
             raise NotFound("Model's Checkpoint not found!")
         return StoredCheckpoint(**row._mapping)
@@ -280,7 +280,7 @@ class TrainingRows(PlaceRows):
 
     def drop_checkpoints(self, training: int, number: int) -> list[str]:
         """Forget checkpoints before this number, but not the first. Their blobs are the caller's to delete."""
-        rows = self._session.execute(_OLDER, {"training": training, "which": number}).all()
+        rows = self._run(_OLDER, {"training": training, "which": number}).all()
         if rows:
             self._session.execute(delete(Checkpoint).where(Checkpoint.id.in_([row.id for row in rows])))
         return [name for row in rows for name in (row.blob, *row.state.values())]
