@@ -62,6 +62,18 @@ fit = grid.train(
 )
 """
 
+WATCHED = """
+import threading, time
+from pathlib import Path
+
+def note():
+    while True:
+        Path("looks").write_text(str(box._thread is not None))
+        time.sleep(0.1)
+
+threading.Thread(target=note, daemon=True).start()
+"""
+
 
 @dataclass
 class Place:
@@ -259,4 +271,23 @@ def test_the_panel_draws_a_training_of_a_notebook_with_each_participant_also_aft
     page.wait_for_function(IDLE, timeout=PATIENCE_MS)
     page.evaluate(f"{NOTEBOOK}.sessionContext.restartKernel()")
     expect(card).to_contain_text("Done")
+    end(page)
+
+
+def test_a_view_looks_no_more_when_its_page_is_closed_and_goes_on_when_there_is_one_again(page, place, faults):
+    place.write("closed", "from grid_jupyter import widgets\nbox = widgets.inbox()\nbox", WATCHED)
+    looks = Path(place.jupyter.home) / "root" / "looks"
+
+    def says(text: str) -> bool:
+        return looks.exists() and looks.read_text() == text
+
+    run(page, place, "lab/tree/closed")
+    view(page, "Inbox")
+    eventually(lambda: says("True"), "looking")
+    page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
+    page.goto("about:blank")
+    eventually(lambda: says("False"), "the end of looking", 45)  # sooner than by its silence alone
+    page.goto(f"{place.jupyter.url}lab/tree/closed.ipynb?token={place.jupyter.token}&reset")
+    view(page, "Inbox")
+    eventually(lambda: says("True"), "looking again")
     end(page)
