@@ -47,6 +47,7 @@ from grid_jupyter.store.metrics import MetricsRows
 from grid_jupyter.store.notices import NoticeRows
 from grid_jupyter.store.places import Device, StoredReport
 from grid_jupyter.store.records import DeviceRow
+from grid_jupyter.store.spares import SPARE_S
 from grid_jupyter.store.trainings import StoredCheckpoint, StoredPlan, StoredTraining, TrainingRows, TrainingTable
 from grid_jupyter.wire.answers import Standing
 
@@ -435,6 +436,7 @@ class Live:
         await self.folding.closed()
         await self._ground.folds.drop(self.subject)
         await asyncio.to_thread(self._delete, names)
+        self._ground.blobs.drop_spares()
 
     async def _aggregate(self) -> None:
         """Make the checkpoint of the cycle that was closed, then begin the next one, together with it."""
@@ -464,18 +466,25 @@ class Live:
             state={slot: blob.name for slot, blob in made.state.items()},
         )
 
-        def work(rows: TrainingRows, state: Training, now: float) -> tuple[Training, list[str]]:
+        def work(rows: TrainingRows, state: Training, now: float) -> tuple[Training, tuple[list[str], list[str]]]:
             if state.phase != "closing":  # who hosts it has ended it meanwhile
-                return state, [made.model.name, *(blob.name for blob in made.state.values()), *averaged]
+                return state, ([], [made.model.name, *(blob.name for blob in made.state.values()), *averaged])
             state, _ = on(self.terms, state, Aggregated(), now)
             rows.add_checkpoint(training, after, now)
-            done = [*rows.folded(training, sequence), *(rows.drop_state(model.id) if model.state else ()), *averaged]
+            done = [*(rows.drop_state(model.id) if model.state else ()), *averaged]
             done += rows.drop_checkpoints(training, after.number + 1 - self.terms.keep_checkpoints)
-            return self._gather(rows, state, now), done
+            return self._gather(rows, state, now), (list(rows.folded(training, sequence)), done)
 
-        done = await self._step(work, lambda _: self._train(after))
+        folded, done = await self._step(work, lambda _: self._train(after))
         ground.at("cycle-opened")
-        await asyncio.to_thread(self._delete, done)
+        await asyncio.to_thread(self._delete if self.over else self._retire, folded)
+        asyncio.get_running_loop().call_later(SPARE_S, ground.blobs.drop_spares, SPARE_S)
+        if done:
+            await asyncio.to_thread(self._delete, done)
+
+    def _retire(self, names: list[str]) -> None:
+        """The next reports come into these files, where they come soon."""
+        self._ground.blobs.retire(names, lambda: self._ground.at("report-deleted"))
 
     def _delete(self, names: list[str]) -> None:
         self._ground.blobs.delete_all(names, lambda: self._ground.at("report-deleted"))

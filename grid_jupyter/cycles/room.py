@@ -62,7 +62,11 @@ class Room:
         if self._share is not None:
             await self._look(use, lambda: self._of_host(host))
         if self._limit is not None:
-            await self._look(self._all, lambda: asyncio.to_thread(self._blobs.used_bytes))
+            await self._look(self._all, self._used)
+            if self._all.used + self._all.coming + nbytes > self._limit and self._blobs.spares.nbytes():
+                await asyncio.to_thread(self._blobs.spares.drop)
+                self._all.looked = float("-inf")
+                await self._look(self._all, self._used)
         if self._share is not None and use.used + use.coming + nbytes > self._share:
             raise StorageFullError(
                 f"what one account hosts takes {self._share} bytes at most on this Node, and that is used up here. Who "
@@ -90,6 +94,9 @@ class Room:
             if not 0 <= now - use.looked < LOOK_S:
                 use.looked = now
                 use.used = await look()
+
+    async def _used(self) -> int:
+        return await asyncio.to_thread(self._blobs.used_bytes)
 
     async def _of_host(self, host: str) -> int:
         kept = 0 if self._kept_by is None else await self._kept_by(host)

@@ -147,6 +147,7 @@ class Cycles:
         for live in self._live.values():
             await live.stop()
         await self._ground.folds.stop()
+        await asyncio.to_thread(self.blobs.spares.drop)
 
     def on_change(self, tell: Callable[[], None]) -> None:
         """What is called when a training is hosted, stands otherwise than before, or was measured."""

@@ -65,7 +65,7 @@ class ReportDoor(TrainingDoor, BulkDoor):
         arriving.measured, arriving.samples, arriving.size = measured, samples, self.length()
         arriving.unzip = unzip_of(self.request.headers.get("Content-Encoding", "identity"))
         self._begin(arriving.limit)
-        arriving.upload = self.cycles.blobs.begin()
+        arriving.upload = self.cycles.blobs.begin(nbytes=0 if arriving.unzip else arriving.size)
 
     async def _prepare_patch(self) -> None:
         offset = byte_number(self.request.headers.get(OFFSET_HEADER, ""))

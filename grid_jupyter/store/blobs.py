@@ -11,12 +11,14 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Itera
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
 from grid_jupyter.errors import Conflict, GridError, ObjectNotFoundError, StorageFullError
 from grid_jupyter.store.database import DISK_FULL_ERRNOS, DISK_FULL_TEXT
+from grid_jupyter.store.spares import Spares
 
 UPLOAD_KEPT_S = 86_400.0
 """How long an unfinished upload of this process may rest before a sweep takes it."""
@@ -43,13 +45,15 @@ class Upload:
     """
 
     def __init__(
-        self, directory: Path, temporary: str, made: set[str], keep: Callable[[Blob], None] = lambda blob: None
-    ) -> None:
-        """Nothing is on the disk before `open`, or the first `write`. `keep` is called with what is to stay."""
+        self, directory: Path, temporary: str, made: set[str], keep: Callable[[Blob], None] = lambda blob: None,
+        spare: Callable[[Path], int] = lambda path: -1,
+    ) -> None:  # fmt: skip
+        """Nothing is on the disk before `open`, or the first `write`. `keep` is called with what is to stay; `spare`
+        may have a file to be written again, for what will be as long as that."""
         self._directory = directory
         self._path = directory / temporary
         self._made = made
-        self._keep = keep
+        self._keep, self._spare = keep, spare
         self._hash = hashlib.sha256()
         self._size = 0
         self._fd = -1
@@ -76,7 +80,9 @@ class Upload:
         if self._fd < 0 and not self._ended:
             try:
                 with disk_full_told():
-                    self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                    self._fd = self._spare(self._path)
+                    if self._fd < 0:
+                        self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             except BaseException:
                 self._made.discard(self._path.name)
                 raise
@@ -135,6 +141,8 @@ class Upload:
         try:
             with disk_full_told():
                 self.open()
+                if os.fstat(self._fd).st_size != self._size:  # of a spare file, whose end would be another's
+                    os.ftruncate(self._fd, self._size)
                 os.fsync(self._fd)
                 self._made.add(blob.name)
                 self._path.rename(self._directory / blob.name)
@@ -170,13 +178,17 @@ class BlobStore:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._directory = directory
         self._made: set[str] = set()  # by this process: their rows may be about to be written
+        self.spares = Spares(directory, self._made)
+        """What `retire` kept."""
 
-    def begin(self, upload_id: str | None = None) -> Upload:
+    def begin(self, upload_id: str | None = None, *, nbytes: int = 0) -> Upload:
         """Begin to write a blob. An unfinished upload of the same id is given up, so that a retry needs no room twice;
-        without an id there is none, and nothing is on the disk before the first `write`. Raises StorageFullError.
+        without an id there is none, and nothing is on the disk before the first `write`. `nbytes` says how long it
+        will be, as far as that is known then. Raises StorageFullError.
         """
         if upload_id is None:
-            return Upload(self._directory, new_temporary(), self._made, self._keep)
+            take = partial(self.spares.take, nbytes)
+            return Upload(self._directory, new_temporary(), self._made, self._keep, take)
         origin = hashlib.sha256(upload_id.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         for older in self._directory.glob(f"{origin}-*.part"):
             older.unlink(missing_ok=True)
@@ -234,6 +246,22 @@ class BlobStore:
             self._made.discard(name)
             each()
         _sync_directory(self._directory)
+
+    def retire(self, names: Iterable[str], each: Callable[[], None] = lambda: None) -> None:
+        """The same, of those that were `passing`: some of the files are kept a while, to be written again."""
+        left = False
+        for name in names:
+            if not self.spares.keep(self.path(name)):
+                self.path(name).unlink(missing_ok=True)
+                left = True
+            self._made.discard(name)
+            each()
+        if left:
+            _sync_directory(self._directory)
+
+    def drop_spares(self, rested_s: float = 0.0) -> None:
+        """Remove what `retire` kept for so long, without waiting for the disk."""
+        _REMOVING.submit(self.spares.drop, rested_s)
 
     def sweep(self, known: Collection[str], passing: Collection[str] = ()) -> int:
         """Remove what an earlier process left: blobs that no row names (`known` are those that one does), unfinished
