@@ -39,17 +39,10 @@ class TrainingWatch:
         self._fit, self._rounds, self._nodes = fit, rounds, nodes
         self._reason = plain(reason, REASON_CHARS)
         self._watch = Watch("round", rounds, live=live, done=len(fit.records), bar=live)
-        self._comm: Any = None
-        self._last: dict[str, Any] = {}
+        self._page: _Page | None = None
         self._after = 0.0
         if len(fit.records) < rounds and in_notebook() and importlib.util.find_spec("comm") is not None:
-            self._last = self._message("waiting")
-            name = f"{TARGET}:{uuid.uuid4().hex}"  # a page that was loaded anew knows its messages by that
-            self._comm = needed("comm").create_comm(target_name=TARGET, comm_id=name, data=self._last)
-            self._comm.on_msg(lambda asked: self._comm.send(self._last))
-            _told.append(self._comm)
-            if len(_told) > _KEPT:
-                _told.popleft().close()
+            self._page = _Page(self._message("waiting"))
 
     def says(self, text: str) -> None:
         """What it waits for."""
@@ -69,9 +62,8 @@ class TrainingWatch:
         self._tell(phase, _LAST_VALUES)
 
     def _tell(self, phase: Phase, values: int = _VALUES) -> None:
-        if self._comm is not None:
-            self._last = self._message(phase, values)
-            self._comm.send(self._last)
+        if self._page is not None:
+            self._page.tell(self._message(phase, values))
 
     def _message(self, phase: Phase, values: int = _VALUES) -> dict[str, Any]:
         fit = self._fit
@@ -87,3 +79,20 @@ class TrainingWatch:
             "left_out": [[plain(name, NAME_CHARS), plain(why, REASON_CHARS)] for name, why in left_out],
             **of_points("round", fit.points, fit.each, most=most),
         }
+
+
+class _Page:
+    """The panel's side of a training: its last message, which outlives the training, and nothing else of it."""
+
+    def __init__(self, first: dict[str, Any]) -> None:
+        self._last = first
+        name = f"{TARGET}:{uuid.uuid4().hex}"  # a page that was loaded anew knows its messages by that
+        self._comm = needed("comm").create_comm(target_name=TARGET, comm_id=name, data=first)
+        self._comm.on_msg(lambda asked: self._comm.send(self._last))
+        _told.append(self._comm)
+        if len(_told) > _KEPT:
+            _told.popleft().close()
+
+    def tell(self, message: dict[str, Any]) -> None:
+        self._last = message
+        self._comm.send(message)
