@@ -35,7 +35,11 @@ base)
     exit 1
   }
   python3 -m venv --system-site-packages "$env"
-  "$env/bin/pip" install --quiet --constraint /tmp/of-the-base.txt "${wheel}[lab]"
+  # NVIDIA's images pin all that they were made with, too old for us, in what this variable names; and they bring a
+  # JupyterLab, whose commands know nothing of this environment: it gets one of its own.
+  export PIP_CONSTRAINT=/tmp/of-the-base.txt
+  "$env/bin/pip" install --quiet --ignore-installed jupyterlab
+  "$env/bin/pip" install --quiet "${wheel}[lab]"
   rm /tmp/of-the-base.txt
   ;;
 *)

@@ -53,7 +53,7 @@ notebook)
     kept=$GRID_JUPYTER_HOME/jupyter-token
     if [ ! -s "$kept" ]; then
       (umask 077 && python -c 'import secrets; print(secrets.token_hex(24))' >"$kept")
-      echo "JupyterLab: http://localhost:8888/lab?token=$(cat "$kept")"
+      echo "JupyterLab: http://localhost:${GRID_PORT:-8888}/lab?token=$(cat "$kept")"
       echo "This is said once; the token stays in $kept."
     fi
     JUPYTER_TOKEN=$(cat "$kept")

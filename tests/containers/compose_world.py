@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -133,7 +134,8 @@ class ComposeWorld:
         self.as_root = folder / "jupyter"  # the image's user is another; whoever makes namespaces is root
         self.as_root.mkdir()
         (self.as_root / "jupyter_server_config.json").write_text(json.dumps({"ServerApp": {"allow_root": True}}))
-        services = yaml.safe_load(compose.read_text())["services"]
+        text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", compose.read_text())  # as where no variable is set
+        services = yaml.safe_load(text)["services"]
         self.hosts_by_name = {
             name: Host(self, name, service, number) for number, (name, service) in enumerate(services.items(), 2)
         }

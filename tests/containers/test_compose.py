@@ -76,6 +76,14 @@ def test_no_port_is_open_beyond_this_machine():
     assert all(port.startswith("127.0.0.1:") for port in ports)
 
 
+def test_secrets_of_who_builds_go_neither_to_the_build_nor_into_the_repository():
+    kept_out = (REPOSITORY / ".dockerignore").read_text().splitlines()
+    assert {".git", "docker/.env", "docker/secrets"} <= set(kept_out)
+    declared = yaml.safe_load((DOCKER / "compose.secrets.yaml").read_text())["secrets"]
+    assert [secret["file"] for secret in declared.values()] == ["${GRID_SECRETS_DIR:-./secrets}/jupyter-token"]
+    assert {"/docker/.env", "/docker/secrets/"} <= set((REPOSITORY / ".gitignore").read_text().splitlines())
+
+
 def test_every_script_of_the_image_is_copied_and_every_step_is_a_script():
     lines = (DOCKER / "hivecell-notebook" / "Dockerfile").read_text().splitlines()
     steps = [line.split()[1] for line in lines if line.startswith("RUN ")]

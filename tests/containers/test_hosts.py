@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -103,6 +104,35 @@ def test_hosts_train_on_without_one_whose_cable_is_pulled_and_with_it_when_it_is
             time.sleep(0.5)
         assert told["accuracy"] > 0.8
         training.kill()
+
+
+def test_jupyterlab_has_a_token_that_the_first_start_says_once_or_that_of_a_secret(grid: ComposeWorld):
+    host = grid["notebook"]
+    (made,) = re.findall(r"^JupyterLab: http://localhost:8888/lab\?token=(\w{48})$", host.log.read_text(), re.MULTILINE)
+    kept = Path(host.environment()["GRID_JUPYTER_HOME"]) / "jupyter-token"
+    assert (kept.read_text().strip(), kept.stat().st_mode & 0o777) == (made, 0o600)
+    assert [opens(host, made), opens(host, "another")] == [200, 403]
+
+    secret = grid.folder / "jupyter-token"
+    secret.write_text("of-a-file-of-theirs\n")
+    host.service["environment"]["JUPYTER_TOKEN_FILE"] = str(secret)  # as compose.secrets.yaml says it
+    host.stop()
+    host.start()
+    host.wait_healthy()
+    assert [opens(host, "of-a-file-of-theirs"), opens(host, made)] == [200, 403]
+    log = host.log.read_text()
+    assert [log.count("said once"), log.count(made), log.count("of-a-file-of-theirs")] == [1, 1, 0]
+
+
+def opens(host: Host, token: str) -> int:
+    """What JupyterLab's server answers to who has this token."""
+    code = (
+        "import urllib.error, urllib.request\n"
+        f"asked = urllib.request.Request('http://127.0.0.1:8888/api/status?token={token}')\n"
+        "try:\n    print(urllib.request.urlopen(asked).status)\n"
+        "except urllib.error.HTTPError as error:\n    print(error.code)\n"
+    )
+    return int(asked(host, code))
 
 
 def test_a_stopped_service_ends_at_once_and_comes_back_with_its_state(grid: ComposeWorld):

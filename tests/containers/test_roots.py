@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -144,3 +146,34 @@ def test_the_image_of_this_processor_has_jupyterlab_with_the_panel_and_its_node_
         finally:
             os.killpg(node.pid, signal.SIGTERM)
             assert node.wait(20) in (0, 143)
+    a_base_image_keeps_its_torch(root)
+
+
+def a_base_image_keeps_its_torch(root: Root) -> None:
+    """The same root once more, as if all had come with the base image: its maker's torch, NumPy, and a JupyterLab."""
+    packages = next((root.folder / "opt/grid/env/lib").glob("python3*/site-packages"))
+    of_base = root.folder / "usr/local/lib" / packages.parent.name / "dist-packages"
+    shutil.rmtree(of_base)
+    packages.rename(of_base)
+    (told,) = of_base.glob("torch-*.dist-info")
+    version = "2.13.0a0+5228986c39.nv25.6"  # as NVIDIA numbers its builds: before the release, and not in an index
+    metadata = (told / "METADATA").read_text()
+    (told / "METADATA").write_text(
+        re.sub(r"^Version: .*$", f"Version: {version}", metadata, count=1, flags=re.MULTILINE)
+    )
+    told.rename(of_base / f"torch-{version}.dist-info")
+    for ours in (*of_base.glob("grid_jupyter*"), root.folder / "opt/grid/env"):
+        shutil.rmtree(ours)
+
+    (root.folder / "opt/pins.txt").write_text("jupyterlab==4.0.0\n")
+    as_nvidia = {"PIP_CONSTRAINT": "/opt/pins.txt", "PIP_NO_COMPILE": "1"}
+    root.run("/opt/grid/packages.sh", "/opt/grid/wheels", "base", **as_nvidia)
+    assert "grid_jupyter" in root.run("/opt/grid/check.sh", "base")
+    found = "import importlib.metadata as m, numpy, torch; print(m.version('torch'), torch.__file__, numpy.__file__)"
+    assert root.run("/opt/grid/env/bin/python", "-c", found).split() == [
+        version, *(f"/{of_base.relative_to(root.folder)}/{name}/__init__.py" for name in ("torch", "numpy")),
+    ]  # fmt: skip
+    for one in of_base.glob("torch-*"):
+        shutil.rmtree(one)
+    with pytest.raises(AssertionError, match="the base image has no torch"):
+        root.run("/opt/grid/packages.sh", "/opt/grid/wheels", "base")
