@@ -29,16 +29,17 @@ from grid_jupyter.plans.models import training_plan
 
 MEANING = """\
 Ten devices (`jupyter grid device`, ONNX Runtime, no torch), each a process with a tenth of the rows, train a model \
-that one Node hosts: each round they ask for a place, fetch the model, train one epoch of SGD in batches of 32, and \
-report; the Node syncs every report to the disk before it acknowledges it, folds it, and syncs the checkpoint. \
-*Small*: four fifths of scikit-learn's digits, 64-64-10, 50 rounds. *Large*: 512-2048-2048-10 (5.3 million \
-parameters, 21 MB each way for each device), one step a round, 10 rounds. The plain loop does the same sums, in the \
-same order of rows, in one process with one thread, and keeps nothing on a disk, so the accuracy must be the same. \
-What comes before the first round has ended is the start of the Node and of ten devices, and hosting. CPU is that of \
-all processes together. The devices measure no loss beside their training (`--no-metrics`), as the loop does not. The \
-disk is the one where the Node has its state: as many files of the model's size as a round has, one after the other, \
-each synced. The Node's memory is that of its own pages and those in memory files, looked at twenty times a second, \
-with its Worker and the fork server; at rest is before the first device came."""
+that one Node hosts: each round they get a place and the model, train one epoch of SGD in batches of 32, and report, \
+which asks for the next place (a small model comes with it, a large one is fetched); the Node syncs every report to \
+the disk before it acknowledges it, folds it, and syncs the checkpoint. *Small*: four fifths of scikit-learn's digits, \
+64-64-10, 50 rounds. *Large*: 512-2048-2048-10 (5.3 million parameters, 21 MB each way for each device), one step a \
+round, 10 rounds. The plain loop does the same sums, in the same order of rows, in one process with one thread, and \
+keeps nothing on a disk, so the accuracy must be the same. What comes before the first round has ended is the start of \
+the Node and of ten devices, and hosting. CPU is that of all processes together. The devices measure no loss beside \
+their training (`--no-metrics`), as the loop does not. The disk is the one where the Node has its state: as many files \
+of the model's size as a round has, one after the other, each synced. The Node's memory is that of its own pages and \
+those in memory files, looked at twenty times a second, with its Worker and the fork server; at rest is before the \
+first device came."""
 
 AGAINST = "the plain loop in one process"
 _LOOK_S = 0.05
