@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,3 +47,38 @@ def options_file(address: str, file: Path) -> Path:
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
         json.dump({"endpoint_url": address, "key": KEY, "secret": SECRET}, out)
     return file
+
+
+@contextmanager
+def line_to(address: str) -> Iterator[tuple[str, threading.Event]]:
+    """A line to a server on which nothing passes while the event is not set."""
+    port, passes = int(address.rpartition(":")[2]), threading.Event()
+    passes.set()
+    door = socket.create_server(("127.0.0.1", 0))
+
+    def pump(source: socket.socket, target: socket.socket) -> None:
+        with source, target:
+            try:
+                while data := source.recv(1 << 16):
+                    passes.wait(60)
+                    target.sendall(data)
+            except OSError:
+                pass
+
+    def accept() -> None:
+        while True:
+            try:
+                came, _ = door.accept()
+            except OSError:
+                return
+            there = socket.create_connection(("127.0.0.1", port))
+            for one, other in ((came, there), (there, came)):
+                threading.Thread(target=pump, args=(one, other.dup()), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{door.getsockname()[1]}", passes
+    finally:
+        passes.set()
+        door.shutdown(socket.SHUT_RDWR)
+        door.close()

@@ -66,6 +66,8 @@ class ObjectStore:
         self._local, self._s3 = "file" in protocols, "s3" in protocols
         self._owed: dict[str, bool] = {}  # keys that are to be deleted; whether that was tried, and failed
         self._lock = threading.Lock()
+        self.busy = 0
+        """Calls of the store that are under way."""
 
     # -------------------------------------------------------------- whose it is
 
@@ -235,6 +237,8 @@ class ObjectStore:
     @contextmanager
     def _told(self, what: str) -> Iterator[None]:
         """Whatever goes wrong with the store is told in its owner's log, and to others as a store that is away."""
+        with self._lock:
+            self.busy += 1
         try:
             yield
         except (ObjectNotFoundError, StorageFullError):
@@ -245,6 +249,9 @@ class ObjectStore:
                 f"the object store of this Node cannot {what} just now; try again later. Its owner finds the reason in "
                 "the Node's log"
             ) from None
+        finally:
+            with self._lock:
+                self.busy -= 1
 
     def _reason(self, error: BaseException) -> str:
         text = f"{type(error).__name__}: {error}"
@@ -274,6 +281,8 @@ def _file_system(address: ObjectAddress) -> tuple[AbstractFileSystem, str]:
         raise BadRequest(
             f"fsspec takes neither {address.url} nor its options ({type(error).__name__}): see its documentation"
         ) from None
+    if address.protocol in ("s3", "s3a"):
+        fs.retries = 2  # s3fs's own, over those of botocore
     return fs, str(root).rstrip("/")
 
 

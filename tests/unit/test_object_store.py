@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import numpy
 import pytest
-from s3_server import KEY, SECRET, file_system, options_file
+from s3_server import KEY, SECRET, file_system, line_to, options_file
 from safetensors.numpy import save
 
 from grid_jupyter.cli.main import main
@@ -266,41 +265,6 @@ def test_an_upload_that_the_store_takes_its_time_for_is_waited_for_and_not_sent_
             assert len(ObjectStore(at_url(f"s3://ward7/{tmp_path.name}", tmp_path / "o.json")).list("blobs")) == 1
 
     asyncio.run(scenario())
-
-
-@contextmanager
-def line_to(address: str) -> Iterator[tuple[str, threading.Event]]:
-    """A line to a server on which nothing passes while the event is not set."""
-    port, passes = int(address.rpartition(":")[2]), threading.Event()
-    passes.set()
-    door = socket.create_server(("127.0.0.1", 0))
-
-    def pump(source: socket.socket, target: socket.socket) -> None:
-        with source, target:
-            try:
-                while data := source.recv(1 << 16):
-                    passes.wait(60)
-                    target.sendall(data)
-            except OSError:
-                pass
-
-    def accept() -> None:
-        while True:
-            try:
-                came, _ = door.accept()
-            except OSError:
-                return
-            there = socket.create_connection(("127.0.0.1", port))
-            for one, other in ((came, there), (there, came)):
-                threading.Thread(target=pump, args=(one, other.dup()), daemon=True).start()
-
-    threading.Thread(target=accept, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{door.getsockname()[1]}", passes
-    finally:
-        passes.set()
-        door.shutdown(socket.SHUT_RDWR)
-        door.close()
 
 
 # ---------------------------------------------------------------- what is left over
