@@ -61,7 +61,11 @@ class Line:
             return 0, b""
         answer = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         length = int(answer.lower().partition("content-length:")[2].split()[0])
-        return int(answer.split()[1]), await self._reader.readexactly(length)
+        data = await self._reader.readexactly(length)
+        if "\nconnection: close" in answer.lower():  # a late report is answered before its body is read
+            self.close()
+            self._reader = self._writer = None
+        return int(answer.split()[1]), data
 
     async def told(self, path: str, **body: Any) -> dict[str, Any]:
         """A JSON exchange. Raises RuntimeError for another status than 200."""
