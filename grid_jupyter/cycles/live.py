@@ -129,6 +129,7 @@ class Live:
         self.leaving = False  # it is being deleted: nobody registers, or asks, any more
         self._pushes = False  # some of its devices can be reached
         self._plans: list[StoredPlan] | None = None
+        self._reading = asyncio.Lock()
         self._latest: StoredCheckpoint | None = None  # that somebody was told of
         self._reported: set[str] = set()  # devices, in this attempt; where one may wait for its turn in the next
 
@@ -167,16 +168,16 @@ class Live:
         """
 
         def work(rows: TrainingRows, state: Training, now: float) -> tuple[Training, str]:
-            device = rows.register(
+            worker_id = rows.register(
                 self.stored.id, now, slow=slow, subject=subject, most=self.terms.max_devices, idle=now - IDLE_S
             )
             if token is not None:
-                rows.notices.save_token(device, token)
+                rows.notices.save_token(rows.device(worker_id), token)
                 self._pushes = True
             after = self._gather(rows, state, now)
             if self._pushes:
                 announcing.refresh(rows, self.stored, self.terms, after, now)
-            return after, device.id
+            return after, worker_id
 
         self.check_stays()
         return await self._step(work)
@@ -270,7 +271,9 @@ class Live:
     async def plans(self) -> list[StoredPlan]:
         """Its plans, which never change, in the order of their names."""
         if self._plans is None:
-            self._plans = await self._ground.table.transact(lambda rows: rows.plans(self.stored.id))
+            async with self._reading:  # of a crowd that comes at once, one asks
+                if self._plans is None:
+                    self._plans = await self._ground.table.transact(lambda rows: rows.plans(self.stored.id))
         return self._plans
 
     def _train(self, checkpoint: StoredCheckpoint) -> None:

@@ -35,6 +35,13 @@ _TRAINING = cast(Table, TrainingRow.__table__)
 # Made once: how a training stands is read and written with all that happens to it, and nothing else of its row is.
 _STATE = select(_TRAINING.c.state).where(_TRAINING.c.id == bindparam("training"))
 _SAVE = update(_TRAINING).where(_TRAINING.c.id == bindparam("training")).values(state=bindparam("new"))
+_REGISTER = (
+    update(_TRAINING)
+    .where(_TRAINING.c.id == bindparam("training"))
+    .values(registered=_TRAINING.c.registered + 1)
+    .returning(_TRAINING.c.registered, _TRAINING.c.forgotten)
+)
+_ADD_DEVICE = insert(cast(Table, DeviceRow.__table__))
 _CHECKPOINTS = cast(Table, Checkpoint.__table__)
 _C = _CHECKPOINTS.c
 _CHECKPOINT = select(_C.id, _C.number, _C.blob, _C.nbytes, _C.sha256, _C.state).where(
@@ -333,28 +340,29 @@ class TrainingRows(PlaceRows):
         subject: str | None = None,
         most: int | None = None,
         idle: float = 0.0,
-    ) -> DeviceRow:
-        """A device that comes for the first time. Where there are `most` already, those are forgotten that never had a
-        place and were not heard of since `idle`.
+    ) -> str:
+        """A device that comes for the first time: its id. Where there are `most` already, those are forgotten that
+        never had a place and were not heard of since `idle`.
 
         Raises NodeUnavailableError where there are none such.
         """
-        row = self._row(training)
-        if most is not None and row.registered - row.forgotten >= most:
+        found = self._session.execute(_REGISTER, {"training": training}).first()
+        if found is None:
+            raise NotFound("Federated Learning Process not found!")
+        rank, forgotten = found
+        if most is not None and rank - forgotten > most:
             gone = self._forget_idle(training, idle)
             if not gone:
                 raise NodeUnavailableError(
                     f"{most} devices are registered for this training, as many as it takes; come again later"
                 )
-            row.forgotten += gone
-        row.registered += 1
-        device = DeviceRow(
-            id=str(uuid.uuid4()), training_id=training, rank=row.registered, registered=now, seen=now, slow=slow,
-            subject=subject, last=None, asked=0,
-        )  # fmt: skip
-        self._session.add(device)
-        self._session.flush()
-        return device
+            self._row(training).forgotten += gone
+        device = {
+            "id": str(uuid.uuid4()), "training_id": training, "rank": rank, "registered": now, "seen": now,
+            "slow": slow, "subject": subject, "last": None, "asked": 0,
+        }  # fmt: skip
+        self._session.execute(_ADD_DEVICE, device)
+        return str(device["id"])
 
     def _forget_idle(self, training: int, idle: float) -> int:
         known = (
