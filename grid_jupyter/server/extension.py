@@ -11,6 +11,7 @@ import importlib.util
 import os
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -87,6 +88,12 @@ class GridExtension(ExtensionApp):
     public_connections = Int(
         200, min=1, help="With single_port: connections that strangers may have to this Jupyter server at once."
     ).tag(config=True)
+    public_connections_of_one = Int(
+        0,
+        min=0,
+        help="With single_port: how many of these one address may have; 0: half of them. Behind a proxy whose headers "
+        "are not trusted (ServerApp.trust_xheaders) all strangers have one address.",
+    ).tag(config=True)
     stop_grace_s = Float(GRACE_S, min=0.0, help="Time that the Node has to end before it is killed, in seconds.").tag(
         config=True
     )
@@ -135,6 +142,7 @@ class GridExtension(ExtensionApp):
 
     def initialize_settings(self) -> None:
         self.passing = 0  # connections through the public door
+        self.passing_from = Counter[str]()  # by address
         self.node = ChildProcess(
             Path(self.state_dir).expanduser(), restart=self.supervise, on_line=lambda line: self.log.info("%s", line)
         )

@@ -15,7 +15,7 @@ from grid_jupyter.cycles.service import Cycles
 from grid_jupyter.errors import BadRequest, GridError, LimitExceededError, NotAuthenticatedError
 from grid_jupyter.server.door import MAX_JSON_BYTES
 from grid_jupyter.server.metrics_doors import UPLOADED
-from grid_jupyter.server.node_streams import NodeDoor
+from grid_jupyter.server.node_streams import FIRST_WORD_S, SILENT, NodeDoor
 from grid_jupyter.server.push_doors import PushSocket
 from grid_jupyter.server.report_doors import report_text
 from grid_jupyter.server.training_doors import decode, host
@@ -42,6 +42,11 @@ class Front(NodeDoor, WebSocketHandler):
     max_message_size = MAX_FRAME_BYTES
     ping_interval = 20.0
     _push: PushSocket | None = None
+    _silence: asyncio.TimerHandle | None = None
+
+    def open(self, *_args: str, **_kwargs: str) -> None:
+        """A connection has a place here for who says something."""
+        self._silence = asyncio.get_running_loop().call_later(FIRST_WORD_S, self.close, 1008, SILENT)
 
     async def get(self, *args: Any, **kwargs: Any) -> None:
         if self.request.headers.get("Upgrade", "").lower() == "websocket":
@@ -63,11 +68,18 @@ class Front(NodeDoor, WebSocketHandler):
         """No page may use its visitor's place in the network."""
         return False
 
+    def _spoke(self) -> None:
+        if self._silence is not None:
+            self._silence.cancel()
+            self._silence = None
+
     def on_close(self) -> None:
+        self._spoke()
         if self._push is not None:
             self._push.close()
 
     def on_message(self, message: str | bytes) -> Awaitable[None]:
+        self._spoke()
         return self._answer(message)
 
     async def _answer(self, message: str | bytes) -> None:

@@ -47,6 +47,9 @@ PING_S = 20.0
 """How often a client is asked whether it is still there, and how long it has to answer."""
 
 
+FIRST_WORD_S = 10.0
+"""How long whoever opens a WebSocket and is nobody yet may say nothing."""
+SILENT = "nothing was said"
 OFFSET_HEADER = "Upload-Offset"
 """Bytes of an upload that are here; of one that goes on, the byte where it does."""
 COMPLETE_HEADER = "Upload-Complete"
@@ -111,6 +114,7 @@ class SessionDoor(NodeDoor, WebSocketHandler):
     max_message_size = MAX_FRAME_BYTES
     _session: NodeSession | None = None
     _looking: asyncio.Task[None] | None = None
+    _silence: asyncio.TimerHandle | None = None
     _heard = _waits = _refused = False
 
     async def get(self, *args: Any, **kwargs: Any) -> None:
@@ -129,8 +133,9 @@ class SessionDoor(NodeDoor, WebSocketHandler):
 
     async def open(self, *_args: str, **_kwargs: str) -> None:
         self.set_nodelay(True)
+        secret = self.request.headers.get(SESSION_HEADER, "")
         try:
-            account, secret = await self.account(), self.request.headers.get(SESSION_HEADER, "")
+            account = await self.account()
             if secret:
                 session = self.node.sessions.resume(secret, account)
                 async with session.turn:  # a frame of the connection before may still be waited for
@@ -143,6 +148,8 @@ class SessionDoor(NodeDoor, WebSocketHandler):
         except GridError as error:
             await self._refuse(error)
         self._looking = asyncio.create_task(self._look_after())
+        if self._session is not None and account is None and not secret:
+            self._silence = asyncio.get_running_loop().call_later(FIRST_WORD_S, self._hang_up, SILENT)
 
     async def _look_after(self) -> None:
         """Close the connection of a client that went away without a word. tornado's own pings would also close one
@@ -163,6 +170,7 @@ class SessionDoor(NodeDoor, WebSocketHandler):
         if self._session is None:
             return None
         self._heard = True
+        self._spoke()
         try:
             if isinstance(message, str):
                 raise BadRequest("a session takes binary frames")
@@ -185,7 +193,13 @@ class SessionDoor(NodeDoor, WebSocketHandler):
         finally:
             self._waits, self._heard = False, True
 
+    def _spoke(self) -> None:
+        if self._silence is not None:
+            self._silence.cancel()
+            self._silence = None
+
     def on_close(self) -> None:
+        self._spoke()
         if self._looking is not None:
             self._looking.cancel()
         if self._session is not None:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
@@ -43,7 +44,9 @@ class Passing(Protocol):
 
     node: ChildProcess
     public_connections: int
+    public_connections_of_one: int
     passing: int
+    passing_from: Counter[str]
 
 
 class _Stalled(Exception):
@@ -96,7 +99,7 @@ class PublicDoor(RequestHandler):
             head = passing.request(
                 asked.method or "", asked.path[len(prefix) :], asked.query, headers, asked.remote_ip or ""
             )
-            async with _to_node(extension) as node:
+            async with _to_node(extension, asked.remote_ip or "") as node:
                 exchange = _Exchange(
                     stream,
                     node,
@@ -117,14 +120,21 @@ class PublicDoor(RequestHandler):
 
 
 @asynccontextmanager
-async def _to_node(extension: Passing) -> AsyncIterator[IOStream]:
-    """A connection to the Node's public door. Raises NodeUnavailableError."""
+async def _to_node(extension: Passing, origin: str) -> AsyncIterator[IOStream]:
+    """A connection to the Node's public door, for somebody at an address. Raises NodeUnavailableError."""
     running = extension.node.running
     if running is None or not running.public_socket:
         raise NodeUnavailableError("the Node behind this address does not run; its owner can start it")
     if extension.passing >= extension.public_connections:
         raise NodeUnavailableError("this address has all the connections that it takes; try again in a moment")
+    share = extension.public_connections_of_one or max(1, extension.public_connections // 2)
+    if extension.passing_from[origin] >= share:
+        raise NodeUnavailableError(
+            f"{share} connections from your address are open here, and one address has no more; close some of them, or "
+            "try again in a moment"
+        )
     extension.passing += 1
+    extension.passing_from[origin] += 1
     stream = IOStream(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), max_buffer_size=4 * PIECE)
     try:
         try:
@@ -134,6 +144,9 @@ async def _to_node(extension: Passing) -> AsyncIterator[IOStream]:
         yield stream
     finally:
         extension.passing -= 1
+        extension.passing_from[origin] -= 1
+        if not extension.passing_from[origin]:
+            del extension.passing_from[origin]
         stream.close()
 
 

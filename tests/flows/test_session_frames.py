@@ -9,7 +9,12 @@ import socket
 from collections.abc import Callable, Iterator
 
 import pytest
+import torch
+from conftest import World
 from node_world import PATIENCE_S, GridProcess
+from raw_session import RawSession
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 from grid_jupyter.wire import commands, frames, messages
 from grid_jupyter.wire.limits import MAX_FRAME_BYTES, PROTOCOL
@@ -184,3 +189,23 @@ def test_a_goodbye_is_answered(wire: Callable[[], Wire]):
     assert isinstance(one.reply(), messages.Welcome)
     assert one.receive() == (CLOSE, (1000).to_bytes(2, "big"))
     assert one.receive() == (-1, b"")
+
+
+def test_a_stranger_who_opens_a_websocket_and_says_nothing_has_no_place_for_long(small_world: World):
+    node = small_world.start("node", "Hush", "--allow-guests")
+    front = node.address.replace("http", "ws") + "/"
+    with (
+        RawSession(node, greet=False) as silent,
+        RawSession(node) as greeted,
+        connect(front, proxy=None) as mute,
+        connect(front, proxy=None) as asked,
+    ):
+        asked.send('{"type": "socket-ping"}')
+        assert "alive" in asked.recv(PATIENCE_S)
+        for one in (silent.socket, mute):
+            with pytest.raises(ConnectionClosed) as ended:  # though its answers to pings come
+                one.recv(PATIENCE_S)
+            assert (ended.value.rcvd.code, ended.value.rcvd.reason) == (1008, "nothing was said")
+        asked.send('{"type": "socket-ping"}')
+        assert "alive" in asked.recv(PATIENCE_S)
+        assert greeted.read(greeted.put(torch.ones(1))).item() == 1

@@ -11,6 +11,7 @@ import socket
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,7 +66,11 @@ def door() -> Iterator[Door]:
         node.bind(path)
         node.listen()
         extension = SimpleNamespace(
-            node=SimpleNamespace(running=SimpleNamespace(public_socket=path)), public_connections=4, passing=0
+            node=SimpleNamespace(running=SimpleNamespace(public_socket=path)),
+            public_connections=4,
+            public_connections_of_one=4,
+            passing=0,
+            passing_from=Counter(),
         )
         made = Door(node, extension)
         ready, loop = threading.Event(), asyncio.new_event_loop()
@@ -331,6 +336,24 @@ def test_so_many_connections_and_not_one_more(door):
         door.ask("GET /user/x/grid/public/a HTTP/1.1\nHost: h\n\n")
         head_of(door.accept())
     assert refused(door, "GET /user/x/grid/public/a HTTP/1.1\nHost: h\n\n") == (503, "node-unavailable")
+
+
+@pytest.mark.parametrize(("said", "share"), [(0, 2), (3, 3)])
+def test_one_address_has_its_share_of_the_connections_and_leaves_the_rest_to_others(door, said, share):
+    door.extension.public_connections_of_one = said
+    for _ in range(share):
+        door.ask("GET /user/x/grid/public/ HTTP/1.1\nHost: h\nUpgrade: websocket\nConnection: Upgrade\n\n")
+        door.accept()
+    refusal = all_of(door.ask("GET /user/x/grid/public/a HTTP/1.1\nHost: h\n\n"))
+    assert refusal.startswith(b"HTTP/1.1 503 ")
+    assert f"{share} connections from your address".encode() in refusal
+    other = socket.create_connection(("127.0.0.1", door.port), PATIENCE_S, source_address=("127.0.0.2", 0))
+    door.open.append(other)
+    other.sendall(b"GET /user/x/grid/public/a HTTP/1.1\r\nHost: h\r\n\r\n")
+    node = door.accept()
+    head_of(node)
+    node.sendall(b"HTTP/1.0 204 No Content\r\n\r\n")
+    assert all_of(other).startswith(b"HTTP/1.1 204 ")
 
 
 def test_without_a_node_the_answer_says_so(door):
