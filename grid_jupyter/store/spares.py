@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import signal
 import threading
 import time
 from pathlib import Path
@@ -63,6 +64,9 @@ class Spares:
                 return -1
         descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
+            fcntl.fcntl(
+                descriptor, fcntl.F_SETSIG, signal.SIGURG
+            )  # who opens it just now: SIGIO would end this process
             fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)  # for who has it open alone
             fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
         except OSError:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import mmap
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -71,6 +73,35 @@ def test_a_file_that_somebody_still_reads_is_not_written_again(tmp_path: Path, m
     assert len(list(tmp_path.iterdir())) == 1
     if held is None:
         os.close(reading)
+
+
+OPENED_MEANWHILE = """
+import os, sys
+from pathlib import Path
+from grid_jupyter.store import spares
+
+place, opened = Path(sys.argv[1]), []
+file = place / "report"
+file.write_bytes(b"a")
+spares.LEAST = spares.FREE = 0
+kept = spares.Spares(place, set())
+assert kept.keep(file)
+
+def look(event, told):
+    if event == "fcntl.fcntl" and told[1:] == (spares.fcntl.F_SETLEASE, spares.fcntl.F_UNLCK):
+        try:
+            os.open(file, os.O_RDONLY | os.O_NONBLOCK)
+        except BlockingIOError:
+            opened.append(file)
+
+sys.addaudithook(look)
+assert kept.take(1, file) >= 0 and opened == [file]
+"""
+
+
+def test_who_opens_a_file_while_it_is_seen_whether_somebody_reads_it_does_not_end_the_node(tmp_path: Path):
+    done = subprocess.run([sys.executable, "-c", OPENED_MEANWHILE, str(tmp_path)], check=False, timeout=60)
+    assert done.returncode == 0
 
 
 def test_an_upload_that_is_given_up_leaves_nothing_of_a_spare_file(tmp_path: Path):
