@@ -32,7 +32,7 @@ class SmallModels:
         known = self._models.get(checkpoint.blob)
         if known is None:
             try:
-                descriptor = await self._blobs.open(checkpoint.blob)
+                descriptor = await self._blobs.open(checkpoint.blob, checkpoint.sha256)
             except (ObjectNotFoundError, NodeUnavailableError):
                 return None  # who fetches it is told
             try:

@@ -18,6 +18,7 @@ from s3_server import KEY, SECRET, file_system, line_to, options_file
 from safetensors.numpy import save
 
 from grid_jupyter.cli.main import main
+from grid_jupyter.cycles.small_models import SmallModels
 from grid_jupyter.errors import BadRequest, Conflict, NodeUnavailableError, ObjectNotFoundError
 from grid_jupyter.identity.accounts import Account
 from grid_jupyter.node.uploads import PUBLISH, Uploads
@@ -28,6 +29,7 @@ from grid_jupyter.store.node_blobs import NodeBlobs
 from grid_jupyter.store.object_address import ObjectAddress, Reading, at_url, read_address
 from grid_jupyter.store.object_claim import claim
 from grid_jupyter.store.objects import ObjectStore
+from grid_jupyter.store.trainings import StoredCheckpoint
 
 
 @pytest.fixture
@@ -131,6 +133,8 @@ def test_an_object_that_was_put_in_the_place_of_another_is_not_taken_for_it(
     kept = opened(state, on_disk, frozenset({blob.name}))
     with pytest.raises(ObjectNotFoundError, match="damaged"):
         asyncio.run(kept.blobs.open(blob.name, blob.sha256))
+    model = StoredCheckpoint(id=1, number=1, blob=blob.name, nbytes=len(forged), sha256=blob.sha256)
+    assert asyncio.run(SmallModels(kept.blobs).get(model, len(forged))) is None, "nor does it go with a place"
 
 
 def test_a_store_that_is_away_keeps_nothing_and_a_retry_does(
