@@ -44,7 +44,7 @@ class TrainingLine:
         self._connection: http.client.HTTPConnection | None = None
         self._buffer = bytearray()
         self._nonce = ""  # of the request for a place that has no answer yet
-        self._next: dict[str, Any] | None = None  # the answer to the one that went with a report
+        self._next: tuple[str, dict[str, Any]] | None = None  # the answer to one that went with a report, and whose
         self._small: tuple[str, bytes] | None = None  # a model that came with its place, and the key of that
 
     def close(self) -> None:
@@ -78,8 +78,8 @@ class TrainingLine:
     ) -> dict[str, Any]:
         """A place, or a rejection. `start_key` is that of the invitation, if there was one."""
         came, self._next = self._next, None
-        if came is not None:
-            return came
+        if came is not None and came[0] == worker_id:
+            return came[1]
         asked = {"worker_id": worker_id, "model": model, "version": version, "cycle_start_request_key": start_key}
         answer = self._json("/model-centric/cycle-request", {**asked, **self._wanted(speeds, wait_s)})
         self._nonce = ""
@@ -132,7 +132,7 @@ class TrainingLine:
         if isinstance(found, dict):
             self._nonce = ""
             # with a timeout there is no place yet: whoever asks by itself may wait for longer
-            self._next = None if "timeout" in found else found
+            self._next = None if "timeout" in found else (worker_id, found)
 
     def speeds(self, worker_id: str) -> dict[str, float]:
         """ping in ms, download and upload in KiB/s, of a MiB each."""

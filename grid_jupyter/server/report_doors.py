@@ -69,10 +69,11 @@ class ReportDoor(TrainingDoor, BulkDoor):
 
     async def _prepare_patch(self) -> None:
         offset = byte_number(self.request.headers.get(OFFSET_HEADER, ""))
+        self._next = self._wanted()  # before its turn: what is refused then would never be forgotten
         arriving = await self.cycles.resume_report(self.one("worker_id"), self.one("request_key"), offset)
         if self.length() != arriving.size - offset:
             raise BadRequest("PATCH brings all that is missing of a report")
-        self._arriving, self._turn, self._next = arriving, arriving.begin_turn(self._give_way), self._wanted()
+        self._arriving, self._turn = arriving, arriving.begin_turn(self._give_way)
         self.take(self.length())
 
     def _give_way(self) -> None:

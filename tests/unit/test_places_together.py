@@ -4,17 +4,27 @@ transaction: each with the same result as one after the other."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import numpy
 import pytest
 from cycle_world import MODEL, World, diff, world
 from safetensors.numpy import load
+from tornado.netutil import bind_sockets
 
+from grid_jupyter.client.training_line import TrainingLine
 from grid_jupyter.cycles.service import Placed
 from grid_jupyter.cycles.small_models import LARGEST
 from grid_jupyter.errors import InvalidMessageError, NotFound
+from grid_jupyter.link.http import Address
+from grid_jupyter.server.door import application, http_server
+from grid_jupyter.server.report_doors import REPORT_RULES
+from grid_jupyter.server.training_doors import TRAINING_RULES
 from grid_jupyter.store.database import Database
 from grid_jupyter.wire.places import parted, with_model
 from grid_jupyter.wire.training import CycleRequest, NextPlace
@@ -164,3 +174,60 @@ def test_reports_that_come_together_count_once_each_and_make_the_checkpoint_of_t
     numpy.testing.assert_allclose(
         asyncio.run(go(tmp_path / "a", together=True)), asyncio.run(go(tmp_path / "b", together=False)), rtol=1e-6
     )
+
+
+@asynccontextmanager
+async def port_of(here: World) -> AsyncIterator[int]:
+    """A port with the doors of training."""
+    rules = [*REPORT_RULES, *TRAINING_RULES]
+    server = http_server(application(rules, None, cycles=here.cycles))  # type: ignore[arg-type]
+    (listening,) = bind_sockets(0, "127.0.0.1")
+    server.add_sockets([listening])
+    try:
+        yield listening.getsockname()[1]
+    finally:
+        server.stop()
+        await server.close_all_connections()
+
+
+def test_the_rest_of_a_report_with_a_request_that_is_refused_leaves_it_to_be_forgotten(tmp_path: Path):
+    data = diff(1, 2, 3)
+
+    def patch(port: int, place: tuple[str, str], wanted: str) -> int:
+        connection = HTTPConnection("127.0.0.1", port, timeout=10)
+        query = urlencode({"worker_id": place[0], "request_key": place[1], "next": wanted})
+        connection.request("PATCH", f"/model-centric/report?{query}", data[10:], {"Upload-Offset": "10"})
+        status = connection.getresponse().status
+        connection.close()
+        return status
+
+    async def go() -> None:
+        async with world(tmp_path) as here, port_of(here) as port:
+            await here.host(max_diffs=2)
+            for refused in ("{", '{"wait_s": 9999}'):
+                place = await here.accepted()
+                arriving = await here.cycles.begin_report(*place)
+                arriving.size, turn = len(data), arriving.begin_turn()
+                arriving.upload = here.cycles.blobs.begin()
+                await arriving.write(turn, bytearray(data[:10]))
+                here.cycles.arrivals.leave(arriving, turn)
+                assert await asyncio.to_thread(patch, port, place, refused) == 400
+                assert arriving.forgetting is not None, "its time goes on"
+                assert await asyncio.to_thread(patch, port, place, "{}") == 200
+
+    asyncio.run(go())
+
+
+def test_a_place_that_came_with_a_report_is_of_no_use_to_another_device_on_the_same_line(tmp_path: Path):
+    async def go() -> None:
+        async with world(tmp_path) as here, port_of(here) as port:
+            await here.host(max_diffs=1)
+            line = TrainingLine(Address(f"http://127.0.0.1:{port}"), 10)
+            first, other = await here.accepted(), await here.device()
+            await asyncio.to_thread(line.report, *first, diff(1, 1, 1), 1, zipped=False, then={})
+            answer = await asyncio.to_thread(line.cycle_request, other, "m", None, {})
+            assert answer["status"] == "accepted"
+            await here.cycles.check_key(other, answer["request_key"])
+            line.close()
+
+    asyncio.run(go())
