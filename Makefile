@@ -9,7 +9,7 @@ MODULES := labextension/node_modules/.package-lock.json
 TOOLS := $(abspath $(BIN))
 PANEL := $(wildcard labextension/*.json labextension/*.py labextension/schema/* labextension/src/* labextension/src/sections/* labextension/style/*)
 
-.PHONY: help install lab test panel test-gpu arm64 lint tutorials bench fuzz fuzz-plans dist clean
+.PHONY: help install lab test panel test-gpu arm64 lint tutorials bench fuzz fuzz-plans dist badge clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -75,6 +75,11 @@ fuzz-plans: install ## try bytes on the reader of plans, guided by coverage, for
 
 dist: install ## build the source distribution and the wheel into dist/
 	$(BIN)/python -m build --no-isolation --outdir dist
+
+# the address of a public copy is not known before there is one
+badge: ## let the README's badge launch the copy at GitHub: REPOSITORY=owner/name
+	@case '$(REPOSITORY)' in */*) ;; *) echo 'say which copy: make badge REPOSITORY=owner/name' >&2; exit 2 ;; esac
+	sed -i -E 's#(badge_logo\.svg\)\]\()[^)]*#\1https://mybinder.org/v2/gh/$(REPOSITORY)/HEAD?urlpath=lab%2Ftree%2Fnotebooks%2Ftutorials%2F00-start-here.ipynb#' README.md
 
 clean: ## remove what was built, and the environment
 	rm -rf $(VENV) build dist artefacts grid_jupyter/labextension labextension/lib labextension/node_modules

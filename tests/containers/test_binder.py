@@ -17,7 +17,7 @@ import venv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import psutil
 import pytest
@@ -287,10 +287,21 @@ def test_whoever_goes_beyond_such_a_limit_is_killed(limit):
         small.close()
 
 
-def test_jupyterlab_opens_the_start_tutorial_and_asks_nobody_for_news(launched):
-    (urlpath,) = re.findall(r"\?urlpath=(\S+?)\)", (REPOSITORY / "docs/binder.md").read_text())
-    assert unquote(urlpath) == f"lab/tree/{START_HERE}"
-    assert '"baseUrl": "/user/x/"' in launched.get(unquote(urlpath))
+@pytest.fixture
+def badge(tmp_path) -> str:
+    """Where the README's badge leads, after whoever publishes a copy has said where it is."""
+    shutil.copy(REPOSITORY / "README.md", tmp_path)
+    command = ["make", "-f", REPOSITORY / "Makefile", "badge", "REPOSITORY=somebody/grid"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    (address,) = re.findall(r"badge_logo\.svg\)\]\((\S+?)\)", (tmp_path / "README.md").read_text())
+    assert address.startswith("https://mybinder.org/v2/gh/somebody/grid/HEAD?")
+    return str(address)
+
+
+def test_jupyterlab_opens_the_start_tutorial_and_asks_nobody_for_news(launched, badge):
+    (urlpath,) = parse_qs(urlsplit(badge).query)["urlpath"]
+    assert urlpath == f"lab/tree/{START_HERE}"
+    assert '"baseUrl": "/user/x/"' in launched.get(urlpath)
     assert json.loads(launched.get(f"api/contents/{START_HERE}?content=0"))["type"] == "notebook"
     news = json.loads(launched.get("lab/api/settings/@jupyterlab/apputils-extension:notification"))
     assert news["schema"]["properties"]["fetchNews"]["default"] == "false"
