@@ -316,6 +316,8 @@ class Live:
                     place, counted=state.sequence, number=first.number, samples=samples, blob=blob.name,
                     sha256=blob.sha256,
                 )  # fmt: skip
+            if place.state == "reported" and place.blob == blob.name:  # this did happen, though its end was an error
+                return state, place.report()
             if place.state == "reported" and place.sha256 == blob.sha256:
                 if place.blob is None or self._ground.blobs.path(place.blob).exists():
                     return state, None

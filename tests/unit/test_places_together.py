@@ -176,6 +176,25 @@ def test_reports_that_come_together_count_once_each_and_make_the_checkpoint_of_t
     )
 
 
+def test_a_report_whose_transaction_was_kept_though_it_seemed_to_fail_keeps_its_file(tmp_path: Path):
+    async def go() -> None:
+        async with world(tmp_path) as here:
+            await here.host(max_diffs=2)
+            place, other = await here.accepted(), await here.accepted()
+            live = (await here.cycles.begin_report(*place)).live
+            with here.cycles.blobs.begin() as upload:
+                upload.write(diff(1, 1, 1))
+                blob = upload.commit(passing=True)
+            for _ in range(2):  # as Steps does it, after an error of what came together
+                assert await live.report(*place, 1, blob), "the file is not to be deleted"
+            assert (await here.stands())["reports"] == 1
+            await here.report(other, diff(3, 3, 3))
+            await here.stands(after=0)
+            numpy.testing.assert_array_equal((await here.checkpoint())["w"], MODEL["w"] - 2)
+
+    asyncio.run(go())
+
+
 @asynccontextmanager
 async def port_of(here: World) -> AsyncIterator[int]:
     """A port with the doors of training."""
