@@ -156,10 +156,10 @@ class Upload:
         return blob
 
     def _close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd, self._ended = -1, True
+        descriptor, self._fd, self._ended = self._fd, -1, True
         self._made.discard(self._path.name)
+        if descriptor >= 0:
+            os.close(descriptor)
 
     def __enter__(self) -> Upload:
         return self
@@ -322,7 +322,8 @@ def commit_together(uploads: Sequence[Upload]) -> list[Blob | Exception]:
         return [error if isinstance(outcome, Blob) else outcome for outcome in outcomes]
     finally:
         for upload in named:
-            upload._close()
+            with suppress(OSError):  # its bytes are synced, and the others are still to be told
+                upload._close()
     return outcomes
 
 

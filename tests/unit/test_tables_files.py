@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from grid_jupyter.client import sources
 from grid_jupyter.client.arrays import ArraysSpec
 from grid_jupyter.client.tables import TableSpec, read_frame, write_file
 from grid_jupyter.errors import InvalidDataError, LimitExceededError
+from grid_jupyter.wire.limits import MAX_BLOB_HEADER_BYTES
 from grid_jupyter.wire.safetensors import build_header
 
 REFUSALS = (InvalidDataError, LimitExceededError)
@@ -424,6 +426,9 @@ def test_a_safetensors_file_that_lies_is_refused(tmp_path: Path) -> None:
     path.write_bytes(build_header([]))
     refused(path, "nothing to publish")
     path.write_bytes(struct.pack("<Q", 1 << 60) + b"{}")
+    refused(path, "it ends before its header")
+    path.write_bytes(struct.pack("<Q", MAX_BLOB_HEADER_BYTES + 1))
+    os.truncate(path, 2 * MAX_BLOB_HEADER_BYTES)
     refused(path, "over the limit", LimitExceededError)
 
 
