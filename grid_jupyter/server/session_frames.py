@@ -45,6 +45,7 @@ class SessionFrames(WebSocketProtocol13):
 
     async def _receive_frame_loop(self) -> None:
         self._is_plain = type(self.stream) is IOStream
+        self.stream.set_close_callback(lambda: self._wake(None))  # also where it is a write that sees the end
         try:
             await self._take_frames()
         except StreamClosedError:
