@@ -21,6 +21,8 @@ from grid_jupyter.store.objects import ObjectStore, Stored
 log = logging.getLogger("grid_jupyter")
 
 _FETCHING = ThreadPoolExecutor(8, thread_name_prefix="grid-objects")
+_LEFT_BY_A_KILL = 16
+"""So many objects, of which rows name none, are no sign yet of rows that are another Node's, or lost."""
 _TRIES = 8
 """How often a copy is fetched that others push out before it is opened."""
 
@@ -207,6 +209,13 @@ class CachedBlobStore(BlobStore):
             log.error(
                 "object store %s: %d blobs that rows name are gone (%s …)", self._objects.url, len(lost), min(lost)
             )
+        if len(garbage) > _LEFT_BY_A_KILL and len(garbage) == len(found):
+            log.error(
+                "object store %s: the rows of this Node name none of the %d objects in %s, so they stay: is this its "
+                "database? If it is, delete them there",
+                self._objects.url, len(found), self._folder,
+            )  # fmt: skip
+            return removed
         if garbage:
             self._objects.delete(self._folder, garbage)
         return removed + len(garbage)

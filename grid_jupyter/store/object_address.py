@@ -47,11 +47,12 @@ class ObjectAddress:
 
 
 class Remembered(msgspec.Struct, frozen=True, kw_only=True):
-    """What a state directory knows of its object store; `owner` marks the prefix there."""
+    """What a state directory knows of its object store; `owner` marks the prefix there, since it was `marked`."""
 
     url: str
     owner: str
     options: str | None = None
+    marked: bool = False
 
 
 class Reading:

@@ -45,9 +45,15 @@ def claim(state: Path, address: ObjectAddress | None, node: str) -> ObjectStore 
         raise BadRequest(
             f"the bytes of this Node are in {known.url}: copy all that is there, {MARK} too, to {address.url} first"
         )
+    if mark is None and known is not None and known.marked:
+        raise BadRequest(
+            f"{MARK} is not in {address.url} any more, by which that is known to be this Node's: is the disk mounted, "
+            f"is it the right bucket? Where its objects are gone for good, remove {state / MEMORY} and start again"
+        )
     owner = secrets.token_hex(16) if known is None else known.owner
     file = None if address.file is None else str(address.file)
-    remember(state, Remembered(url=address.url, owner=owner, options=file))  # first: killed in between it goes on here
+    mine = Remembered(url=address.url, owner=owner, options=file, marked=mark is not None)
+    remember(state, mine)  # first: killed in between it goes on here
     if mark is None:
         try:
             store.set_mark(msgspec.json.encode(Mark(owner=owner, node=node)))
@@ -55,6 +61,11 @@ def claim(state: Path, address: ObjectAddress | None, node: str) -> ObjectStore 
             if known is None:
                 (state / MEMORY).unlink()
             raise
+        if _owner(store.mark() or b"") != owner:
+            if known is None:
+                (state / MEMORY).unlink()
+            raise Conflict(f"another Node has taken {address.url} just now: give each Node a prefix of its own")
+        remember(state, msgspec.structs.replace(mine, marked=True))
     return store
 
 

@@ -38,6 +38,8 @@ _PIECE = 1 << 20
 _BLOCK = 8 << 20
 """Bytes of one read of the store."""
 _SECRET = re.compile("KEY|SECRET|TOKEN|PASS|CREDENTIAL", re.IGNORECASE)
+_IN_URL = re.compile(r"//[^/\s@]+@")
+"""A user and password, as an `endpoint_url` or a proxy may have them."""
 _S3_CONFIG = {"connect_timeout": 5, "read_timeout": 20, "retries": {"max_attempts": 1}}
 """A store that does not answer is told soon, in place of botocore's many minutes; s3fs tries again by itself."""
 
@@ -102,6 +104,7 @@ class ObjectStore:
         key = self._key(folder, name, stored)
         with self._told("be written to"):
             if self._local:
+                self._check_mounted()
                 _put_on_disk(path, Path(key))
             else:
                 self._fs.put_file(str(path), key)
@@ -128,6 +131,7 @@ class ObjectStore:
             try:
                 source = self._fs.open(key, "rb", block_size=_BLOCK, cache_type="readahead")
             except FileNotFoundError:
+                self._check_mounted()
                 raise self.lost(folder, name, stored, "gone from") from None
         with source:
             while True:
@@ -219,7 +223,12 @@ class ObjectStore:
         try:
             self._fs.rm_file(key)
         except FileNotFoundError:
-            pass  # as well
+            self._check_mounted()  # else it is gone, as well
+
+    def _check_mounted(self) -> None:
+        """Raises OSError where a disk is not what it was: an empty folder takes what the disk should have."""
+        if self._local and not Path(self._root, MARK).is_file():
+            raise OSError(f"{MARK} is not there: is this disk mounted?")
 
     # -------------------------------------------------------------- within
 
@@ -228,6 +237,7 @@ class ObjectStore:
 
     def _keys(self, folder: str) -> Iterator[tuple[str, int]]:
         with self._told("be read"):
+            self._check_mounted()
             found = self._fs.find(f"{self._root}/{folder}", detail=True)
         for path, about in found.items():
             above, _, key = str(path).rpartition("/")
@@ -257,7 +267,7 @@ class ObjectStore:
         text = f"{type(error).__name__}: {error}"
         for secret in self._secrets:
             text = text.replace(secret, "…")
-        return text[:400]
+        return _IN_URL.sub("//…@", text)[:400]
 
 
 def _file_system(address: ObjectAddress) -> tuple[AbstractFileSystem, str]:

@@ -65,4 +65,6 @@ def objects(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """The same; None where there is none, and the disk is all."""
     if request.param == "disk":
         return None
-    return ObjectStore(_place(request.param, request, tmp_path_factory.mktemp("objects")))
+    made = ObjectStore(_place(request.param, request, tmp_path_factory.mktemp("objects")))
+    made.set_mark(b"{}")
+    return made

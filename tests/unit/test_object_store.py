@@ -188,6 +188,20 @@ def test_credentials_are_left_out_of_what_a_library_says(
     assert "Not a directory" not in caplog.text
 
 
+def test_a_password_in_the_address_of_an_endpoint_is_in_no_log(
+    state: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]  # nobody listens there when it is closed
+    options = tmp_path / "options.json"
+    with os.fdopen(os.open(options, os.O_WRONLY | os.O_CREAT, 0o600), "w") as out:
+        json.dump({"endpoint_url": f"http://ward7:hunter22@127.0.0.1:{port}", "key": KEY, "secret": SECRET}, out)
+    with pytest.raises(NodeUnavailableError):
+        claim(state, at_url("s3://ward7/x", options), "ward7")
+    assert "object store s3://ward7/x cannot be read" in caplog.text
+    assert "hunter22" not in caplog.text
+
+
 # ---------------------------------------------------------------- copies
 
 
@@ -373,6 +387,58 @@ def test_a_prefix_belongs_to_one_state_directory_and_is_remembered_there(
     moved.set_mark(ObjectStore(place).mark() or b"")
     assert claim(state, elsewhere, "ward7")
     assert claim(state, elsewhere, "ward7"), "it is remembered"
+
+
+def test_an_empty_folder_where_a_disk_was_is_not_taken_for_it(
+    state: Path, on_disk: ObjectAddress, tmp_path: Path
+) -> None:
+    kept = opened(state, on_disk)
+    blob, other = put(kept.blobs, b"rows"), put(kept.blobs, b"other rows")
+    (state / "blobs" / blob.name).unlink()
+    disk, mounted = tmp_path / "disk", tmp_path / "store"
+    mounted.rename(disk)
+    (mounted / "blobs").mkdir(parents=True)
+    with pytest.raises(NodeUnavailableError):
+        put(kept.blobs, b"would be gone when the disk is back")
+    with pytest.raises(NodeUnavailableError):
+        read(kept.blobs, blob.name)
+    kept.blobs.delete(other.name)
+    with pytest.raises(NodeUnavailableError, match="still in this Node's object store"):
+        kept.blobs.check_gone([other.name])
+    with pytest.raises(BadRequest, match="is the disk mounted"):
+        claim(state, on_disk, "ward7")
+    assert [file.name for file in mounted.rglob("*")] == ["blobs"]
+    (mounted / "blobs").rmdir()
+    mounted.rmdir()
+    disk.rename(mounted)
+    kept.settle()
+    assert ObjectStore(on_disk).list("blobs").keys() == {blob.name}
+    assert read(opened(state, on_disk, frozenset({blob.name})).blobs, blob.name) == b"rows"
+
+
+def test_a_start_with_a_prefix_whose_mark_is_gone_is_refused_until_the_owner_gives_it_up(
+    state: Path, place: ObjectAddress
+) -> None:
+    store = opened(state, place).objects
+    assert store is not None
+    store._fs.rm_file(f"{store._root}/grid-node.json")
+    with pytest.raises(BadRequest, match="is it the right bucket"):
+        claim(state, place, "ward7")
+    (state / "objects.json").unlink()
+    assert claim(state, place, "ward7")
+
+
+def test_objects_of_which_rows_name_none_stay_where_they_are_many(
+    state: Path, on_disk: ObjectAddress, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = opened(state, on_disk)
+    blobs = [put(kept.blobs, b"%d" % number) for number in range(17)]
+    opened(state, on_disk)  # by the rows of another database, or of an empty one
+    assert "is this its database?" in caplog.text
+    assert len(ObjectStore(on_disk).list("blobs")) == 17
+    again = opened(state, on_disk, frozenset({blobs[0].name}))
+    assert read(again.blobs, blobs[0].name) == b"0"
+    assert ObjectStore(on_disk).list("blobs").keys() == {blobs[0].name}
 
 
 @pytest.mark.parametrize("url", ["ward7", "s3://", "s3:ward7", "simplecache::s3://ward7", "http://[::1/x"])
