@@ -324,7 +324,7 @@ class WorkerPool(Generic[F]):
         because = ""
         if ready.version != __version__:
             because = f"it is of grid_jupyter {ready.version}"
-        elif self._sandbox.is_there and not ready.isolation.startswith("sandboxed"):
+        elif (self._require_isolation or self._sandbox.is_there) and not ready.isolation.startswith("sandboxed"):
             because = f"its isolation is {ready.isolation}"
         if because:
             await self._server.stop()

@@ -24,6 +24,7 @@ import psutil
 import pytest
 from test_escapes import AT_NEIGHBOURS, LIMITS, PATIENCE_S, TAKEN_OVER, Hostile, refused
 
+from grid_jupyter.errors import NodeUnavailableError
 from grid_jupyter.wire import frames
 from grid_jupyter.wire import worker as wire
 from grid_jupyter.worker.lending import Lender
@@ -260,6 +261,18 @@ def test_a_node_never_has_less_of_a_sandbox_than_alone(tmp_path: Path, monkeypat
         assert lives(nodes.worker(without))
         assert without.isolation.startswith("reduced")
         assert any(len(below(one)) == 1 and below(one)[0] in family() for one in family())
+    finally:
+        nodes.end()
+
+
+def test_a_node_whose_owner_requires_a_sandbox_borrows_nothing_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))  # no bubblewrap is there
+    nodes = Nodes(tmp_path / "workers.sock")
+    try:
+        with pytest.raises(NodeUnavailableError, match="requires a sandbox"):
+            nodes.worker(nodes.node(require_isolation=True))
     finally:
         nodes.end()
 
