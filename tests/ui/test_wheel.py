@@ -6,10 +6,10 @@ import gzip
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import venv
 import zipfile
 from dataclasses import dataclass
@@ -103,8 +103,7 @@ def test_the_wheel_has_the_panel_and_nothing_of_its_making(built):
 
 
 def test_the_source_distribution_makes_the_same_wheel_without_node_js_and_network(built, alone, tmp_path):
-    with tarfile.open(built.sdist) as opened:
-        opened.extractall(tmp_path / "source", filter="data")
+    shutil.unpack_archive(built.sdist, tmp_path / "source")
     (source,) = (tmp_path / "source").iterdir()
     assert not (source / "labextension/node_modules").exists()
     command = [*BUILD, "--wheel", "--outdir", tmp_path, source]
