@@ -22,21 +22,32 @@ _MAX_WAITING = 16
 class Shelf:
     """The objects of one worker, what they are called, and the one thread on which they are computed with.
 
-    torch's modes are a thread's own, so those of the caller's thread must not reach it.
+    torch's modes are a thread's own, so those of the caller's thread must not reach it. Its random generator is the
+    process's: the worker has a state of its own for it, so that the caller draws as if the worker were elsewhere.
     """
 
     def __init__(self, name: str) -> None:
         self.executor = Executor()
         self.words: dict[int, tuple[tuple[str, ...], str]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"worker-{name}")
+        self._random = torch.Generator().get_state()
 
     def run(self, work: Callable[..., T], *args: Any) -> T:
         """Do it on the worker's thread, and wait. Raises SessionLostError while the process ends, and its threads."""
         try:
-            waited = self._thread.submit(work, *args)
+            waited = self._thread.submit(self._apart, work, *args)
         except RuntimeError:
             raise SessionLostError("the worker has ended with its process") from None
         return waited.result()
+
+    def _apart(self, work: Callable[..., T], *args: Any) -> T:
+        callers = torch.default_generator.get_state()
+        torch.default_generator.set_state(self._random)
+        try:
+            return work(*args)
+        finally:
+            self._random = torch.default_generator.get_state()
+            torch.default_generator.set_state(callers)
 
     def another_executor(self) -> Executor:
         """An executor with templates and modes of its own, over the same objects: for one more connection."""

@@ -104,7 +104,8 @@ class VirtualWorker(FormerPlace):
         self.msg_history: collections.deque[str] | None = collections.deque(maxlen=_MAX_HISTORY) if log_msgs else None
         self._known_workers: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
         self.shelf = Shelf(id)
-        self.session = Session(self, _LocalLink(self, Answering(self.shelf, self.shelf.executor, id)))
+        link = _LocalLink(self, Answering(self.shelf, self.shelf.executor, id))
+        self.session = Session(self, link, attended=False)  # else it would draw beside its caller's own random numbers
         if auto_add:
             WORKERS[id] = self
         self.load_data(data)

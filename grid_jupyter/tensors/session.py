@@ -129,8 +129,10 @@ class Session:
     sends its next command at once, which wakes the attendant.
     """
 
-    def __init__(self, place: Any, link: Link, later: Later | None = None) -> None:
-        """With `later`, which is the same link, reads of loops are sent ahead (ahead.py)."""
+    def __init__(self, place: Any, link: Link, later: Later | None = None, attended: bool = True) -> None:
+        """With `later`, which is the same link, reads of loops are sent ahead (ahead.py). Not `attended`, commands
+        leave in the threads that use the session alone: for a Worker of this process.
+        """
         self.place = place  # what pointers name as their location
         self.link = link
         self.buffer: list[Any] = []
@@ -158,7 +160,8 @@ class Session:
         from grid_jupyter.tensors.engine import prepare  # it is above this module
 
         prepare()
-        attendant.add(self)
+        if attended:
+            attendant.add(self)
 
     # -------------------------------------------------------------- out
 

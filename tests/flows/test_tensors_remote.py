@@ -13,8 +13,9 @@ from node_world import GridProcess
 from torch import nn
 from torch.nn import functional
 
-from grid_jupyter import NodeClient, get_module, send, send_module
+from grid_jupyter import NodeClient, VirtualWorker, get_module, send, send_module
 from grid_jupyter.errors import ObjectNotFoundError, OperationNotAllowedError, RemoteOperationError, SessionLostError
+from grid_jupyter.tensors.dispatch import draw_seed
 from grid_jupyter.tensors.remote import RemoteTensor
 from grid_jupyter.wire.dtypes import ITEM_BYTES
 from grid_jupyter.wire.messages import SessionStatus, Status
@@ -352,12 +353,21 @@ def test_randomness_follows_the_local_seed(place: Any):
         drawn = [torch.rand_like(x), torch.randn_like(x), functional.dropout(x + 1), torch.bernoulli(x + 0.5)]
         return [one.get().tolist() for one in drawn]
 
-    draw()  # in this process, what is inferred at the first call draws from the same generator
     first, second = draw(), draw()
     assert first == second
     assert len({str(one[:5]) for one in first}) == 4
     torch.manual_seed(43)
     assert torch.rand_like(x).get().tolist() != first[0]
+
+
+def test_a_worker_of_this_process_takes_nothing_but_seeds_from_the_local_generator():
+    x = VirtualWorker(id="generator").receive(torch.zeros(1000))
+    torch.manual_seed(42)
+    torch.randn_like(x).get()
+    found = torch.rand(3)
+    torch.manual_seed(42)
+    draw_seed()
+    assert torch.equal(found, torch.rand(3))
 
 
 # ------------------------------------------------------------------ transfers, lifetimes, threads
