@@ -6,8 +6,11 @@ logged nor told.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # from 1.29 on, its import begins to tell its makers of each use
 
 import numpy as np
 import onnxruntime
@@ -21,6 +24,7 @@ from grid_jupyter.plans.onnx_graph import input_name, numpy_type, output_name
 from grid_jupyter.plans.onnx_model import Array
 from grid_jupyter.plans.onnx_writer import to_onnx
 
+onnxruntime.disable_telemetry_events()  # on Windows, and where somebody imported it before
 _PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
 _SILENT = 4
 _FAILURES = (

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -436,3 +439,10 @@ def test_what_onnx_cannot_say_is_refused_by_name():
         ONNX.load(document("convolution_backward", wide, (x, y, z, *how)))
     with pytest.raises(PlanInvalidError, match="bfloat16"):
         ONNX.load(document("cast", (X,), (x, "bfloat16")))
+
+
+def test_whoever_uses_it_tells_its_makers_nothing(tmp_path: Path):
+    uses = "from grid_jupyter.plans.onnx_engine import onnxruntime; onnxruntime.SessionOptions()"
+    fresh = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "PYTHONPATH": str(PACKAGE.parent)}
+    subprocess.run([sys.executable, "-c", uses], env=fresh, cwd=tmp_path, check=True)
+    assert list(tmp_path.rglob("*")) == []  # it keeps a number of the machine there, and what it has not sent yet
