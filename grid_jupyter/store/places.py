@@ -10,11 +10,12 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from sqlalchemy import Connection, Executable, Table, and_, bindparam, func, insert, select, update
+from sqlalchemy import Connection, Table, and_, bindparam, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from grid_jupyter.errors import NotAuthenticatedError, NotFound
 from grid_jupyter.store.records import DeviceRow, Participation
+from grid_jupyter.store.statements import Statement
 
 
 @dataclass(frozen=True)
@@ -80,23 +81,27 @@ _IN_CYCLE = and_(_P.training_id == bindparam("training"), _P.sequence == bindpar
 _COUNTED = and_(_P.training_id == bindparam("of"), _P.counted == bindparam("cycle"))
 _THIS_DEVICE, _THIS_PLACE = _D.number == bindparam("who"), _P.id == bindparam("place")
 
-_DEVICE = select(*_OF_DEVICE).where(_D.id == bindparam("id"))
-_LATEST = select(*_OF_PLACE).where(_IN_CYCLE, _P.device == bindparam("device")).order_by(_P.id.desc()).limit(1)
-_OF_KEY = (
+_DEVICE = Statement(select(*_OF_DEVICE).where(_D.id == bindparam("id")))
+_LATEST = Statement(
+    select(*_OF_PLACE).where(_IN_CYCLE, _P.device == bindparam("device")).order_by(_P.id.desc()).limit(1)
+)
+_OF_KEY = Statement(
     select(*_OF_DEVICE, *_OF_PLACE)
     .select_from(_DEVICES)
     .outerjoin(_PLACES, and_(_P.device == _D.number, _P.key == bindparam("key")))
     .where(_D.id == bindparam("id"))
 )
-_REPORTS = select(*_OF_PLACE).where(_COUNTED, _P.number.is_not(None)).order_by(_P.number)
-REPORT_BLOBS = select(_P.blob).where(_COUNTED, _P.blob.is_not(None))
+_REPORTS = Statement(select(*_OF_PLACE).where(_COUNTED, _P.number.is_not(None)).order_by(_P.number))
+REPORT_BLOBS = Statement(select(_P.blob).where(_COUNTED, _P.blob.is_not(None)))
 
-_ADD_PLACE = insert(_PLACES)
-_ASSIGN = update(_PLACES).where(_THIS_PLACE).values(state="assigned", key=bindparam("digest"), at=bindparam("now"))
-_SEEN = update(_DEVICES).where(_THIS_DEVICE).values(seen=bindparam("now"))
-_ASKED = _SEEN.values(asked=bindparam("attempt"))
-_LAST = update(_DEVICES).where(_THIS_DEVICE).values(last=bindparam("cycle"))
-_REPORTED = (
+_ADD_PLACE = Statement(insert(_PLACES))
+_ASSIGN = Statement(
+    update(_PLACES).where(_THIS_PLACE).values(state="assigned", key=bindparam("digest"), at=bindparam("now"))
+)
+_SEEN = Statement(update(_DEVICES).where(_THIS_DEVICE).values(seen=bindparam("now")))
+_ASKED = Statement(update(_DEVICES).where(_THIS_DEVICE).values(seen=bindparam("now"), asked=bindparam("attempt")))
+_LAST = Statement(update(_DEVICES).where(_THIS_DEVICE).values(last=bindparam("cycle")))
+_REPORTED = Statement(
     update(_PLACES)
     .where(_THIS_PLACE)
     .values(
@@ -104,8 +109,8 @@ _REPORTED = (
         **{name: bindparam(f"new_{name}") for name in ("counted", "number", "samples", "blob", "sha256")},
     )
 )
-_REFILE = update(_PLACES).where(_THIS_PLACE).values(blob=bindparam("file"))
-_NO_BLOBS = update(_PLACES).where(_COUNTED).values(blob=None)
+_REFILE = Statement(update(_PLACES).where(_THIS_PLACE).values(blob=bindparam("file")))
+_NO_BLOBS = Statement(update(_PLACES).where(_COUNTED).values(blob=None))
 
 
 class PlaceRows:
@@ -115,12 +120,12 @@ class PlaceRows:
         self._session = session
         self._connection: Connection | None = None
 
-    def _run(self, statement: Executable, asked: dict[str, Any]) -> Any:
+    def _run(self, statement: Statement, asked: dict[str, Any]) -> list[tuple[Any, ...]]:
         """A statement of rows that are no mapped objects, without what a Session does for those."""
         self._session.flush()
         if self._connection is None:
             self._connection = self._session.connection()
-        return self._connection.execute(statement, asked)
+        return statement.run(self._connection, asked)
 
     def device(self, id: str) -> DeviceRow:  # noqa: A002
         """The row of a device by the id that it was given. Raises NotFound."""
@@ -131,16 +136,16 @@ class PlaceRows:
 
     def who(self, id: str) -> Device:  # noqa: A002
         """A device by the id that it was given. Raises NotFound."""
-        found = self._run(_DEVICE, {"id": id}).first()
-        if found is None:
+        found = self._run(_DEVICE, {"id": id})
+        if not found:
             raise NotFound(_NO_DEVICE)
-        return Device(*found)
+        return Device(*found[0])
 
     def latest(self, training: int, sequence: int, device: int) -> Place | None:
         """A device's latest place in a cycle; under a strategy that waits for nobody it has one after the other."""
         asked = {"training": training, "sequence": sequence, "device": device}
-        found = self._run(_LATEST, asked).first()
-        return None if found is None else Place(*found)
+        found = self._run(_LATEST, asked)
+        return Place(*found[0]) if found else None
 
     def place(self, training: int, sequence: int, device: int) -> str:
         """What a device has in a cycle: none, invited, assigned, reported."""
@@ -179,10 +184,10 @@ class PlaceRows:
 
     def place_of(self, device_id: str, request_key: str) -> tuple[Device, Place]:
         """The place that a request_key is for. Raises NotFound, and NotAuthenticatedError for another device's key."""
-        found = self._run(_OF_KEY, {"id": device_id, "key": _digest(request_key)}).first()
-        if found is None:
+        found = self._run(_OF_KEY, {"id": device_id, "key": _digest(request_key)})
+        if not found:
             raise NotFound(_NO_DEVICE)
-        device, place = found[: len(_OF_DEVICE)], found[len(_OF_DEVICE) :]
+        device, place = found[0][: len(_OF_DEVICE)], found[0][len(_OF_DEVICE) :]
         if place[0] is None:
             raise NotAuthenticatedError(
                 "Invalid request key! Use the worker_id and the request_key of the cycle-request that was accepted"
@@ -222,10 +227,10 @@ class PlaceRows:
         """The reports of a cycle are in a checkpoint: their rows name no blobs any more. Those are the caller's to
         delete, afterwards."""
         which = {"of": training, "cycle": sequence}
-        names = list(self._session.scalars(REPORT_BLOBS, which))
+        names = [name for (name,) in self._run(REPORT_BLOBS, which)]
         if names:
-            self._session.execute(_NO_BLOBS, which)
-        return [name for name in names if name]
+            self._run(_NO_BLOBS, which)
+        return names
 
     def kin(self, training: int, sequence: int, subject: str | None) -> int:
         """Places of a cycle that devices with the same token's subject have."""

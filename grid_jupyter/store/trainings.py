@@ -25,6 +25,7 @@ from grid_jupyter.store.records import (
     TrainingPlan,
     TrainingRow,
 )
+from grid_jupyter.store.statements import Statement
 
 T = TypeVar("T")
 
@@ -33,30 +34,31 @@ _AT_ONCE = 500
 
 _TRAINING = cast(Table, TrainingRow.__table__)
 # Made once: how a training stands is read and written with all that happens to it, and nothing else of its row is.
-_STATE = select(_TRAINING.c.state).where(_TRAINING.c.id == bindparam("training"))
-_SAVE = update(_TRAINING).where(_TRAINING.c.id == bindparam("training")).values(state=bindparam("new"))
-_REGISTER = (
+_STATE = Statement(select(_TRAINING.c.state).where(_TRAINING.c.id == bindparam("training")))
+_SAVE = Statement(update(_TRAINING).where(_TRAINING.c.id == bindparam("training")).values(state=bindparam("new")))
+_REGISTER = Statement(
     update(_TRAINING)
     .where(_TRAINING.c.id == bindparam("training"))
     .values(registered=_TRAINING.c.registered + 1)
     .returning(_TRAINING.c.registered, _TRAINING.c.forgotten)
 )
-_ADD_DEVICE = insert(cast(Table, DeviceRow.__table__))
+_ADD_DEVICE = Statement(insert(cast(Table, DeviceRow.__table__)))
 _CHECKPOINTS = cast(Table, Checkpoint.__table__)
 _C = _CHECKPOINTS.c
-_CHECKPOINT = select(_C.id, _C.number, _C.blob, _C.nbytes, _C.sha256, _C.state).where(
-    _C.training_id == bindparam("training"), _C.number == bindparam("which")
+_OF_CHECKPOINT = (_C.id, _C.number, _C.blob, _C.nbytes, _C.sha256, _C.state)
+_CHECKPOINT = Statement(
+    select(*_OF_CHECKPOINT).where(_C.training_id == bindparam("training"), _C.number == bindparam("which"))
 )
-_LATEST_CHECKPOINT = (
-    select(_C.id, _C.number, _C.blob, _C.nbytes, _C.sha256, _C.state)
-    .where(_C.training_id == bindparam("training"))
-    .order_by(_C.number.desc())
-    .limit(1)
+_LATEST_CHECKPOINT = Statement(
+    select(*_OF_CHECKPOINT).where(_C.training_id == bindparam("training")).order_by(_C.number.desc()).limit(1)
 )
-_OLDER = select(_C.id, _C.blob, _C.state).where(
-    _C.training_id == bindparam("training"), _C.number > 1, _C.number < bindparam("which")
+_OLDER = Statement(
+    select(_C.id, _C.blob, _C.state).where(
+        _C.training_id == bindparam("training"), _C.number > 1, _C.number < bindparam("which")
+    )
 )
-_ADD_CHECKPOINT = insert(_CHECKPOINTS)
+_ADD_CHECKPOINT = Statement(insert(_CHECKPOINTS))
+_DROP_CHECKPOINT = Statement(delete(_CHECKPOINTS).where(_C.id == bindparam("checkpoint")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,10 +208,10 @@ class TrainingRows(PlaceRows):
 
     def state(self, training: int) -> dict[str, Any]:
         """How it stands, as the machine wrote it. Raises NotFound."""
-        found = self._run(_STATE, {"training": training}).first()
-        if found is None:
+        found = self._run(_STATE, {"training": training})
+        if not found:
             raise NotFound("Federated Learning Process not found!")
-        return dict(found[0])
+        return dict(found[0][0])
 
     def save(self, training: int, state: dict[str, Any]) -> None:
         """How it stands from here on."""
@@ -263,16 +265,16 @@ class TrainingRows(PlaceRows):
     def checkpoint(self, training: int, number: int | None = None) -> StoredCheckpoint:
         """A checkpoint; without a number the latest. Raises NotFound."""
         if number is None:
-            row = self._run(_LATEST_CHECKPOINT, {"training": training}).first()
+            found = self._run(_LATEST_CHECKPOINT, {"training": training})
         else:
-            row = self._run(_CHECKPOINT, {"training": training, "which": number}).first()
-        if row is None:
+            found = self._run(_CHECKPOINT, {"training": training, "which": number})
+        if not found:
             raise NotFound("Model's Checkpoint not found!")
-        return StoredCheckpoint(**row._mapping)
+        return StoredCheckpoint(**{column.name: value for column, value in zip(_OF_CHECKPOINT, found[0], strict=True)})
 
     def add_checkpoint(self, training: int, model: StoredCheckpoint, created: float) -> None:
         """The next checkpoint."""
-        self._session.execute(
+        self._run(
             _ADD_CHECKPOINT,
             {
                 "training_id": training,
@@ -287,10 +289,11 @@ class TrainingRows(PlaceRows):
 
     def drop_checkpoints(self, training: int, number: int) -> list[str]:
         """Forget checkpoints before this number, but not the first. Their blobs are the caller's to delete."""
-        rows = self._run(_OLDER, {"training": training, "which": number}).all()
-        if rows:
-            self._session.execute(delete(Checkpoint).where(Checkpoint.id.in_([row.id for row in rows])))
-        return [name for row in rows for name in (row.blob, *row.state.values())]
+        names: list[str] = []
+        for checkpoint, blob, state in self._run(_OLDER, {"training": training, "which": number}):
+            self._run(_DROP_CHECKPOINT, {"checkpoint": checkpoint})
+            names += (blob, *state.values())
+        return names
 
     def drop_state(self, checkpoint: int) -> list[str]:
         """The next checkpoint is there: this one's strategy's state is needed no more. Its blobs are the caller's to
@@ -305,7 +308,7 @@ class TrainingRows(PlaceRows):
         names = [
             name
             for training, cycle in trainings.items()
-            for name in self._session.scalars(REPORT_BLOBS, {"of": training, "cycle": cycle})
+            for (name,) in self._run(REPORT_BLOBS, {"of": training, "cycle": cycle})
         ]
         models = select(Checkpoint.nbytes, Checkpoint.state).where(Checkpoint.training_id.in_(trainings))
         plans = select(TrainingPlan.nbytes).where(TrainingPlan.training_id.in_(trainings))
@@ -346,10 +349,10 @@ class TrainingRows(PlaceRows):
 
         Raises NodeUnavailableError where there are none such.
         """
-        found = self._session.execute(_REGISTER, {"training": training}).first()
-        if found is None:
+        found = self._run(_REGISTER, {"training": training})
+        if not found:
             raise NotFound("Federated Learning Process not found!")
-        rank, forgotten = found
+        rank, forgotten = found[0]
         if most is not None and rank - forgotten > most:
             gone = self._forget_idle(training, idle)
             if not gone:
@@ -361,7 +364,7 @@ class TrainingRows(PlaceRows):
             "id": str(uuid.uuid4()), "training_id": training, "rank": rank, "registered": now, "seen": now,
             "slow": slow, "subject": subject, "last": None, "asked": 0,
         }  # fmt: skip
-        self._session.execute(_ADD_DEVICE, device)
+        self._run(_ADD_DEVICE, device)
         return str(device["id"])
 
     def _forget_idle(self, training: int, idle: float) -> int:
