@@ -28,6 +28,7 @@ GridError                               grid-error                  500
 ├── SessionLostError                    session-lost                410
 ├── RemoteOperationError                remote-operation            422
 ├── NodeUnavailableError                node-unavailable            503
+│   └── OutcomeUnknownError             outcome-unknown             503
 ├── StorageFullError                    storage-full                507
 ├── TensorsNotCollocatedException       tensors-not-collocated      400
 ├── ResponseSignatureError              response-signature          502
@@ -246,6 +247,13 @@ class NodeUnavailableError(GridError):
 
     code = "node-unavailable"
     status = 503
+
+
+class OutcomeUnknownError(NodeUnavailableError):
+    """The Node's database went away in the middle of a commit, and nobody knows whether that happened. What was asked
+    for may be kept: look, or ask again."""
+
+    code = "outcome-unknown"
 
 
 class StorageFullError(GridError):

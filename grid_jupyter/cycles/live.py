@@ -471,16 +471,19 @@ class Live:
             state={slot: blob.name for slot, blob in made.state.items()},
         )
 
-        def work(rows: TrainingRows, state: Training, now: float) -> tuple[Training, tuple[list[str], list[str]]]:
-            if state.phase != "closing":  # who hosts it has ended it meanwhile
-                return state, ([], [made.model.name, *(blob.name for blob in made.state.values()), *averaged])
+        def work(
+            rows: TrainingRows, state: Training, now: float
+        ) -> tuple[Training, tuple[StoredCheckpoint, list[str], list[str]]]:
+            if state.phase != "closing":  # its host ended it meanwhile, or it did happen, and nobody heard of it
+                unused = [made.model.name, *(blob.name for blob in made.state.values()), *averaged]
+                return state, (rows.checkpoint(training), [], unused)
             state, _ = on(self.terms, state, Aggregated(), now)
             rows.add_checkpoint(training, after, now)
             done = [*(rows.drop_state(model.id) if model.state else ()), *averaged]
             done += rows.drop_checkpoints(training, after.number + 1 - self.terms.keep_checkpoints)
-            return self._gather(rows, state, now), (list(rows.folded(training, sequence)), done)
+            return self._gather(rows, state, now), (after, list(rows.folded(training, sequence)), done)
 
-        folded, done = await self._step(work, lambda _: self._train(after))
+        _, folded, done = await self._step(work, lambda came: self._train(came[0]))
         ground.at("cycle-opened")
         await asyncio.to_thread(self._delete if self.over else self._retire, folded)
         asyncio.get_running_loop().call_later(SPARE_S, ground.blobs.drop_spares, SPARE_S)

@@ -38,6 +38,7 @@ from grid_jupyter.errors import (
     NodeUnavailableError,
     NotFound,
     ObjectNotFoundError,
+    OutcomeUnknownError,
     StorageFullError,
 )
 from grid_jupyter.push.bus import Bus
@@ -176,7 +177,8 @@ class Cycles:
     async def host(self, owner: str, body: HostTraining, model: Blob, *, takes_over: bool = False) -> answers.Hosted:
         """Host a model, whose blob is on the disk; `takes_over` as `TrainingRows.add` has it.
 
-        Raises BadRequest, InvalidDataError, PlanInvalidError, Conflict; the blob is the caller's then.
+        Raises BadRequest, InvalidDataError, PlanInvalidError, Conflict; the blob is the caller's then, but after
+        OutcomeUnknownError.
         """
         hosted = await asyncio.to_thread(read_hosting, body)
         known = hosted.terms.authentication
@@ -216,6 +218,8 @@ class Cycles:
             number = await self._table.transact(
                 lambda rows: rows.add(training, raw, plans, first, takes_over=takes_over)
             )
+        except OutcomeUnknownError:
+            raise  # rows may name them
         except GridError:
             for name in [*(plan.blob for plan in plans), *([] if averaging is None else [averaging.name])]:
                 await asyncio.to_thread(self.blobs.delete, name)
@@ -476,10 +480,11 @@ class Cycles:
         self._places.drop(arriving.request_key)
         try:
             counted = await live.report(arriving.worker_id, arriving.request_key, samples, blob, arriving.measured)
+        except OutcomeUnknownError:
+            raise  # as after what is no GridError, the row may be there: the file stays, the sweep of a start knows
         except GridError:
             await asyncio.to_thread(self.blobs.delete, blob.name)
             raise
-        # After any other error the row may be there: the file stays, and the sweep of the next start knows.
         self.counted += counted
         if not counted:
             await asyncio.to_thread(self.blobs.delete, blob.name)

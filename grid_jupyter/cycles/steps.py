@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from grid_jupyter.cycles.machine import Training
+from grid_jupyter.errors import OutcomeUnknownError
 from grid_jupyter.store.trainings import TrainingRows, TrainingTable
 
 T = TypeVar("T")
@@ -89,8 +90,9 @@ class Steps:
             if not taken:  # the database is closed, or away
                 self._coming = False
                 taken, self._waiting = list(self._waiting), deque()
-            if len(taken) == 1:
-                _fail(taken[0], error)
+            if len(taken) == 1 or isinstance(error, OutcomeUnknownError):  # else one would be told that it is not kept
+                for event in taken:
+                    _fail(event, error)
             else:  # by itself each finds out whether it was the one
                 await asyncio.gather(*(self._alone(event) for event in taken))
         else:

@@ -15,6 +15,7 @@ from grid_jupyter.errors import (
     InvalidDataError,
     LimitExceededError,
     ObjectNotFoundError,
+    OutcomeUnknownError,
 )
 from grid_jupyter.identity.accounts import Account
 from grid_jupyter.identity.roles import OWNER
@@ -98,6 +99,11 @@ class Datasets:
         async with self._naming:
             try:
                 return await self._publish(account, request)
+            except OutcomeUnknownError:  # rows may name them
+                self.uploads.claim((account.username, request.upload))
+                if request.mock is not None:
+                    self.uploads.claim((account.username, request.mock.upload))
+                raise
             except GridError:
                 await self._refuse(account, request.upload, *([] if request.mock is None else [request.mock.upload]))
                 raise
@@ -212,6 +218,10 @@ class Datasets:
         async with self._naming:
             try:
                 return await self._edit(account, dataset, request)
+            except OutcomeUnknownError:  # a row may name it
+                if isinstance(request.mock, MockUpload):
+                    self.uploads.claim((account.username, request.mock.upload))
+                raise
             except GridError:
                 if isinstance(request.mock, MockUpload):
                     await self._refuse(account, request.mock.upload)

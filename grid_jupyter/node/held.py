@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grid_jupyter.errors import GridError, LimitExceededError, from_wire
+from grid_jupyter.errors import GridError, LimitExceededError, OutcomeUnknownError, from_wire
 from grid_jupyter.node import policy
 from grid_jupyter.node.bulk import wait_until_filled
 from grid_jupyter.node.gate import Source
@@ -98,11 +98,15 @@ class HeldValues:
             reason=reason,
             shown=_shown(form, explained, named),
         )
-        verdict = Verdict("")
+        kept = False
         try:
             verdict = await self._requests.decide(asked, blob=blob or None, held=form)
+            kept = bool(verdict.request)
+        except OutcomeUnknownError:
+            kept = True  # a row may name it
+            raise
         finally:
-            if blob and not verdict.request:
+            if blob and not kept:
                 await asyncio.to_thread(self._blobs.delete, blob)
         return verdict
 

@@ -17,6 +17,7 @@ from grid_jupyter.errors import (
     LimitExceededError,
     NodeUnavailableError,
     ObjectNotFoundError,
+    OutcomeUnknownError,
     RemoteOperationError,
     SessionLostError,
 )
@@ -112,9 +113,9 @@ class Jobs:
             async with self._adding:  # two at once would both find room
                 await self._check_storage(account, arrived.blob.nbytes)
                 row = await self._table.add(row, MAX_OPEN)
-        except GridError:
+        except GridError as error:
             refused = self.uploads.claim(key)
-            if refused is not None:
+            if refused is not None and not isinstance(error, OutcomeUnknownError):  # then a row may name it
                 await asyncio.to_thread(self._blobs.delete, refused.blob.name)
             raise
         self.uploads.claim(key)

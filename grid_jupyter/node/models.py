@@ -5,7 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 
-from grid_jupyter.errors import BadRequest, Forbidden, InvalidDataError, LimitExceededError
+from grid_jupyter.errors import (
+    BadRequest,
+    Forbidden,
+    GridError,
+    InvalidDataError,
+    LimitExceededError,
+    OutcomeUnknownError,
+)
 from grid_jupyter.identity.accounts import Account
 from grid_jupyter.identity.roles import OWNER
 from grid_jupyter.node.datasets import new_upload_id
@@ -57,7 +64,9 @@ class Models:
                     created=time.time(),
                 )
             )
-        except BaseException:
+        except OutcomeUnknownError:
+            raise  # a row may name it
+        except GridError:
             await asyncio.to_thread(self._blobs.delete, blob[0])
             raise
 

@@ -17,6 +17,7 @@ from grid_jupyter.errors import (
     GridError,
     LimitExceededError,
     NotFound,
+    OutcomeUnknownError,
     TranslationUnavailableError,
 )
 from grid_jupyter.identity.accounts import Account
@@ -128,6 +129,8 @@ async def host(door: NodeDoor, account: Any, body: HostTraining) -> Hosted:
         raise BadRequest("the model is not here: PUT its safetensors bytes to /model-centric/uploads/<id> first")
     try:
         said = await cycles.host(account.username, body, arrived.blob, takes_over=ENDERS in account.flags)
+    except OutcomeUnknownError:
+        raise  # a row may name it
     except GridError:
         await asyncio.to_thread(cycles.blobs.delete, arrived.blob.name)
         raise

@@ -22,7 +22,14 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, m
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
-from grid_jupyter.errors import BadRequest, Conflict, DependencyError, NodeUnavailableError, StorageFullError
+from grid_jupyter.errors import (
+    BadRequest,
+    Conflict,
+    DependencyError,
+    NodeUnavailableError,
+    OutcomeUnknownError,
+    StorageFullError,
+)
 from grid_jupyter.store.migrations import HEAD, upgrade
 from grid_jupyter.store.postgres import ENGINE, is_gone, take_over, unavailable
 
@@ -35,6 +42,10 @@ DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 DISK_FULL_TEXT = "the disk of this Node is full and nothing was kept; its owner must free space, then try again"
 AWAY_TEXT = "the database of this Node does not answer; try again in a moment"
 """What callers are told while PostgreSQL is away."""
+DOUBT_TEXT = (
+    "the database of this Node went away while this was being kept, and nobody knows whether it was: look whether it "
+    "is there, or send it again"
+)
 DOUBT_S = 60.0
 """How long PostgreSQL is asked whether a transaction happened whose end was not heard, in seconds."""
 
@@ -102,7 +113,9 @@ class Database:
     def call(self, work: Callable[[Session], T]) -> T:
         """Run `work` in one transaction and wait for it. Any error rolls it back.
 
-        Raises what `work` raises, Conflict for a broken uniqueness or reference, StorageFullError.
+        Raises what `work` raises, Conflict for a broken uniqueness or reference, StorageFullError; NodeUnavailableError
+        where PostgreSQL is away, and OutcomeUnknownError where it has been since the COMMIT: files that rows may name
+        by then are to stay.
         """
         return self._submit(work).result()
 
@@ -160,7 +173,11 @@ class Database:
         except (_LostError, IntegrityError):  # nothing of it happened: by itself each finds out whether it was the one
             outcomes = [partial(self._transact, work) for work, _ in works]
         except BaseException as error:
-            if not self._happened(error):
+            try:
+                happened = self._happened(error)
+            except OutcomeUnknownError as unknown:
+                error, happened = unknown, False
+            if not happened:
                 outcomes = [partial(_raise, error)] * len(works)
         for (_, future), outcome in zip(works, outcomes, strict=True):
             _settle(future, outcome)
@@ -179,7 +196,10 @@ class Database:
 
     def _happened(self, error: BaseException) -> bool:
         """Whether a transaction is kept though its end was an error: what broke may be the answer to its COMMIT alone,
-        and whoever is told that nothing happened deletes files that rows name by then."""
+        and whoever is told that nothing happened deletes files that rows name by then.
+
+        Raises OutcomeUnknownError where nobody says.
+        """
         number, self._committing = self._committing, None
         if number is None or not isinstance(error, DBAPIError) or not is_gone(error):
             return False
@@ -190,12 +210,12 @@ class Database:
                     status = connection.exec_driver_sql("SELECT txid_status(%s)", (number,)).scalar()
             except (DBAPIError, NodeUnavailableError) as away:
                 if isinstance(away, DBAPIError) and not is_gone(away):
-                    return False
+                    break  # another server, perhaps, than the one that was lost
             else:
-                if status != "in progress":
+                if status in ("committed", "aborted"):
                     return bool(status == "committed")
             time.sleep(0.1)  # in the database's own thread
-        return False
+        raise OutcomeUnknownError(DOUBT_TEXT) from error
 
     def _migrate(self) -> None:
         try:

@@ -9,22 +9,25 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy
 import pytest
-from cycle_world import World, diff
+from cycle_world import MODEL, World, diff
 from postgres import PASSWORD, Postgres
-from sqlalchemy import URL, inspect, make_url
+from sqlalchemy import URL, inspect, make_url, select
 from sqlalchemy.orm import Session
 
 from grid_jupyter.cycles.service import Cycles
-from grid_jupyter.errors import BadRequest, Conflict, NodeUnavailableError
+from grid_jupyter.errors import BadRequest, Conflict, NodeUnavailableError, OutcomeUnknownError
 from grid_jupyter.store.blobs import BlobStore
 from grid_jupyter.store.database import Database
 from grid_jupyter.store.migrations import HEAD
 from grid_jupyter.store.postgres import VARIABLE, check_state, read_address, settle_whose
-from grid_jupyter.store.records import Base, Group, Setting
+from grid_jupyter.store.records import Base, Group, Participation, Setting
 
 PLAIN = "postgresql+psycopg://ann@db.example.org/grid"
 SECRET = "postgresql://ann:hunter2@db.example.org/grid"
+
+FILE = Participation.blob
 
 
 def test_migrations_make_the_tables_that_the_code_has(server: Postgres):
@@ -100,10 +103,12 @@ def test_a_lock_that_a_lost_connection_still_holds_is_no_conflict_of_who_asks(
 
 
 class Line:
-    """A way to a server, which breaks at the next COMMIT when it is told to: once the server has it, or before."""
+    """A way to a server, which breaks at the next COMMIT when it is told to: once the server has it, or before; or once
+    the server has it, and then nothing goes through as long as it is `away`."""
 
     def __init__(self, server: Postgres, directory: Path) -> None:
         self.breaks = ""
+        self.away = False
         self._to = str(server.directory / ".s.PGSQL.5432")
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(str(directory / ".s.PGSQL.5432"))
@@ -120,6 +125,8 @@ class Line:
 
     def _serve(self, client: socket.socket) -> None:
         with client, socket.socket(socket.AF_UNIX) as server:
+            if self.away:
+                return
             server.connect(self._to)
             silent = threading.Event()
             back = threading.Thread(target=self._pour, args=(server, client, False, silent))
@@ -134,6 +141,7 @@ class Line:
                     breaks, self.breaks = self.breaks, ""
                     if breaks == "before":
                         break
+                    self.away = breaks == "for long"
                     silent.set()
                 elif silent.is_set():
                     break
@@ -184,6 +192,40 @@ def test_what_was_not_committed_is_not_acknowledged(line: tuple[Line, URL]):
         database.call(lambda session: session.add(Setting(key="a", value="1")))
     assert database.call(lambda session: session.get(Setting, "a")) is None
     database.close()
+
+
+def test_a_report_of_which_nobody_knows_whether_it_was_kept_keeps_its_file_and_counts_once(
+    line: tuple[Line, URL], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("grid_jupyter.store.database.DOUBT_S", 0.3)
+    way, address = line
+
+    async def story() -> None:
+        database = Database(address)
+        cycles = Cycles(database, BlobStore(tmp_path))
+        try:
+            await cycles.start()
+            here = World(cycles)
+            await here.host(max_diffs=2)
+            places = [await here.accepted() for _ in range(2)]
+            way.breaks = "for long"
+            with pytest.raises(OutcomeUnknownError, match="nobody knows whether it was: look"):
+                await here.report(places[0], diff(1, 1, 1))
+            with pytest.raises(NodeUnavailableError, match="does not answer; try again"):
+                await here.device()
+            way.away = False
+            (kept,) = database.call(lambda session: session.scalars(select(FILE).where(FILE.is_not(None))))
+            assert (tmp_path / kept).exists(), "a row names it"
+            await here.report(places[0], diff(1, 1, 1))  # as a device does that was told to send it again
+            assert (await here.stands())["reports"] == 1
+            await here.report(places[1], diff(3, 3, 3))
+            await here.stands(after=0)
+            numpy.testing.assert_array_equal((await here.checkpoint())["w"], MODEL["w"] - 2)
+        finally:
+            await cycles.stop()
+            database.close()
+
+    asyncio.run(story())
 
 
 def test_a_taken_name_is_a_conflict_and_what_cannot_be_kept_is_said(server: Postgres):
