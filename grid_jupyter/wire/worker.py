@@ -320,11 +320,13 @@ class Ready(Message, frozen=True, tag="ready"):
 
 
 class Ended(Message, frozen=True, tag="ended"):
-    """From the fork server: a Worker ended, by a signal where `signal` is not 0."""
+    """From the fork server: a Worker ended, by a signal where `signal` is not 0; with `no_room` there was no process
+    to be had for it, and it never began."""
 
     worker: int
     signal: int
     status: int
+    no_room: bool = False
 
 
 fork_decoder: msgspec.msgpack.Decoder[Union[Fork, Kill]] = msgspec.msgpack.Decoder(Union[Fork, Kill])

@@ -84,17 +84,30 @@ def serve_forks(
                     asked = channel.received()
                     continue
                 server = os.getpid()
-                pid = os.fork()
-                if pid == 0:
+                pid = forked()
+                if pid is None:
+                    _tell(channel, worker.Ended(worker=fork.worker, signal=0, status=0, no_room=True))
+                elif pid == 0:
                     end_with(server)
                     selector.close()
                     channel.close()
                     for sock in (wake_in, wake_out):
                         sock.close()
                     _worker(descriptors[0], fork.limits, settle, serve)
-                children[pid] = fork.worker
+                else:
+                    children[pid] = fork.worker
                 os.close(descriptors[0])
                 asked = channel.received()
+
+
+def forked() -> int | None:
+    """`os.fork`; None where the machine has no room for another process: that costs who asked for it, and nobody
+    else. Says so on standard error."""
+    try:
+        return os.fork()
+    except OSError as error:
+        print(f"no process can be made: {error.strerror}", file=sys.stderr, flush=True)
+        return None
 
 
 def _kill(children: dict[int, int], number: int) -> None:
@@ -113,8 +126,12 @@ def _report(channel: Channel, children: dict[int, int]) -> None:
             signal=os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0,
             status=os.WEXITSTATUS(status) if os.WIFEXITED(status) else 0,
         )
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the Node is gone, and will be seen to be
-            channel.send(frames.encode(ended))
+        _tell(channel, ended)
+
+
+def _tell(channel: Channel, ended: worker.Ended) -> None:
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the Node is gone, and will be seen to be
+        channel.send(frames.encode(ended))
 
 
 def _worker(descriptor: int, limits: worker.WorkerLimits, settle: Settle, serve: Serve) -> None:

@@ -353,6 +353,11 @@ class WorkerPool(Generic[F]):
 
 
 def _reason(event: worker.Ended, limits: worker.WorkerLimits) -> str:
+    if event.no_room:
+        return (
+            "the Node's machine has no room for another process, so its Worker never began; try again later. Its owner "
+            "sees to the memory, and to how many processes there may be"
+        )
     if event.signal == signal.SIGALRM:
         return f"an operation ran longer than {limits.operation_s:g} s, so its Worker was ended"
     if event.signal == signal.SIGKILL:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -110,7 +111,10 @@ class ForkServer:
 
 
 async def start(command: Sequence[str], environment: Mapping[str, str], told: Told, gone: Gone) -> ForkServer:
-    """Start one as a process of its own: `command`, with the number of its end of the channel behind."""
+    """Start one as a process of its own: `command`, with the number of its end of the channel behind.
+
+    Raises NodeUnavailableError where the machine has no room for it.
+    """
     ours, theirs = pair()
     os.set_inheritable(theirs.fileno(), True)
     try:
@@ -121,8 +125,13 @@ async def start(command: Sequence[str], environment: Mapping[str, str], told: To
                 stderr=asyncio.subprocess.PIPE, pass_fds=(theirs.fileno(),),
                 env=environment, start_new_session=True,
             )  # fmt: skip
-    except BaseException:
+    except BaseException as error:
         ours.close()
+        if isinstance(error, OSError) and error.errno in (errno.EAGAIN, errno.ENOMEM):
+            raise NodeUnavailableError(
+                f"this Node cannot start Workers just now ({error.strerror}): its machine has no room for another "
+                "process; try again later"
+            ) from error
         raise
     return ForkServer(ours, process.stderr or asyncio.StreamReader(), told, gone, process=process)
 

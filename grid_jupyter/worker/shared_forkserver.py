@@ -18,7 +18,7 @@ from grid_jupyter import __version__
 from grid_jupyter.wire import frames, worker
 from grid_jupyter.worker.channel import Channel
 from grid_jupyter.worker.confinement import hide
-from grid_jupyter.worker.forking import serve_forks
+from grid_jupyter.worker.forking import forked, serve_forks
 from grid_jupyter.worker.session import serve, settle
 
 
@@ -37,7 +37,7 @@ def main(descriptor: int) -> None:
         except EOFError:
             return
         lend = frames.decode(frame, worker.lend_decoder)
-        if os.fork() == 0:
+        if forked() == 0:  # where there is no room for it, the end of the connection says so
             channel.close()
             _lent(asking, lend)
         os.close(asking)

@@ -11,6 +11,7 @@ import contextlib
 import os
 import platform
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -42,6 +43,21 @@ SHARED = QUICK + TAKEN_OVER.replace("forkserver as forkserver", "shared_forkserv
 OLDER = SHARED.replace("forkserver.serve = serve", "forkserver.serve = serve\nforkserver.__version__ = '0.0.1'")
 ALONE = QUICK + TAKEN_OVER
 """What Nodes run that have a fork server of their own."""
+
+
+FULL = """
+import errno, os, signal
+really, full = os.fork, []
+
+def fork():
+    if full:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return really()
+
+os.fork = fork
+signal.signal(signal.SIGUSR1, lambda number, frame: full.clear() if full else full.append(True))
+"""
+"""A machine that has no room for another process from one SIGUSR1 on, until the next one."""
 
 
 class Nodes:
@@ -215,6 +231,33 @@ def test_when_the_shared_one_dies_another_takes_its_place_and_both_nodes_go_on(n
     if bob.isolation.startswith("sandboxed"):
         assert the_shared_one() != dead
         assert len(below(the_shared_one())) == 2
+
+
+def test_where_no_process_is_to_be_had_one_request_fails_and_all_who_have_theirs_go_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    nodes = Nodes(tmp_path / "workers.sock", FULL + SHARED)
+    try:
+        bob, alice = nodes.node(), nodes.node()
+        mine, shared = nodes.worker(bob), the_shared_one()
+        [of_bob] = below(shared)
+        shared.send_signal(signal.SIGUSR1)
+        assert lives(nodes.worker(alice))
+        assert "this Node has one of its own" in caplog.text
+        assert below(shared) == [of_bob]
+        of_bob.send_signal(signal.SIGUSR1)
+        refused = nodes.worker(bob)
+        until(refused.lost.done)
+        assert "has no room for another process, so its Worker never began; try again" in refused.lost.result()
+        until(lambda: "a Worker says: no process can be made: Resource temporarily unavailable" in caplog.text)
+        for one in (shared, of_bob):
+            one.send_signal(signal.SIGUSR1)
+        assert lives(mine)
+        assert lives(nodes.worker(bob))
+        assert lives(nodes.worker(nodes.node()))
+        assert len(below(shared)) == 2
+    finally:
+        nodes.end()
 
 
 def test_what_a_worker_says_is_in_the_log_of_its_own_node(nodes: Nodes, caplog: pytest.LogCaptureFixture):
