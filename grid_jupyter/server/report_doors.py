@@ -107,6 +107,8 @@ class ReportDoor(TrainingDoor, BulkDoor):
         if self._arriving is not None and self.length() > READ:
             await self._write(self._arriving, chunk)
             return
+        if self._left:  # the last part, after the time for it was up: it would count for ever
+            return
         if self._is_json and not self._finished:  # what is here counts, not what somebody says that will come
             if self.cycles.text_bytes + len(chunk) > MAX_TEXT_BYTES:
                 self._body.clear()
@@ -136,8 +138,12 @@ class ReportDoor(TrainingDoor, BulkDoor):
         if self._finished:
             return
         if self._is_json:
-            body, self._body = self._body, bytearray()
-            await report_text(self.cycles, body)
+            text_bytes, self._text_bytes = self._text_bytes, 0  # they count as long as they are here, whoever left
+            try:
+                await report_text(self.cycles, self._body)
+            finally:
+                self._body = bytearray()
+                self.cycles.text_bytes -= text_bytes
             self.reply({"status": "success"})
             return
         if self._arriving is not None and self._body:
@@ -170,8 +176,10 @@ class ReportDoor(TrainingDoor, BulkDoor):
         arriving, self._arriving = self._arriving, None
         if arriving is not None:
             self.cycles.arrivals.leave(arriving, self._turn)
-        self.cycles.text_bytes -= self._text_bytes
-        self._text_bytes = 0
+        if self._text_bytes:
+            self.cycles.text_bytes -= self._text_bytes
+            self._text_bytes = 0
+            self._body = bytearray()
 
 
 async def report_text(cycles: Cycles, body: bytes | bytearray) -> None:

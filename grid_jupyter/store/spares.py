@@ -77,13 +77,14 @@ class Spares:
 
     def drop(self, rested_s: float = 0.0) -> None:
         """Remove those that were kept for so long."""
+        until = time.monotonic() - rested_s
         with self._lock:
-            until = time.monotonic() - rested_s
-            for name, (_, since) in list(self._files.items()):
-                if since <= until:
-                    (self._directory / name).unlink(missing_ok=True)
-                    del self._files[name]
-                    self._made.discard(name)
+            names = [name for name, (_, since) in self._files.items() if since <= until]
+            for name in names:
+                del self._files[name]
+        for name in names:  # nobody who keeps or takes one waits for this: a gigabyte takes the disk a while
+            (self._directory / name).unlink(missing_ok=True)
+            self._made.discard(name)
 
     def nbytes(self) -> int:
         """Bytes of all of them."""

@@ -84,10 +84,10 @@ def serve_forks(
                     asked = channel.received()
                     continue
                 server = os.getpid()
-                pid = forked()
-                if pid is None:
+                made = forked()
+                if made is None:
                     _tell(channel, worker.Ended(worker=fork.worker, signal=0, status=0, no_room=True))
-                elif pid == 0:
+                elif made == 0:
                     end_with(server)
                     selector.close()
                     channel.close()
@@ -95,7 +95,7 @@ def serve_forks(
                         sock.close()
                     _worker(descriptors[0], fork.limits, settle, serve)
                 else:
-                    children[pid] = fork.worker
+                    children[made] = fork.worker
                 os.close(descriptors[0])
                 asked = channel.received()
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy
@@ -130,6 +131,22 @@ def test_spare_files_are_few_go_after_a_while_and_are_swept_at_the_next_start(
     while len(list(tmp_path.iterdir())) > 1:
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_nobody_waits_for_the_disk_that_removes_spare_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    blobs = BlobStore(tmp_path)
+    blobs.retire([put(blobs, bytes([k])).name for k in range(3)])
+    remove, seen = Path.unlink, []
+    with ThreadPoolExecutor(1) as other:
+
+        def removed(path: Path, missing_ok: bool = False) -> None:
+            seen.append(other.submit(blobs.spares.take, LENGTH, tmp_path / "mine").result(10))
+            remove(path, missing_ok)
+
+        monkeypatch.setattr(Path, "unlink", removed)
+        blobs.spares.drop()
+    assert seen == [-1, -1, -1], "none is given out that is removed"
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_file_is_kept_where_the_disk_has_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
