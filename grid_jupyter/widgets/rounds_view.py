@@ -125,7 +125,7 @@ class OfProcess:
 class Rounds(View):
     """`widgets.rounds(…)`. `show(fit)` is what `grid.train(…, after_round=view.show)` calls."""
 
-    _esm = script("rounds", "uplot/uPlot.iife.min.js")
+    _esm = script("rounds", "uplot/uPlot.iife.min.js", "chart.js")
     _css = style("uplot/uPlot.min.css")
 
     def __init__(self, of: Any = None, version: str | None = None, client: Any = None) -> None:

@@ -1,6 +1,11 @@
-/** How curves are drawn and written: lines of what was measured against the round, without a place to draw them in. */
+/**
+ * How curves are drawn and written: lines of what was measured against the round, without a place to draw them in.
+ *
+ * The widgets of notebooks draw by this file, too: as grid_jupyter/widgets/static/chart.js, which tests/shared.test.ts
+ * makes of it.
+ */
 
-import uPlot from 'uplot';
+import type uPlot from 'uplot';
 
 /** One line: its values stand beside the rounds; null where there is none. */
 export interface ILine {
@@ -18,37 +23,46 @@ export interface ICurves {
   lines: ILine[];
 }
 
-/** How high a chart is, in pixels. */
-export const HEIGHT = 260;
+/** Colours and letters of the page that a chart is in. */
+export interface ILook {
+  /** Of the metrics, one after the other. */
+  palette: string[];
+  text: string;
+  /** Of the grid. */
+  line: string;
+  page: string;
+  family: string;
+}
+
+/** How large a chart is in a node. */
+export function size(node: HTMLElement): { width: number; height: number } {
+  return { width: Math.max(200, node.clientWidth), height: 250 };
+}
 
 export function options(
   node: HTMLElement,
+  look: ILook,
   unit: string,
   lines: ILine[],
   zoom: (on: boolean) => void
 ): uPlot.Options {
-  const style = getComputedStyle(node);
-  const colour = (name: string) => style.getPropertyValue(name).trim();
-  const palette = ['brand', 'warn', 'success', 'error', 'info'].map(one =>
-    colour(`--jp-${one}-color1`)
-  );
+  const { palette } = look;
   const axis: uPlot.Axis = {
-    stroke: colour('--jp-ui-font-color1'),
-    font: `12px ${colour('--jp-ui-font-family')}`,
-    grid: { stroke: colour('--jp-border-color2'), width: 1 },
-    ticks: { stroke: colour('--jp-border-color2'), width: 1 }
+    stroke: look.text,
+    font: `12px ${look.family}`,
+    labelFont: `12px ${look.family}`,
+    grid: { stroke: look.line, width: 1 },
+    ticks: { stroke: look.line, width: 1 }
   };
   const metrics = [...new Set(lines.map(line => line.metric))];
   const people = [...new Set(lines.map(line => line.by).filter(Boolean))];
   return {
-    width: Math.max(200, node.clientWidth),
-    height: HEIGHT,
+    ...size(node),
     scales: { x: { time: false } },
     axes: [
       {
         ...axis,
         label: unit,
-        labelFont: axis.font,
         incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000, 10000, 100000]
       },
       { ...axis, size: 56 }
@@ -75,7 +89,7 @@ export function options(
         spanGaps: true,
         points: {
           show: (drawn: uPlot) => !line.by && drawn.data[0].length < 40,
-          fill: colour('--jp-layout-color1')
+          fill: look.page
         }
       }))
     ]
@@ -119,4 +133,45 @@ export function csv(curves: ICurves, lines: ILine[]): string {
 /** A file's name without its ending. */
 export function stem(name: string): string {
   return name.replace(/[^\p{L}\p{N}._-]+/gu, '-').slice(0, 60) || 'curves';
+}
+
+/** What was measured last, in words. */
+export function caption(
+  unit: string,
+  rounds: number[],
+  lines: ILine[]
+): string {
+  const last = rounds.length - 1;
+  const told = lines.map(line => `${title(line)} ${line.values[last] ?? '–'}`);
+  return `${unit} ${rounds[last]}: ${told.join(', ')}`;
+}
+
+/** The charts one below the other, on the colour of the page. */
+export function picture(drawn: HTMLCanvasElement[], page: string): string {
+  const whole = document.createElement('canvas');
+  whole.width = Math.max(1, ...drawn.map(one => one.width));
+  whole.height = Math.max(
+    1,
+    drawn.reduce((sum, one) => sum + one.height, 0)
+  );
+  const context = whole.getContext('2d');
+  if (context) {
+    context.fillStyle = page || 'white';
+    context.fillRect(0, 0, whole.width, whole.height);
+    drawn.reduce((top, one) => {
+      context.drawImage(one, 0, top);
+      return top + one.height;
+    }, 0);
+  }
+  return whole.toDataURL('image/png');
+}
+
+/** Let the browser keep a text or a picture, that is a `data:` address, as a file. */
+export function download(name: string, url: string): void {
+  const link = document.createElement('a');
+  link.href = url;
+  link.download = name;
+  document.body.appendChild(link);
+  link.click();
+  link.remove();
 }

@@ -5,12 +5,16 @@ import { ReactWidget } from '@jupyterlab/ui-components';
 import React from 'react';
 import uPlot from 'uplot';
 import {
+  caption,
   csv,
-  HEIGHT,
+  download,
   ICurves,
   ILine,
+  ILook,
   isLoss,
   options,
+  picture,
+  size,
   stem,
   title
 } from './chart';
@@ -95,9 +99,7 @@ function Curves(props: {
           )}
           <Button
             label={trans.__('PNG')}
-            onClick={() =>
-              download(`${stem(name)}.png`, picture(charts.current))
-            }
+            onClick={() => download(`${stem(name)}.png`, drawn(charts.current))}
           />
           <Button
             label={trans.__('CSV')}
@@ -157,13 +159,15 @@ function Chart(props: {
     }
     const zoom = (on: boolean) => (zoomed.current = on);
     zoom(false);
-    const made = new uPlot(options(node, unit, lines, zoom), data, node);
+    const made = new uPlot(
+      options(node, lookOf(node), unit, lines, zoom),
+      data,
+      node
+    );
     made.over.addEventListener('dblclick', () => zoom(false));
     chart.current = made;
     keep(made);
-    const watch = new ResizeObserver(() =>
-      made.setSize({ width: Math.max(200, node.clientWidth), height: HEIGHT })
-    );
+    const watch = new ResizeObserver(() => made.setSize(size(node)));
     watch.observe(node);
     return () => {
       watch.disconnect();
@@ -185,45 +189,29 @@ function Chart(props: {
     <figure className="jp-Grid-chart" data-testid="grid-chart">
       <div ref={place} />
       <figcaption className="jp-Grid-hidden">
-        {`${unit} ${rounds[rounds.length - 1]}: ${lines
-          .map(
-            line => `${title(line)} ${line.values[rounds.length - 1] ?? '–'}`
-          )
-          .join(', ')}`}
+        {caption(unit, rounds, lines)}
       </figcaption>
     </figure>
   );
 }
 
-/** The charts one below the other, on the colour of the page. */
-function picture(charts: (uPlot | null)[]): string {
-  const drawn = charts.filter((chart): chart is uPlot => chart !== null);
-  const whole = document.createElement('canvas');
-  whole.width = Math.max(1, ...drawn.map(one => one.ctx.canvas.width));
-  whole.height = Math.max(
-    1,
-    drawn.reduce((sum, one) => sum + one.ctx.canvas.height, 0)
-  );
-  const context = whole.getContext('2d');
-  if (context) {
-    const page = getComputedStyle(document.body);
-    context.fillStyle =
-      page.getPropertyValue('--jp-layout-color1').trim() || 'white';
-    context.fillRect(0, 0, whole.width, whole.height);
-    let top = 0;
-    for (const one of drawn) {
-      context.drawImage(one.ctx.canvas, 0, top);
-      top += one.ctx.canvas.height;
-    }
-  }
-  return whole.toDataURL('image/png');
+function drawn(charts: (uPlot | null)[]): string {
+  const shown = charts.filter((chart): chart is uPlot => chart !== null);
+  const canvases = shown.map(chart => chart.ctx.canvas);
+  return picture(canvases, lookOf(document.body).page);
 }
 
-function download(name: string, url: string): void {
-  const link = document.createElement('a');
-  link.href = url;
-  link.download = name;
-  document.body.appendChild(link);
-  link.click();
-  link.remove();
+/** Of JupyterLab's theme. */
+function lookOf(node: HTMLElement): ILook {
+  const style = getComputedStyle(node);
+  const found = (name: string) => style.getPropertyValue(`--jp-${name}`).trim();
+  return {
+    palette: ['brand', 'warn', 'success', 'error', 'info'].map(one =>
+      found(`${one}-color1`)
+    ),
+    text: found('ui-font-color1'),
+    line: found('border-color2'),
+    page: found('layout-color1'),
+    family: found('ui-font-family')
+  };
 }

@@ -85,7 +85,6 @@ export function Training(props: {
         />
         {training.phase !== 'over' && (
           <>
-            {' '}
             <Fact
               label={trans.__('Devices')}
               value={trans._n(
