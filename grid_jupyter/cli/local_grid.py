@@ -20,11 +20,12 @@ from grid_jupyter.client.credentials import Credentials
 from grid_jupyter.errors import BadRequest, Conflict, NodeUnavailableError, NotAuthenticatedError, NotFound
 from grid_jupyter.identity import roles, tokens
 from grid_jupyter.server.owner_client import OwnerClient
-from grid_jupyter.server.running import Running, listen, read_running, write_private
+from grid_jupyter.server.running import Running, listen, read_running
 from grid_jupyter.server.socket_places import WORKERS_SOCKET, private_socket
 from grid_jupyter.server.supervisor import ChildProcess
 from grid_jupyter.store.object_address import VARIABLE as OBJECTS
 from grid_jupyter.store.postgres import VARIABLE
+from grid_jupyter.wire.files import put_whole
 from grid_jupyter.wire.home import private_directory
 from grid_jupyter.worker.lending import Lender
 
@@ -250,7 +251,7 @@ class LocalGrid:
             self._credentials.forget(address)
 
     def _write_addresses(self) -> None:
-        write_private(local_file(self.home), json.dumps(self.addresses()).encode())
+        put_whole(local_file(self.home), json.dumps(self.addresses()).encode())
 
 
 _COMMAND = [sys.executable, "-m", "grid_jupyter.cli.main"]

@@ -19,8 +19,8 @@ from safetensors.numpy import save
 
 from grid_jupyter.aggregation.form import Tensors
 from grid_jupyter.aggregation.servers import State
-from grid_jupyter.client.tensor_files import put_whole
 from grid_jupyter.errors import BadRequest, InvalidDataError, StorageFullError
+from grid_jupyter.wire.files import put_whole
 
 _VERSION = "1"
 _WEIGHTS, _STATE = "weights/", "state/"
@@ -66,7 +66,7 @@ def store(path: Path, checkpoint: Checkpoint) -> None:
         "jobs": json.dumps(dict(checkpoint.jobs)),
     }
     try:
-        put_whole(path, save(tensors, told))
+        put_whole(path, save(tensors, told), 0o666)
     except FileNotFoundError:
         raise BadRequest(f"there is no folder {path.parent} for the checkpoint") from None
     except OSError as error:

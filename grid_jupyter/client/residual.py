@@ -19,8 +19,9 @@ import numpy
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from grid_jupyter.client.tensor_files import Array, put_whole
+from grid_jupyter.client.tensor_files import Array
 from grid_jupyter.errors import BadRequest, InvalidDataError, StorageFullError
+from grid_jupyter.wire.files import put_whole
 
 try:
     import fcntl
@@ -150,6 +151,6 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Array]]:
 def _write(path: Path, tensors: Mapping[str, Array], told: dict[str, str]) -> None:
     whole: dict[str, Any] = {name: numpy.ascontiguousarray(array) for name, array in tensors.items()}
     try:
-        put_whole(path, save(whole, told), 0o600)
+        put_whole(path, save(whole, told))
     except OSError as error:
         raise StorageFullError(f"{path} could not be written: {error.strerror}") from None

@@ -1,10 +1,8 @@
-"""Named arrays as the bytes of a safetensors file, and back, and such a file on the disk, whole. NumPy alone."""
+"""Named arrays as the bytes of a safetensors file, and back. NumPy alone."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy
@@ -69,25 +67,3 @@ def _array(tensor: Any) -> Array:
     if hasattr(tensor, "detach"):
         tensor = tensor.detach().cpu().numpy()
     return numpy.asarray(tensor)
-
-
-def put_whole(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """Write a file beside the old one, sync it, and put it in its place: a kill leaves the one or the other.
-
-    `mode` is that of a new file, before the process's umask. Raises OSError; then the old one is there.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise

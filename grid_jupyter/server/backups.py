@@ -20,6 +20,7 @@ from grid_jupyter.server.running import try_lock
 from grid_jupyter.store.archive import DATABASE, ROLES, Manifest, read_archive, read_manifest, write_archive
 from grid_jupyter.store.migrations import check_known
 from grid_jupyter.store.object_claim import of_backup
+from grid_jupyter.wire.files import sync_directory
 from grid_jupyter.wire.home import private_directory
 
 _LOCK = "restore.lock"
@@ -204,8 +205,4 @@ def _put_in_place(draft: Path, target: Path) -> None:
 
 def _sync(directory: Path) -> None:
     for path in [*(entry for entry in directory.iterdir() if entry.is_dir() and not entry.is_symlink()), directory]:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        sync_directory(path)

@@ -56,7 +56,6 @@ from grid_jupyter.worker.devices import Wish
 
 _THREADS = 32
 """Of a Node with an object store."""
-_ON_THIS_MACHINE = ("local", "shared")
 
 
 class NodeOwner:
@@ -150,7 +149,7 @@ def _workers(options: NodeOptions) -> Workers:
         raise BadRequest("--device-memory is what Workers on the CPU share: it goes with --device cpu")
     if options.workers == "shared" and options.device != ("cpu",):
         raise BadRequest("a fork server that Nodes share is for --device cpu: with GPUs each Node has its own")
-    if options.workers in _ON_THIS_MACHINE:
+    if options.computes_here:
         shared = socket_place(data_home(), WORKERS_SOCKET) if options.workers == "shared" else None
         wish = Wish(options.device, options.device_memory_bytes, options.device_parts)
         return local_workers(
@@ -227,7 +226,7 @@ async def _serve(options: NodeOptions, state: StateDir) -> ObjectStore | None:
         postgres=options.database,
         kept=kept,
     )
-    if options.workers in _ON_THIS_MACHINE:
+    if options.computes_here:
         folds = FoldWorker(fold_workers(require_isolation=options.require_isolation))
     else:
         folds = FoldWorker(workers, far=True)

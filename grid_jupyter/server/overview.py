@@ -52,7 +52,7 @@ class NodeOverview:
         hosted = self._cycles.ending.hosted()
         workers, spare = node.pool.count()
         return {
-            "versions": {**_versions(), "torch": _torch() if options.workers in ("local", "shared") else None},
+            "versions": {**_versions(), "torch": _torch() if options.computes_here else None},
             "isolation": node.pool.isolation.partition(":")[0],
             "disk": await asyncio.to_thread(_disk, self._state_dir),
             "objects": node.kept.describe(),

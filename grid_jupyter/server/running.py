@@ -10,7 +10,6 @@ import ipaddress
 import logging
 import os
 import resource
-import secrets
 import signal
 import socket
 import sys
@@ -27,6 +26,7 @@ import msgspec
 from grid_jupyter import __version__
 from grid_jupyter.errors import Conflict, NotFound
 from grid_jupyter.server.socket_places import private_socket, socket_place
+from grid_jupyter.wire.files import put_whole
 from grid_jupyter.wire.home import private_directory
 from grid_jupyter.wire.limits import PROTOCOL
 
@@ -121,6 +121,11 @@ class NodeOptions:
     supervised: bool = False
     json: bool = False
 
+    @property
+    def computes_here(self) -> bool:
+        """Whether Workers run on this machine."""
+        return self.workers in ("local", "shared")
+
     def of_one_host(self) -> int:
         """Bytes that the trainings of one account may keep."""
         half = self.training_storage_bytes // 2
@@ -171,23 +176,20 @@ class StateDir:
             (self.path / "running.json").unlink()
         for name in _SOCKETS:
             with contextlib.suppress(FileNotFoundError):
-                self._socket_path(name).unlink()
+                socket_place(self.path, name).unlink()
         with contextlib.suppress(OSError):  # it was never made
-            self._socket_path().parent.rmdir()
+            socket_place(self.path, OWNER_SOCKET).parent.rmdir()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def announce(self, running: Running) -> None:
         """Write running.json: from here on others may connect."""
-        write_private(self.path / "running.json", msgspec.json.encode(running))
+        put_whole(self.path / "running.json", msgspec.json.encode(running))
 
     def socket_path(self, name: str = OWNER_SOCKET) -> Path:
         """Where a unix socket goes: in a 0700 directory of ours, at a path short enough for the kernel."""
         return private_socket(self.path, name)  # a socket that is left over is a killed one's: we hold the lock
-
-    def _socket_path(self, name: str = OWNER_SOCKET) -> Path:
-        return socket_place(self.path, name)
 
 
 def is_held(lock_file: Path) -> bool:
@@ -215,16 +217,6 @@ def read_running(state_dir: Path, role: str) -> Running:
     except (FileNotFoundError, msgspec.DecodeError):
         pass  # it never ran, is starting or ending
     raise NotFound(f"no {role} runs on {state_dir}; start it with 'jupyter grid up' or 'jupyter grid {role}'")
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Replace a file in one step; mode 0600 from its first moment."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
 
 
 def try_lock(path: Path) -> int | None:

@@ -19,6 +19,7 @@ from typing import BinaryIO
 from grid_jupyter.errors import Conflict, GridError, ObjectNotFoundError, StorageFullError
 from grid_jupyter.store.database import DISK_FULL_ERRNOS, DISK_FULL_TEXT
 from grid_jupyter.store.spares import Spares
+from grid_jupyter.wire.files import sync_directory
 
 UPLOAD_KEPT_S = 86_400.0
 """How long an unfinished upload of this process may rest before a sweep takes it."""
@@ -123,7 +124,7 @@ class Upload:
 
         Raises Conflict if the upload was begun again, NodeUnavailableError where the object store is away.
         """
-        blob = self._named(lambda: _sync_directory(self._directory))
+        blob = self._named(lambda: sync_directory(self._directory))
         if not passing:
             try:
                 self._keep(blob)
@@ -245,7 +246,7 @@ class BlobStore:
             self.path(name).unlink(missing_ok=True)
             self._made.discard(name)
             each()
-        _sync_directory(self._directory)
+        sync_directory(self._directory)
 
     def retire(self, names: Iterable[str], each: Callable[[], None] = lambda: None) -> None:
         """The same, of those that were `passing`: some of the files are kept a while, to be written again."""
@@ -257,7 +258,7 @@ class BlobStore:
             self._made.discard(name)
             each()
         if left:
-            _sync_directory(self._directory)
+            sync_directory(self._directory)
 
     def drop_spares(self, rested_s: float = 0.0) -> None:
         """Remove what `retire` kept for so long, without waiting for the disk."""
@@ -283,7 +284,7 @@ class BlobStore:
                 self._made.discard(entry.name)
                 removed += 1
         if removed:
-            _sync_directory(self._directory)
+            sync_directory(self._directory)
         return removed
 
     def check_gone(self, names: Iterable[str]) -> None:
@@ -317,7 +318,7 @@ def commit_together(uploads: Sequence[Upload]) -> list[Blob | Exception]:
     try:
         with disk_full_told():
             for directory in {upload._directory for upload in named}:
-                _sync_directory(directory)
+                sync_directory(directory)
     except (OSError, GridError) as error:  # nobody knows whether the disk has their names
         return [error if isinstance(outcome, Blob) else outcome for outcome in outcomes]
     finally:
@@ -347,11 +348,3 @@ def disk_full_told() -> Iterator[None]:
         if error.errno in DISK_FULL_ERRNOS:
             raise StorageFullError(DISK_FULL_TEXT) from error
         raise
-
-
-def _sync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

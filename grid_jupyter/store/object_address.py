@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from grid_jupyter.errors import BadRequest, NodeUnavailableError
+from grid_jupyter.wire.files import put_whole
 
 VARIABLE = "GRID_JUPYTER_OBJECTS"
 """The environment variable that has the URL, where no option does."""
@@ -144,12 +145,7 @@ def remembered(state: Path) -> Remembered | None:
 
 def remember(state: Path, known: Remembered) -> None:
     """Write it down; on the disk when this returns."""
-    draft = state / f"{MEMORY}.new"
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
-        file.write(msgspec.json.encode(known))
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(state / MEMORY)
+    put_whole(state / MEMORY, msgspec.json.encode(known))
 
 
 def _options(file: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, cast
 from grid_jupyter.errors import BadRequest, DependencyError, NodeUnavailableError, ObjectNotFoundError, StorageFullError
 from grid_jupyter.store.blobs import disk_full_told
 from grid_jupyter.store.object_address import ObjectAddress, Reading
+from grid_jupyter.wire.files import sync_directory
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -309,11 +310,7 @@ def _put_on_disk(path: Path, target: Path) -> None:
         out.flush()
         os.fsync(out.fileno())
     draft.replace(target)
-    directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_directory(target.parent)
 
 
 def _secrets(options: Mapping[str, object]) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ import pytest
 
 from grid_jupyter.errors import Conflict, NotFound
 from grid_jupyter.server.running import (
+    OWNER_SOCKET,
     Running,
     StateDir,
     address_of,
@@ -25,8 +26,9 @@ from grid_jupyter.server.running import (
     listen,
     read_running,
     warn_if_exposed,
-    write_private,
 )
+from grid_jupyter.server.socket_places import socket_place
+from grid_jupyter.wire.files import put_whole
 
 DEADLINE_S = 30.0
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - what is tested is that it is told apart
@@ -114,7 +116,7 @@ def test_the_owners_socket_is_private_and_short_whatever_the_state_directory_is_
 def test_a_socket_directory_of_somebody_else_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_RUNTIME_DIR", tempfile.gettempdir())
     with StateDir(tmp_path, "node") as state:
-        folder = state._socket_path().parent
+        folder = socket_place(state.path, OWNER_SOCKET).parent
         folder.symlink_to(tmp_path)
         try:
             with pytest.raises(Conflict, match="somebody else"):
@@ -126,8 +128,8 @@ def test_a_socket_directory_of_somebody_else_is_not_used(tmp_path: Path, monkeyp
 def test_private_files_are_private_from_the_start_and_replaced_whole(tmp_path: Path):
     old = os.umask(0)
     try:
-        write_private(tmp_path / "file", b"one")
-        write_private(tmp_path / "file", b"two")
+        put_whole(tmp_path / "file", b"one")
+        put_whole(tmp_path / "file", b"two")
     finally:
         os.umask(old)
     assert (tmp_path / "file").read_bytes() == b"two"
