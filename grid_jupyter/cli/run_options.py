@@ -192,20 +192,20 @@ def add_node(commands: Commands[argparse.ArgumentParser]) -> None:
         "--device-memory", type=values.size, default=0, metavar="SIZE",
         help="memory that Workers on cpu share in this way (each has --session-memory, and nothing is shared)",
     )  # fmt: skip
-    rows = parser.add_argument_group("where rows are kept; data, models and checkpoints are files in --state")
-    rows.add_argument(
+    kept = parser.add_argument_group("where rows, and bytes of data and models, are kept in place of --state")
+    kept.add_argument(
         "--database", metavar="URL",
         help="postgresql+psycopg://USER@HOST/NAME, or @FILE with one and its password, in place of a SQLite file",
     )  # fmt: skip
-    parser.add_argument(
+    kept.add_argument(
         "--objects", metavar="URL",
         help="an object store of fsspec's, such as s3://BUCKET/PREFIX, that keeps the bytes in place of the disk",
     )  # fmt: skip
-    parser.add_argument(
+    kept.add_argument(
         "--objects-options", type=Path, metavar="FILE",
         help="its storage_options as JSON, credentials among them; S3 reads those of the environment as well",
     )  # fmt: skip
-    parser.add_argument(
+    kept.add_argument(
         "--objects-cache", type=values.size, default=10 << 30, metavar="SIZE", help="copies kept on the disk (10G)"
     )
     limits = parser.add_argument_group("limits of one session")
