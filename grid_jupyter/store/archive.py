@@ -37,7 +37,7 @@ from grid_jupyter.errors import (
     StorageFullError,
 )
 from grid_jupyter.store.database import DISK_FULL_ERRNOS
-from grid_jupyter.store.objects import ObjectStore, Stored
+from grid_jupyter.store.objects import ObjectStore
 from grid_jupyter.store.postgres import MARK
 
 FORMAT = 1
@@ -98,7 +98,7 @@ def write_archive(
         files, schema, created = _at_one_moment(state, scratch, stack)
         sizes = {member: os.fstat(file.fileno()).st_size for member, file in files.items()}
         far = {} if objects is None else _far(objects, files)
-        sizes |= {member: stored.nbytes for member, (_, _, stored) in far.items()}
+        sizes |= {member: nbytes for member, (nbytes, _) in far.items()}
         manifest = Manifest(
             format=FORMAT,
             role=role,
@@ -115,9 +115,8 @@ def write_archive(
         for member, file in files.items():
             sums.append(f"{_copy(_pieces(file), out, _Member(member, sizes[member]), created)}  {member}")
             file.close()
-        for member, place in far.items():
-            if objects is not None:
-                sums.append(f"{_copy(objects.pieces(*place), out, _Member(member, sizes[member]), created)}  {member}")
+        for member, (nbytes, pieces) in far.items():
+            sums.append(f"{_copy(pieces, out, _Member(member, nbytes), created)}  {member}")
         _put(out, SUMS, "".join(f"{line}\n" for line in sums).encode(), created)
         out.write(bytes(2 * BLOCK))
         out.flush()
@@ -215,10 +214,10 @@ def _put(out: BinaryIO, name: str, data: bytes, at: float) -> None:
     out.write(_header(_Member(name, len(data)), at) + data + bytes(-len(data) % BLOCK))
 
 
-def _far(objects: ObjectStore, here: Collection[str]) -> dict[str, tuple[str, str, Stored]]:
-    """The files of a backup of which there is no copy here: folder, name, and what they are."""
+def _far(objects: ObjectStore, here: Collection[str]) -> dict[str, tuple[int, Iterator[bytes]]]:
+    """The files of a backup of which there is no copy here: their lengths, and their bytes, which are yet to come."""
     return {
-        f"{folder}/{name}": (folder, name, stored)
+        f"{folder}/{name}": (stored.nbytes, objects.pieces(folder, name, stored))
         for folder in FOLDERS
         for name, stored in sorted(objects.list(folder).items())
         if f"{folder}/{name}" not in here
