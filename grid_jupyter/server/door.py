@@ -27,8 +27,6 @@ log = logging.getLogger("grid_jupyter")
 
 MAX_JSON_BYTES = 1 << 20
 """Length of a JSON body, in bytes."""
-NO_JSON = "Invalid JSON format. Send one JSON object in UTF-8; NaN and Infinity are no numbers in it"
-"""What is said of a body that cannot be read; it begins as in 0.2.9."""
 MAX_BODY_BYTES = 4 << 20
 """Length of any body that is not streamed, in bytes: beyond it the connection is closed unread."""
 BODY_TIMEOUT_S = 60.0
@@ -43,6 +41,18 @@ MAX_REQUEST_HEADER_BYTES = 64 << 10
 _NUMBER = re.compile(r"[0-9]{1,18}")
 
 T = TypeVar("T")
+
+
+def decode(body: bytes, kind: Any) -> Any:
+    """A JSON body as `kind`. Raises BadRequest, never quoting the body, in words that begin as in 0.2.9."""
+    try:
+        return msgspec.json.decode(body or b"{}", type=kind)
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"Invalid JSON format. {error}") from None
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        raise BadRequest(
+            "Invalid JSON format. Send one JSON object in UTF-8; NaN and Infinity are no numbers in it"
+        ) from None
 
 
 class JsonDoor(RequestHandler):
@@ -69,12 +79,8 @@ class JsonDoor(RequestHandler):
         data = self.request.body
         if len(data) > self.max_json_bytes:
             raise LimitExceededError(f"a JSON body of {len(data)} bytes is over the limit of {self.max_json_bytes}")
-        try:
-            return msgspec.json.decode(data or b"{}", type=kind)
-        except msgspec.ValidationError as error:
-            raise BadRequest(f"Invalid JSON format. {error}") from None
-        except (msgspec.DecodeError, RecursionError, UnicodeError):
-            raise BadRequest(NO_JSON) from None
+        found: T = decode(data, kind)
+        return found
 
     def reply(self, answer: object, status: int = 200) -> None:
         """Answer with JSON."""

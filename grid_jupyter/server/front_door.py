@@ -8,18 +8,17 @@ from collections.abc import Awaitable
 from typing import Any
 
 import msgspec
-from tornado.websocket import WebSocketClosedError, WebSocketHandler
+from tornado.websocket import WebSocketClosedError
 
 from grid_jupyter import __version__
 from grid_jupyter.cycles.service import Cycles
 from grid_jupyter.errors import BadRequest, GridError, LimitExceededError, NotAuthenticatedError
-from grid_jupyter.server.door import MAX_JSON_BYTES
+from grid_jupyter.server.door import MAX_JSON_BYTES, decode
 from grid_jupyter.server.metrics_doors import UPLOADED
-from grid_jupyter.server.node_streams import FIRST_WORD_S, SILENT, NodeDoor
+from grid_jupyter.server.node_sockets import NodeSocket
 from grid_jupyter.server.push_doors import PushSocket
 from grid_jupyter.server.report_doors import report_text
-from grid_jupyter.server.training_doors import decode, host
-from grid_jupyter.wire.limits import MAX_FRAME_BYTES
+from grid_jupyter.server.training_doors import host
 from grid_jupyter.wire.metrics import MetricsReport, UploadStats
 from grid_jupyter.wire.training import Authenticate, CycleRequest, HostTraining
 
@@ -35,18 +34,14 @@ class _Message(msgspec.Struct):
     request_id: str | int | None = None
 
 
-class Front(NodeDoor, WebSocketHandler):
+class Front(NodeSocket):
     """GET: a card for people; upgraded, messages {"type", "data", "request_id"} and an answer to each."""
 
-    open_to_all = frozenset({"GET"})
-    max_message_size = MAX_FRAME_BYTES
     ping_interval = 20.0
     _push: PushSocket | None = None
-    _silence: asyncio.TimerHandle | None = None
 
     def open(self, *_args: str, **_kwargs: str) -> None:
-        """A connection has a place here for who says something."""
-        self._silence = asyncio.get_running_loop().call_later(FIRST_WORD_S, self.close, 1008, SILENT)
+        self.expect_word()
 
     async def get(self, *args: Any, **kwargs: Any) -> None:
         if self.request.headers.get("Upgrade", "").lower() == "websocket":
@@ -64,22 +59,13 @@ class Front(NodeDoor, WebSocketHandler):
             f"<h1>{name}</h1><p>A Node of a grid, at <code>{address}</code>.</p></html>"
         )
 
-    def check_origin(self, origin: str) -> bool:
-        """No page may use its visitor's place in the network."""
-        return False
-
-    def _spoke(self) -> None:
-        if self._silence is not None:
-            self._silence.cancel()
-            self._silence = None
-
     def on_close(self) -> None:
-        self._spoke()
+        self.spoke()
         if self._push is not None:
             self._push.close()
 
     def on_message(self, message: str | bytes) -> Awaitable[None]:
-        self._spoke()
+        self.spoke()
         return self._answer(message)
 
     async def _answer(self, message: str | bytes) -> None:

@@ -19,6 +19,7 @@ from grid_jupyter.server.front_door import Front
 from grid_jupyter.server.gauge_doors import GAUGE_RULES
 from grid_jupyter.server.gauges import Gauges
 from grid_jupyter.server.job_doors import JOB_RULES
+from grid_jupyter.server.node_sockets import SessionDoor
 from grid_jupyter.server.node_streams import STREAM_RULES, NodeDoor
 from grid_jupyter.server.request_doors import REQUEST_RULES
 from grid_jupyter.server.training_api import MODEL_CENTRIC_RULES
@@ -207,6 +208,7 @@ NODE_RULES: list[tuple[str, type[Door]]] = [
     *JOB_RULES,
     *MODEL_CENTRIC_RULES,
     (r"/data-centric/datasets/([0-9]{1,18})/([0-9]{1,18})/mock", MockRows),
+    (r"/data-centric/session/?", SessionDoor),
     *STREAM_RULES,
     *BULK_RULES,
     *REQUEST_RULES,

@@ -1,32 +1,22 @@
-"""The Node's doors for what flows: the session's WebSocket, data sets and models that are uploaded."""
+"""The Node's doors for large bodies: how they are taken in and sent, data sets and models that are uploaded."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 import mmap
 import os
-from collections.abc import Awaitable
 from typing import Any
 
-from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
+from tornado.iostream import SSLIOStream, StreamClosedError
 from tornado.web import HTTPError, stream_request_body
-from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketProtocol, WebSocketProtocol13
 
 from grid_jupyter.errors import BadRequest, GridError, InvalidDataError, LimitExceededError
 from grid_jupyter.identity.accounts import Account
 from grid_jupyter.node.service import GridNode
-from grid_jupyter.node.session import NodeSession
 from grid_jupyter.node.uploads import Coming, Uploads, check_may_publish
 from grid_jupyter.server.detached import answer
 from grid_jupyter.server.door import Door
-from grid_jupyter.server.session_frames import SessionFrames, message_head
 from grid_jupyter.server.straight import send_mapped, take_parts
-from grid_jupyter.wire import messages
-from grid_jupyter.wire.limits import MAX_FRAME_BYTES
-
-log = logging.getLogger("grid_jupyter")
 
 CHUNK = 1 << 20
 """Bytes of a bulk answer that are read and sent at a time."""
@@ -42,14 +32,6 @@ STALL_S = 60.0
 """Longest time for a chunk of a bulk answer to be taken."""
 SESSION_HEADER = "X-Grid-Session"
 """Carries the session's secret, where a connection or a transfer belongs to one."""
-_GOODBYE = 1000  # the code of a WebSocket that was closed on purpose
-PING_S = 20.0
-"""How often a client is asked whether it is still there, and how long it has to answer."""
-
-
-FIRST_WORD_S = 10.0
-"""How long whoever opens a WebSocket and is nobody yet may say nothing."""
-SILENT = "nothing was said"
 OFFSET_HEADER = "Upload-Offset"
 """Bytes of an upload that are here; of one that goes on, the byte where it does."""
 COMPLETE_HEADER = "Upload-Complete"
@@ -105,148 +87,6 @@ class NodeDoor(Door):
             connection: Any = self.request.connection
             connection.stream.close()
             raise StreamClosedError from None
-
-
-class SessionDoor(NodeDoor, WebSocketHandler):
-    """GET, upgraded: one session. wire/messages.py and wire/commands.py say what goes over it."""
-
-    open_to_all = frozenset({"GET"})  # guests may connect; the gates are inside
-    max_message_size = MAX_FRAME_BYTES
-    _session: NodeSession | None = None
-    _looking: asyncio.Task[None] | None = None
-    _silence: asyncio.TimerHandle | None = None
-    _heard = _waits = _refused = False
-
-    async def get(self, *args: Any, **kwargs: Any) -> None:
-        if self.request.headers.get("Upgrade", "").lower() != "websocket":
-            raise BadRequest("a session is a WebSocket; clients connect with DataCentricFLClient")
-        await super().get(*args, **kwargs)
-
-    def get_websocket_protocol(self) -> WebSocketProtocol | None:
-        """tornado's, with a loop of its own over the frames that come in."""
-        made = super().get_websocket_protocol()
-        return SessionFrames(self, False, made.params) if isinstance(made, WebSocketProtocol13) else made
-
-    def check_origin(self, origin: str) -> bool:
-        """No browser speaks this protocol, and no page may use its visitor's place in the network."""
-        return False
-
-    async def open(self, *_args: str, **_kwargs: str) -> None:
-        self.set_nodelay(True)
-        secret = self.request.headers.get(SESSION_HEADER, "")
-        try:
-            account = await self.account()
-            if secret:
-                session = self.node.sessions.resume(secret, account)
-                async with session.turn:  # a frame of the connection before may still be waited for
-                    session.attach(self._send, self._hang_up)
-                self._session = session
-            else:
-                self._session = self.node.sessions.open(
-                    account, self._credential() or "", self.origin, self._send, self._hang_up
-                )
-        except GridError as error:
-            await self._refuse(error)
-        self._looking = asyncio.create_task(self._look_after())
-        if self._session is not None and account is None and not secret:
-            self._silence = asyncio.get_running_loop().call_later(FIRST_WORD_S, self._hang_up, SILENT)
-
-    async def _look_after(self) -> None:
-        """Close the connection of a client that went away without a word. tornado's own pings would also close one
-        whose frames wait for its Worker, since an answer to a ping waits behind them."""
-        with contextlib.suppress(WebSocketClosedError):
-            while True:
-                self._heard = False
-                self.ping(b"")
-                await asyncio.sleep(PING_S)
-                if not self._heard and not self._waits:
-                    self.close(1001, "no answer to a ping")
-                    return
-
-    def on_pong(self, data: bytes) -> None:
-        self._heard = True
-
-    def on_message(self, message: str | bytes) -> Awaitable[None] | None:
-        if self._session is None:
-            return None
-        self._heard = True
-        self._spoke()
-        try:
-            if isinstance(message, str):
-                raise BadRequest("a session takes binary frames")
-            later = self._session.handle(message)
-        except GridError as error:
-            return self._refuse(error)
-        return None if later is None else self._wait(later)
-
-    async def _wait(self, later: Awaitable[None]) -> None:
-        """Frames are taken one after the other: a Worker that is behind slows its client down."""
-        self._waits = True
-        try:
-            if self._session is None:
-                await later
-            else:
-                async with self._session.turn:
-                    await later
-        except GridError as error:
-            await self._refuse(error)
-        finally:
-            self._waits, self._heard = False, True
-
-    def _spoke(self) -> None:
-        if self._silence is not None:
-            self._silence.cancel()
-            self._silence = None
-
-    def on_close(self) -> None:
-        self._spoke()
-        if self._looking is not None:
-            self._looking.cancel()
-        if self._session is not None:
-            self._session.detach(self._send, wait=self.close_code != _GOODBYE and not self._refused)
-            self._session = None
-
-    async def _refuse(self, error: GridError) -> None:
-        self._refused = True
-        await self._send(messages.reply_frame(0, messages.Failed(code=error.code, error=str(error))))
-        self._hang_up(error.code)
-
-    def _send(self, frame: bytes) -> asyncio.Future[None]:
-        """Write a binary message at once; tornado's write_message would wake the loop twice more for it, and its
-        stream once."""
-        taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        connection: Any = self.ws_connection
-        if connection is None or connection.is_closing():
-            taken.set_result(None)  # the client left; on_close ends the session
-            return taken
-        stream, data = connection.stream, message_head(len(frame)) + frame
-        sent = 0
-        if type(stream) is IOStream and not stream.writing():
-            with contextlib.suppress(OSError):  # the socket is full, or the stream is to see by itself that it broke
-                sent = stream.socket.send(data)
-            if sent == len(data):
-                taken.set_result(None)
-                return taken
-        try:
-            written: asyncio.Future[None] = stream.write(memoryview(data)[sent:] if sent else data)
-        except StreamClosedError:
-            taken.set_result(None)
-            return taken
-        if written.done():
-            taken.set_result(None)
-            return taken
-
-        def finish(done: asyncio.Future[None]) -> None:
-            if not done.cancelled():
-                done.exception()
-            if not taken.done():
-                taken.set_result(None)
-
-        written.add_done_callback(finish)
-        return taken
-
-    def _hang_up(self, reason: str) -> None:
-        self.close(1008, reason.encode()[:120].decode(errors="ignore"))  # the protocol's limit is 123 bytes
 
 
 class BulkDoor(NodeDoor):
@@ -437,7 +277,6 @@ def tell_progress(door: Door, offset: int, complete: bool) -> None:
 
 
 STREAM_RULES: list[tuple[str, type[Door]]] = [
-    (r"/data-centric/session/?", SessionDoor),
     (r"/data-centric/uploads/([0-9a-f]{32})", UploadIn),
     (r"/data-centric/serve-model/?", ServeModel),
 ]

@@ -11,9 +11,9 @@ from grid_jupyter.cycles.pushing import Pushing
 from grid_jupyter.cycles.service import Cycles
 from grid_jupyter.errors import Forbidden, LimitExceededError
 from grid_jupyter.identity.roles import OWNER
-from grid_jupyter.server.door import Door, JsonDoor
+from grid_jupyter.server.door import Door, JsonDoor, decode
 from grid_jupyter.server.owner_doors import OWNER_AT_DOOR, NodeOwnerDoor
-from grid_jupyter.server.training_doors import TrainingDoor, decode
+from grid_jupyter.server.training_doors import TrainingDoor
 from grid_jupyter.wire.push import Listen, Received, SavePushToken, SendPush, WorkerStatus
 
 MAX_LISTENING = 256

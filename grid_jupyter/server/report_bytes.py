@@ -12,8 +12,7 @@ import re
 from collections.abc import Iterator
 
 from grid_jupyter.errors import BadRequest, InvalidDataError
-from grid_jupyter.server.door import MAX_JSON_BYTES
-from grid_jupyter.server.training_doors import decode
+from grid_jupyter.server.door import MAX_JSON_BYTES, decode
 from grid_jupyter.store.blobs import BlobStore, Upload
 from grid_jupyter.wire.training import Report
 

@@ -12,10 +12,10 @@ from grid_jupyter.cycles.arriving import Arriving, GaveWay, unzip_of
 from grid_jupyter.cycles.metrics import Measured, measured_of
 from grid_jupyter.cycles.service import Cycles
 from grid_jupyter.errors import BadRequest, GridError, LimitExceededError, NodeUnavailableError
-from grid_jupyter.server.door import Door
+from grid_jupyter.server.door import Door, decode
 from grid_jupyter.server.node_streams import OFFSET_HEADER, READ, BulkDoor, byte_number, tell_progress
 from grid_jupyter.server.report_bytes import of_text, parted
-from grid_jupyter.server.training_doors import TrainingDoor, decode
+from grid_jupyter.server.training_doors import TrainingDoor
 from grid_jupyter.wire.training import MAX_METRICS_BYTES, NextPlace, Samples
 
 MAX_JSON_REPORT_BYTES = 64 << 20

@@ -22,7 +22,7 @@ from grid_jupyter.errors import (
 )
 from grid_jupyter.identity.accounts import Account
 from grid_jupyter.node.uploads import Uploads, check_may_publish
-from grid_jupyter.server.door import NO_JSON, Door
+from grid_jupyter.server.door import Door, decode
 from grid_jupyter.server.node_streams import PART, BulkDoor, NodeDoor, UploadIn, byte_number
 from grid_jupyter.wire.answers import Hosted
 from grid_jupyter.wire.places import WITH_MODEL, with_model
@@ -294,16 +294,6 @@ class SpeedTest(TrainingDoor, BulkDoor):
 
     async def post(self) -> None:
         self.reply({})
-
-
-def decode(body: bytes, kind: Any) -> Any:
-    """A JSON body as `kind`. Raises BadRequest, never quoting the body."""
-    try:
-        return msgspec.json.decode(body or b"{}", type=kind)
-    except msgspec.ValidationError as error:
-        raise BadRequest(f"Invalid JSON format. {error}") from None
-    except (msgspec.DecodeError, RecursionError, UnicodeError):
-        raise BadRequest(NO_JSON) from None
 
 
 TRAINING_RULES: list[tuple[str, type[Door]]] = [
