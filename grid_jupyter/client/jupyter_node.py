@@ -10,16 +10,13 @@ from http.cookies import SimpleCookie
 from typing import Any, Literal
 from urllib.parse import urlencode
 
-import msgspec
-
 from grid_jupyter.client.watching import in_notebook, needed
-from grid_jupyter.errors import BadRequest, NodeUnavailableError, NotAuthenticatedError, NotFound
-from grid_jupyter.link.http import Address, call, reported
+from grid_jupyter.errors import BadRequest, GridError, NodeUnavailableError, NotAuthenticatedError, NotFound
+from grid_jupyter.link.http import Address, call
 
 ANSWER_S = 60.0
 """Time for an answer, in seconds: a Node that is stopped may take its time."""
 VERBS = ("start", "stop", "restart", "status")
-_MAX_BYTES = 1 << 20
 
 
 def jupyter_node(
@@ -39,10 +36,9 @@ def jupyter_node(
     found, token = _server(url)
     address = Address(found, timeout_s=ANSWER_S)
     method, path = ("GET", "/grid/api/status") if verb == "status" else ("POST", f"/grid/api/node/{verb}")
-    if token:
-        told: dict[str, Any] = call(address, method, path, token=token, kind=dict[str, Any])
-        return told
-    return _with_password(address, password).ask(method, path)
+    headers = {} if token else _as_a_page(address, password)
+    told: dict[str, Any] = call(address, method, path, token=token, headers=headers, kind=dict[str, Any])
+    return told
 
 
 def _server(url: str | None) -> tuple[str, str]:
@@ -62,63 +58,51 @@ def _server(url: str | None) -> tuple[str, str]:
     return next(iter(running.items()))
 
 
-def _with_password(address: Address, password: str | None) -> _Browser:
-    browser = _Browser(address)
-    if browser.is_known():  # a server that asks nobody who he is
-        return browser
+def _as_a_page(address: Address, password: str | None) -> dict[str, str]:
+    """Headers of the server's own pages, which it knows by cookies, one of which a header repeats.
+
+    Raises NotAuthenticatedError, NodeUnavailableError.
+    """
+    repeated = secrets.token_hex(16)
+    headers = {"Cookie": f"_xsrf={repeated}", "X-XSRFToken": repeated}
+    if _is_known(address, headers):  # a server that asks nobody who he is
+        return headers
     if password is None and not (in_notebook() or sys.stdin.isatty()):
         raise NotAuthenticatedError(
             f"{address.url} has no token, but a password: call sy.jupyter_node(…, password=…), or 'jupyter grid "
             f"server' in a terminal, where it is asked for"
         )
-    browser.log_in(getpass.getpass(f"Password of {address.url}: ") if password is None else password)
-    return browser
+    if password is None:
+        password = getpass.getpass(f"Password of {address.url}: ")
+    made = _log_in(address, password, headers)
+    headers["Cookie"] = "; ".join([headers["Cookie"], *made])
+    if not made or not _is_known(address, headers):
+        raise NotAuthenticatedError(f"{address.url} does not take this password, or none at all")
+    return headers
 
 
-class _Browser:
-    """Speaks with a Jupyter server as its pages do: by cookies, one of which each form repeats."""
+def _is_known(address: Address, headers: dict[str, str]) -> bool:
+    """Whether the server answers whoever has these. Raises NodeUnavailableError."""
+    try:
+        call(address, "GET", "/grid/api/status", headers=headers)
+    except NodeUnavailableError:
+        raise
+    except GridError:
+        return False
+    return True
 
-    def __init__(self, address: Address) -> None:
-        self._address = address
-        self._repeated = secrets.token_hex(16)
-        self._cookies = SimpleCookie({"_xsrf": self._repeated})
 
-    def is_known(self) -> bool:
-        """Whether the server answers."""
-        return self._send("GET", "/grid/api/status")[0] == 200
-
-    def log_in(self, password: str) -> None:
-        """Raises NotAuthenticatedError."""
-        status, _ = self._send("POST", "/login", urlencode({"password": password}).encode())
-        if status not in (200, 302) or not self.is_known():
-            raise NotAuthenticatedError(f"{self._address.url} does not take this password, or none at all")
-
-    def ask(self, method: str, path: str) -> dict[str, Any]:
-        """A call. Raises what the other side reported."""
-        status, data = self._send(method, path)
-        if status != 200:
-            raise reported(status, data, self._address.url)
-        told: dict[str, Any] = msgspec.json.decode(data, type=dict[str, Any])
-        return told
-
-    def _send(self, method: str, path: str, form: bytes | None = None) -> tuple[int, bytes]:
-        headers = {
-            "Cookie": "; ".join(f"{name}={one.coded_value}" for name, one in self._cookies.items()),
-            "X-XSRFToken": self._repeated,
-        }
-        if form is not None:
-            headers["Content-Type"] = "application/x-www-form-urlencoded"
-        connection = self._address.connect()
-        try:
-            connection.request(method, self._address.path + path, body=form, headers=headers)
-            answer = connection.getresponse()
-            for one in answer.headers.get_all("Set-Cookie", []):
-                self._cookies.load(one)
-            self._cookies["_xsrf"] = self._repeated
-            return answer.status, answer.read(_MAX_BYTES)
-        except (OSError, http.client.HTTPException) as error:
-            raise NodeUnavailableError(
-                f"{self._address.url} does not answer ({type(error).__name__}): is it running?"
-            ) from None
-        finally:
-            connection.close()
+def _log_in(address: Address, password: str, headers: dict[str, str]) -> list[str]:
+    """The cookies that the server answers with. Raises NodeUnavailableError."""
+    form, connection = urlencode({"password": password}), address.connect()
+    try:
+        told = {**headers, "Content-Type": "application/x-www-form-urlencoded"}
+        connection.request("POST", f"{address.path}/login", body=form, headers=told)
+        made = SimpleCookie()
+        for one in connection.getresponse().headers.get_all("Set-Cookie", []):
+            made.load(one)
+        return [f"{name}={one.coded_value}" for name, one in made.items() if name != "_xsrf"]
+    except (OSError, http.client.HTTPException) as error:
+        raise NodeUnavailableError(f"{address.url} does not answer ({type(error).__name__}): is it running?") from None
+    finally:
+        connection.close()

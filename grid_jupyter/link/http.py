@@ -8,7 +8,7 @@ from __future__ import annotations
 import http.client
 import socket
 import ssl
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -111,12 +111,19 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 def call(
-    address: Address, method: str, path: str, body: Any = None, *, token: str = "", kind: type[T] | Any = Any
+    address: Address,
+    method: str,
+    path: str,
+    body: Any = None,
+    *,
+    headers: Mapping[str, str] | None = None,
+    token: str = "",
+    kind: type[T] | Any = Any,
 ) -> T:
     """One JSON call; the answer as `kind`. Raises what the other side reported, or NodeUnavailableError."""
     data = None if body is None else msgspec.json.encode(body)
-    headers = {"Content-Type": "application/json"} if data is not None else {}
-    answer = transfer(address, method, path, data, headers=headers, token=token)
+    sent = {**(headers or {}), **({} if data is None else {"Content-Type": "application/json"})}
+    answer = transfer(address, method, path, data, headers=sent, token=token)
     try:
         return msgspec.json.decode(bytes(answer), type=kind)
     except msgspec.MsgspecError:
