@@ -58,13 +58,6 @@ def choose(told: str | Mapping[str, Any]) -> Chosen:
     )
 
 
-def strategy_of(chosen: Chosen | None) -> Strategy:
-    """What carries it out."""
-    from grid_jupyter.aggregation.strategies import FedAvg
-
-    return FedAvg() if chosen is None else _made({"name": chosen.name, **chosen.numbers})
-
-
 def check_together(chosen: Chosen, given: Mapping[str, Any], terms: Terms) -> None:
     """Refuse what contradicts the strategy. `given` are the keys that the host gave. Raises BadRequest."""
     if chosen.asynchronous:

@@ -73,10 +73,9 @@ class Jobs(NodeView):
 
 
 def _turn(info: JobInfo) -> str:
-    count, is_over = (info.rounds_done, info.state not in WAITING) if info.arguments.rounds > 1 else (0, True)
-    if not is_over:
-        return f"round {count}, {info.arguments.rounds} at most"
-    what, count = ("round", count) if info.arguments.rounds > 1 else ("epoch", info.arguments.epochs)
+    if info.arguments.rounds > 1 and info.state in WAITING:
+        return f"round {info.rounds_done}, {info.arguments.rounds} at most"
+    count, what = (info.rounds_done, "round") if info.arguments.rounds > 1 else (info.arguments.epochs, "epoch")
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 

@@ -21,8 +21,6 @@ _graph: Callable[[], Any] | None = getattr(torch._C, "Graph", None)
 _function: Callable[[str, Any], Any] | None = getattr(torch._C, "_create_function_from_graph", None)
 _is_optimising: Callable[[], bool] | None = getattr(torch._C, "_get_graph_executor_optimize", None)
 _optimise: Callable[[bool], None] | None = getattr(torch._C, "_set_graph_executor_optimize", None)
-CAN_INTERPRET = None not in (_graph, _function, _is_optimising, _optimise)
-"""Whether this torch has its interpreter where we know it."""
 _FORMATS = {torch.contiguous_format: 0, torch.preserve_format: 1, torch.channels_last: 2, torch.channels_last_3d: 3}
 _PLAIN = (bool, int, float, str, torch.dtype, torch.layout, torch.device)
 
