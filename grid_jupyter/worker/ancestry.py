@@ -7,7 +7,6 @@ values something derives from, it is said to derive from both.
 
 from __future__ import annotations
 
-import math
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from grid_jupyter.errors import GridError
 from grid_jupyter.ops.kernels import kernel
 from grid_jupyter.wire import commands, worker
 from grid_jupyter.wire.limits import MAX_DATASETS_OPEN
+from grid_jupyter.worker import command_words as words
 from grid_jupyter.worker.templates import Box, Template
 
 LOG_BYTES = 2 << 20
@@ -28,7 +28,6 @@ MAX_FOLLOWED = 50_000
 MAX_LINES = 200
 """Operations that are shown, those nearest to the value; all sources are shown besides."""
 _NOTE_BYTES = 200
-_MAX_TEXT = 120
 _MAX_PARTS = 64
 _MAX_LINE = 400
 _POINTWISE = frozenset({
@@ -164,7 +163,7 @@ class _Story:
             return
         for command in entry:
             if quietly and command[0] not in (commands.DEFINE, commands.RECORD, commands.FORGET):
-                for identity in _ids(command[1:2]):
+                for identity in words.ids(command[1:2]):
                     self._made.pop(identity, None)
                 continue
             try:
@@ -180,26 +179,28 @@ class _Story:
             self._forms[rest[0]] = (str(rest[1]), rest[2], rest[3])
         elif code == commands.PUT:
             text = f"a tensor that the asker sent, {rest[1]} {list(rest[2])}"
-            self._make(rest[0], _Step([text], "", (), picks=_picks(rest[1], rest[3])))
+            self._make(rest[0], _Step([text], "", (), picks=words.picks(rest[1], rest[3])))
         elif code in (commands.BACKWARD, commands.BACKWARD_MANY):
-            ids = [i for part in rest[:3] for i in _ids(part if type(part) is list else [part])][:_MAX_PARTS]
+            ids = [i for part in rest[:3] for i in words.ids(part if type(part) is list else [part])][:_MAX_PARTS]
             ids = ids if code == commands.BACKWARD_MANY else ids[:2]
             self._gradients = self._step("backward", self._uses(ids), *self._before())
         elif code == commands.SET_GRAD:
-            self._gradients = self._step("set_grad", self._uses(_ids(rest[:2])), *self._before())
+            self._gradients = self._step("set_grad", self._uses(words.ids(rest[:2])), *self._before())
         elif code == commands.GRAD_OF:
             made = self._step("grad", self._uses([rest[1]]), *self._before())
             self._made[rest[0]] = _Made(made, _Group())
         elif code == commands.GRADIENTS:
-            made = self._step("autograd.grad", self._uses([*_ids(rest[1]), *_ids(rest[2]), *_ids(rest[3])]))
-            for identity in _ids(rest[0]):
+            made = self._step(
+                "autograd.grad", self._uses([*words.ids(rest[1]), *words.ids(rest[2]), *words.ids(rest[3])])
+            )
+            for identity in words.ids(rest[0]):
                 self._made[identity] = _Made(made, _Group())
         elif code == commands.RECORD:
-            self._recordings[rest[0]] = ([self._of(i) for i in _ids(rest[1])], rest[3], _ids(rest[4]))
+            self._recordings[rest[0]] = ([self._of(i) for i in words.ids(rest[1])], rest[3], words.ids(rest[4]))
         elif code == commands.FORGET:
             self._recordings.pop(rest[0], None)
         elif code == commands.RUN:
-            self._run(rest[0], _ids(rest[1]), _ids(rest[2]))
+            self._run(rest[0], words.ids(rest[1]), words.ids(rest[2]))
 
     def _run(self, number: int, ids: list[int], outs: list[int]) -> None:
         found = self._recordings.get(number)
@@ -236,17 +237,17 @@ class _Story:
     def _operation(self, command: list[Any]) -> None:
         form = self._forms.get(command[0])
         if form is None:
-            ids = _ids(command[2:])
+            ids = words.ids(command[2:])
             made = self._step("an operation whose name is no longer known", self._uses(ids))
-            for identity in _ids(command[1:2]):
+            for identity in words.ids(command[1:2]):
                 self._made[identity] = _Made(made, _Group())
             return
         name, args, kwargs = form
         known = kernel(name)
-        reader = _Reader(command)
+        reader = words.Reader(command)
         parts: list[tuple[int, list[str | int]]] = [(position, reader.item(item)) for position, item in enumerate(args)]
         keywords = [(known.parameters.index(key), [f"{key}=", *reader.item(item)]) for key, item in kwargs]
-        text: list[str | int] = [f"{_short(name)}("]
+        text: list[str | int] = [f"{words.short(name)}("]
         places: dict[int, list[_Made]] = {}
         takes: list[int] = []
         for number, (position, pieces) in enumerate([*parts, *keywords]):
@@ -261,9 +262,9 @@ class _Story:
                 else:
                     text.append(piece)
         text.append(")")
-        step = _Step(text, _short(name), tuple(dict.fromkeys(takes)), self._rows(takes))
+        step = _Step(text, words.short(name), tuple(dict.fromkeys(takes)), self._rows(takes))
         tensors = [operand for found in places.values() for operand in found]
-        self._narrow(step, _short(name), command, args, tensors)
+        self._narrow(step, words.short(name), command, args, tensors)
         self.steps.append(step)
         index = len(self.steps) - 1
         for position in known.mutates:
@@ -286,7 +287,7 @@ class _Story:
         if first.aligned is None:
             return
         source, have = first.aligned
-        numbers = _numbers(command, args)
+        numbers = words.numbers(command, args)
         dimension = numbers[0] if numbers and type(numbers[0]) is int else 0
         if (name in _POINTWISE and len(tensors) == 1) or (name in ("select", "slice", "narrow") and dimension > 0):
             step.aligned = first.aligned
@@ -301,7 +302,7 @@ class _Story:
         elif name == "narrow":
             count = min(have, max(0, int(numbers[2])))
             step.rows, step.aligned = self._chosen(source, count), (source, count)
-        elif name in ("index", "index_select") and len(tensors) == 2 and _indexes_first(name, args):
+        elif name in ("index", "index_select") and len(tensors) == 2 and words.indexes_first(name, args):
             index = self.steps[tensors[1].step]
             if index.picks is not None and len(self._use(tensors[1])) == 1:
                 step.rows = self._chosen(source, min(have, index.picks))
@@ -404,66 +405,3 @@ class _Story:
         if any(number == 0 for number, _ in chosen):
             return worker.RowBound(source=source, at_most=total, total=total)
         return worker.RowBound(source=source, at_most=min(total, sum(n for _, n in chosen)), total=total)
-
-
-class _Reader:
-    """Reads the slots of a command along the structure of its template, as the template does."""
-
-    def __init__(self, command: list[Any]) -> None:
-        self._command = command
-        self._slots = iter(range(2, 1 << 30))
-
-    def item(self, item: Any) -> list[str | int]:
-        """Texts, and ids as numbers."""
-        if item == "r":
-            return [int(self._command[next(self._slots)])]
-        if item == "d":
-            return [_clip(self._command[next(self._slots)])]
-        if item == "z":
-            return [str(complex(self._command[next(self._slots)], self._command[next(self._slots)]))]
-        kind, content = item
-        if kind != "L":
-            return [str(content)]
-        found: list[str | int] = ["["]
-        for number, part in enumerate(content):
-            found += [", "] if number else []
-            found += self.item(part)
-        return [*found, "]"]
-
-
-def _picks(dtype: str, data: bytes) -> int | None:
-    if dtype in ("bool", "uint8"):  # a mask
-        return len(data) - data.count(0)
-    return len(data) // 8 if dtype == "int64" else None
-
-
-def _indexes_first(name: str, args: Any) -> bool:
-    return name == "index_select" or (len(args) > 1 and args[1] == ["L", ["r"]])
-
-
-def _numbers(command: list[Any], args: Any) -> list[Any]:
-    """The arguments of an operation behind its first one, where each is a number or a constant."""
-    slots, found = iter(range(2, 1 << 30)), []
-    for item in args:
-        if item in ("r", "d"):
-            found.append(command[next(slots)])
-        else:
-            found.append(item[1] if isinstance(item, list) and item[0] == "c" else None)
-    return found[1:]
-
-
-def _clip(number: Any) -> str:
-    if type(number) is float and math.isfinite(number):
-        return f"{number:.6g}"
-    text = str(number)
-    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}… ({len(number)} numbers)"
-
-
-def _ids(found: Any) -> list[int]:
-    flat = [one for part in found for one in (part if type(part) is list else [part])]
-    return [one for one in flat if type(one) is int and one > 0]
-
-
-def _short(name: str) -> str:
-    base = name.removeprefix("aten.")
-    return base.split(".")[0]
