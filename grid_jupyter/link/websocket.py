@@ -25,13 +25,12 @@ from websockets.uri import parse_uri
 from grid_jupyter.errors import GridError
 from grid_jupyter.link.http import Address
 from grid_jupyter.wire.limits import MAX_FRAME_BYTES
+from grid_jupyter.wire.websocket import WHOLE_BINARY, binary_head, read_head
 
 _PART = 64 << 10
 _MAX_ANSWER_BYTES = 64 << 10  # of a refused handshake
 _LATER = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _KEEPALIVE = (("TCP_KEEPIDLE", 20), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 4))
-_WHOLE_BINARY = 0x82
-"""First byte of a binary message in one frame."""
 _Outgoing = tuple[int, bytes]
 
 
@@ -187,7 +186,7 @@ def _cut(data: bytes) -> tuple[int, memoryview, int] | None:
 
     Raises GridError for one that is too long, or masked, which only a client's may be.
     """
-    if len(data) > 1 and data[0] == _WHOLE_BINARY and data[1] < 126:  # most answers: the same as below, in short
+    if len(data) > 1 and data[0] == WHOLE_BINARY and data[1] < 126:  # most answers: the same as below, in short
         end = 2 + data[1]
         return (Opcode.BINARY, memoryview(data)[2:end], end) if len(data) >= end else None
     pieces: list[memoryview] = []
@@ -208,37 +207,23 @@ def _cut(data: bytes) -> tuple[int, memoryview, int] | None:
 
 
 def _masked(message: bytes) -> bytes:
-    """A binary message as the one frame that a client sends (RFC 6455, 5.2)."""
-    length, mask = len(message), os.urandom(4)
-    if length < 126:
-        head = bytes((_WHOLE_BINARY, 0x80 | length))
-    elif length < 1 << 16:
-        head = b"\x82\xfe" + length.to_bytes(2, "big")
-    else:
-        head = b"\x82\xff" + length.to_bytes(8, "big")
-    return b"".join((head, mask, apply_mask(message, mask)))
+    """A binary message as the one frame that a client sends."""
+    mask = os.urandom(4)
+    return b"".join((binary_head(len(message), mask), apply_mask(message, mask)))
 
 
 def _frames(data: bytes) -> Iterator[tuple[bool, int, int, int]]:
     """Whole frames: the last of their message?, opcode, begin and end of the payload."""
     at = 0
-    while len(data) >= at + 2:
-        first, length = data[at], data[at + 1]
-        at += 2
-        if length & 0x80:
+    while (head := read_head(data, at)) is not None:
+        if head.mask:
             raise GridError("a frame is masked, which only a client's may be")
-        if length > 125:
-            size = 2 if length == 126 else 8
-            if len(data) < at + size:
-                return
-            length = int.from_bytes(data[at : at + size], "big")
-            at += size
-        if length > MAX_FRAME_BYTES:
+        if head.end - head.begin > MAX_FRAME_BYTES:
             raise GridError(f"a message is over the limit of {MAX_FRAME_BYTES} bytes")
-        if len(data) < at + length:
+        if len(data) < head.end:
             return
-        yield bool(first & 0x80), first & 0x0F, at, at + length
-        at += length
+        yield bool(head.first & 0x80), head.first & 0x0F, head.begin, head.end
+        at = head.end
 
 
 # ------------------------------------------------------------------ connecting

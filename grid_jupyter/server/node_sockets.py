@@ -13,9 +13,10 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketP
 from grid_jupyter.errors import BadRequest, GridError
 from grid_jupyter.node.session import NodeSession
 from grid_jupyter.server.node_streams import SESSION_HEADER, NodeDoor
-from grid_jupyter.server.session_frames import SessionFrames, message_head
+from grid_jupyter.server.session_frames import SessionFrames
 from grid_jupyter.wire import messages
 from grid_jupyter.wire.limits import MAX_FRAME_BYTES
+from grid_jupyter.wire.websocket import binary_head
 
 PING_S = 20.0
 """How often a client is asked whether it is still there, and how long it has to answer."""
@@ -146,7 +147,7 @@ class SessionDoor(NodeSocket):
         if connection is None or connection.is_closing():
             taken.set_result(None)  # the client left; on_close ends the session
             return taken
-        stream, data = connection.stream, message_head(len(frame)) + frame
+        stream, data = connection.stream, binary_head(len(frame)) + frame
         sent = 0
         if type(stream) is IOStream and not stream.writing():
             with contextlib.suppress(OSError):  # the socket is full, or the stream is to see by itself that it broke

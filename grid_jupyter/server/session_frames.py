@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import Any, NamedTuple
+from typing import Any
 
 from tornado.iostream import IOStream, StreamClosedError
 from tornado.util import _websocket_mask
 from tornado.websocket import WebSocketProtocol13
+
+from grid_jupyter.wire.websocket import Head, read_head
 
 _AT_ONCE = 64 << 10
 """Bytes that are taken from the connection at a time, if they are there."""
@@ -20,15 +22,6 @@ _TURN = 256 << 10
 """Bytes after which other connections get their turn, though more may be there."""
 _FRAME_COST = 1024
 """How many bytes of that a frame counts, besides its own."""
-
-
-class _Head(NamedTuple):
-    """What precedes the payload of a frame (RFC 6455, 5.2)."""
-
-    first: int  # byte: whether it is the last of its message, and its opcode
-    mask: bytes
-    begin: int
-    end: int  # of the payload
 
 
 class SessionFrames(WebSocketProtocol13):
@@ -65,7 +58,7 @@ class SessionFrames(WebSocketProtocol13):
         """Handle the frames that are here. What is returned, if anything, is to be awaited before the next one."""
         while not self.client_terminated:
             data, at = self._data, self._at
-            head = _head(data, at)
+            head = read_head(data, at)
             if head is None or not self._is_allowed(head):
                 self._missing = 0
                 return None
@@ -152,7 +145,7 @@ class SessionFrames(WebSocketProtocol13):
 
     # -------------------------------------------------------------- frames
 
-    def _is_allowed(self, head: _Head) -> bool:
+    def _is_allowed(self, head: Head) -> bool:
         """Whether a frame may be taken that begins so; else the connection is at its end."""
         length = head.end - head.begin
         if head.first & 0x70 or (head.first & 0x08 and (length > 125 or not head.first & 0x80)):
@@ -180,31 +173,3 @@ class SessionFrames(WebSocketProtocol13):
             if self._pieces is not None:
                 opcode, payload, self._pieces = self._kind, bytes(self._pieces), None
         return self._handle_message(opcode, payload)
-
-
-def _head(data: bytes, at: int) -> _Head | None:
-    """The head of the frame that begins there; None if it is not whole yet."""
-    if len(data) < at + 2:
-        return None
-    first, second = data[at], data[at + 1]
-    length, begin = second & 0x7F, at + 2
-    if length > 125:
-        size = 2 if length == 126 else 8
-        if len(data) < begin + size:
-            return None
-        length = int.from_bytes(data[begin : begin + size], "big")
-        begin += size
-    if not second & 0x80:
-        return _Head(first, b"", begin, begin + length)
-    if len(data) < begin + 4:
-        return None
-    return _Head(first, data[begin : begin + 4], begin + 4, begin + 4 + length)
-
-
-def message_head(length: int) -> bytes:
-    """What precedes a whole binary message from a server (RFC 6455, 5.2)."""
-    if length < 126:
-        return bytes((0x82, length))
-    if length < 1 << 16:
-        return b"\x82\x7e" + length.to_bytes(2, "big")
-    return b"\x82\x7f" + length.to_bytes(8, "big")
