@@ -157,9 +157,8 @@ class Device:
         training = _training(program, before, answer["client_config"], int(random.integers(1 << 62)))
         samples, steps, told = _train(training, rows, answer["client_config"], epochs, random)
         after = {**training.params, **training.buffers}
-        diff = {name: array - numpy.asarray(after.get(name, array)) for name, array in before.items()}
         measured = None if on is None else self._measure(program, (before, {**before, **after}), on, answer)
-        counted = reports.send(worker_id, answer, diff, samples, random, measured, then)
+        counted = reports.send(worker_id, answer, before, after, samples, random, measured, then)
         return Trained(cycle, samples, steps, counted, told, measured.metrics if measured else {})
 
     def _measure(
@@ -246,7 +245,7 @@ def _train(
     count = len(next(iter(rows["x"].values())))
     size = min(_whole(config, "batch_size", BATCH_SIZE), most)
     limit = _whole(config, "max_updates", 0) or math.inf
-    steps, totals, seen = 0, dict[str, float](), set[int]()
+    steps, totals, seen = 0, dict[str, float](), numpy.zeros(count, bool)
     begun, pull = dict(training.params), _pull(config)
     for _ in range(epochs):
         order = random.permutation(count)
@@ -255,17 +254,17 @@ def _train(
             if steps >= limit or len(chosen) < least:
                 break
             x, y = ({name: array[chosen] for name, array in rows[role].items()} for role in ("x", "y"))
-            before = dict(training.params)
+            before = dict(training.params) if pull else {}
             for name, value in training.step(x, y, len(chosen)).items():
                 totals[name] = totals.get(name, 0.0) + float(value)
             if pull:
                 for name, array in training.params.items():
                     training.params[name] = array - array.dtype.type(pull) * (before[name] - begun[name])
             steps += 1
-            seen.update(chosen.tolist())
+            seen[chosen] = True
     if not steps:
         raise InvalidDataError(f"{count} rows are fewer than the {least} of the plan's smallest batch")
-    return len(seen), steps, {name: total / steps for name, total in totals.items()}
+    return int(numpy.count_nonzero(seen)), steps, {name: total / steps for name, total in totals.items()}
 
 
 def _pull(config: dict[str, Any]) -> float:

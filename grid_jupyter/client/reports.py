@@ -11,7 +11,7 @@ import numpy
 from grid_jupyter.aggregation.diffs import FORMS, KEEP, packed, restored
 from grid_jupyter.client.measuring import Told
 from grid_jupyter.client.residual import Pending, Residual
-from grid_jupyter.client.tensor_files import Array, write_arrays, write_into
+from grid_jupyter.client.tensor_files import Array, room_for, write_arrays, write_into
 from grid_jupyter.client.training_line import TrainingLine
 from grid_jupyter.errors import BadRequest, Conflict, GridError, NodeUnavailableError, StorageFullError
 
@@ -71,15 +71,23 @@ class Reports:
         self,
         worker_id: str,
         answer: Mapping[str, Any],
-        diff: dict[str, Array],
+        before: Mapping[str, Array],
+        after: Mapping[str, Array],
         samples: int,
         random: numpy.random.Generator,
         told: Told | None = None,
         then: dict[str, float] | None = None,
     ) -> bool:
-        """Hand in a diff, and what was measured; False where it came too late. `then` as TrainingLine.report has it.
-        Raises what the Node reports, and StorageFullError."""
+        """Hand in what training made of a model, `before - after` where that has something else, and what was measured;
+        False where it came too late. `then` as TrainingLine.report has it. Raises what the Node reports, and
+        StorageFullError."""
         kind, residual, key = self._form(answer), self._residual, answer["request_key"]
+        if kind == "float32":
+            self._file, places = room_for(self._file, before)
+            for name, array in before.items():
+                numpy.subtract(array, after.get(name, array), out=places[name])
+            return self._send(Pending(worker_id, key, samples, self._file), told, then)
+        diff = {name: numpy.asarray(array - after.get(name, array)) for name, array in before.items()}
         if kind != "topk" or residual is None:
             self._file = write_into(self._file, packed(diff, kind, random))
             return self._send(Pending(worker_id, key, samples, self._file), told, then)

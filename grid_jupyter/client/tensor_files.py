@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy
@@ -21,15 +23,34 @@ def write_arrays(arrays: Mapping[str, Array]) -> bytes:
 
 def write_into(memory: bytearray, arrays: Mapping[str, Array]) -> bytearray:
     """The same in this memory, if that is as long as the file, else in new one."""
-    header = build_header([(name, array.dtype.name, array.shape) for name, array in arrays.items()])
-    total = len(header) + sum(array.nbytes for array in arrays.values())
+    data, places = room_for(memory, arrays)
+    for name, array in arrays.items():
+        places[name][...] = array
+    return data
+
+
+def room_for(memory: bytearray, arrays: Mapping[str, Array]) -> tuple[bytearray, dict[str, Array]]:
+    """A file with the header of these arrays, in this memory if that is as long, else in new one; and arrays that are
+    its own, to be filled."""
+    header, places = _laid_out(tuple((name, array.dtype, array.shape) for name, array in arrays.items()))
+    total = max((end for _, end in places), default=len(header))
     data = memory if len(memory) == total else bytearray(total)
     data[: len(header)] = header
-    for place in parse_header(header[:PREFIX_BYTES], header[PREFIX_BYTES:], total):
-        numpy.frombuffer(data, arrays[place.name].dtype, arrays[place.name].size, place.begin)[:] = arrays[
-            place.name
-        ].reshape(-1)
-    return data
+    found = {}
+    for (name, array), (begin, _) in zip(arrays.items(), places, strict=True):
+        found[name] = numpy.frombuffer(data, array.dtype, array.size, begin).reshape(array.shape)
+    return data, found
+
+
+@lru_cache(4)  # a device reports the same tensors in every cycle
+def _laid_out(
+    parts: tuple[tuple[str, numpy.dtype[Any], tuple[int, ...]], ...],
+) -> tuple[bytes, tuple[tuple[int, int], ...]]:
+    """The header of such arrays, and where each one begins and ends."""
+    header = build_header([(name, dtype.name, shape) for name, dtype, shape in parts])
+    total = len(header) + sum(dtype.itemsize * math.prod(shape) for _, dtype, shape in parts)
+    places = parse_header(header[:PREFIX_BYTES], header[PREFIX_BYTES:], total)
+    return header, tuple((one.begin, one.end) for one in places)
 
 
 def read_arrays(data: bytes | bytearray | memoryview) -> dict[str, Array]:

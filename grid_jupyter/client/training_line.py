@@ -15,6 +15,7 @@ import msgspec
 from grid_jupyter.client.measuring import Told
 from grid_jupyter.errors import GridError, InvalidMessageError, NodeUnavailableError
 from grid_jupyter.link.http import Address, reported
+from grid_jupyter.link.kept import LARGE, Kept
 from grid_jupyter.wire.places import WITH_MODEL, parted
 
 PATIENCE_S = 60.0
@@ -28,8 +29,6 @@ _INLINE = 1 << 20
 _SPEED_BYTES = 1 << 20
 _PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0
-_PART = 1 << 20
-"""Length of a report that is worth asking how much of it came."""
 
 
 class TrainingLine:
@@ -39,19 +38,15 @@ class TrainingLine:
     def __init__(self, address: Address, patience_s: float = PATIENCE_S, *, reuses: bool = False) -> None:
         """`reuses`: a large answer comes into the memory of the one before, whose pages are there already."""
         self.address = address
-        self._reuses = reuses
+        self._kept = Kept(address, reuses=reuses)
         self._patience_s = patience_s
-        self._connection: http.client.HTTPConnection | None = None
-        self._buffer = bytearray()
         self._nonce = ""  # of the request for a place that has no answer yet
         self._next: tuple[str, dict[str, Any]] | None = None  # the answer to one that went with a report, and whose
         self._small: tuple[str, bytes] | None = None  # a model that came with its place, and the key of that
 
     def close(self) -> None:
         """Let the connection go."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._kept.close()
 
     def authenticate(
         self, model: str, version: str | None, auth_token: str | None, push_token: str | None = None
@@ -127,7 +122,7 @@ class TrainingLine:
         if zipped:
             diff, headers["Content-Encoding"] = gzip.compress(diff, 1), "gzip"
         path = f"/model-centric/report?{urlencode(asked)}"
-        said = self._exchange("POST", path, diff, headers, goes_on=len(diff) > _PART)
+        said = self._exchange("POST", path, diff, headers, goes_on=len(diff) > LARGE)
         found = None if then is None or not said.data else self._decoded(said).get("next")
         if isinstance(found, dict):
             self._nonce = ""
@@ -193,9 +188,9 @@ class TrainingLine:
                     return _Said("", b"")
                 if stands.offset and body is not None:
                     rest = memoryview(body)[stands.offset :]
-                    response, data = self._ask("PATCH", path, rest, {**told, "Upload-Offset": str(stands.offset)})
+                    answer = self._kept.exchange("PATCH", path, rest, {**told, "Upload-Offset": str(stands.offset)})
                 else:
-                    response, data = self._ask(method, path, body, told)
+                    answer = self._kept.exchange(method, path, body, told)
             except (OSError, http.client.HTTPException) as error:
                 self.close()
                 if time.monotonic() + pause > deadline:
@@ -204,40 +199,17 @@ class TrainingLine:
                 pause = min(_LONGEST_PAUSE_S, pause * 2)
                 lost = True
                 continue
-            if response.status != 200:
-                raise reported(response.status, bytes(data), self.address.url)
-            return _Said(response.headers.get("Content-Type", ""), data)
+            if answer.status != 200:
+                raise reported(answer.status, bytes(answer.data), self.address.url)
+            return _Said(answer.headers.get("content-type", ""), answer.data)
 
     def _stands(self, path: str) -> _Stands:
         """How much of a body came before its connection was lost."""
-        response, _ = self._ask("HEAD", path, None, {})
-        if response.status != 200:
+        answer = self._kept.exchange("HEAD", path, None, {})
+        if answer.status != 200:
             return _Stands()  # it is sent from the start, and the answer to that says what is wrong
-        offset = response.headers.get("Upload-Offset", "0")
-        return _Stands(int(offset) if offset.isdigit() else 0, response.headers.get("Upload-Complete") == "?1")
-
-    def _ask(
-        self, method: str, path: str, body: bytes | bytearray | memoryview | None, headers: dict[str, str]
-    ) -> tuple[http.client.HTTPResponse, bytes | bytearray]:
-        if self._connection is None:
-            self._connection = self.address.connect()
-        self._connection.request(method, self.address.path + path, body, headers)
-        response = self._connection.getresponse()
-        return response, self._read(response)
-
-    def _read(self, response: http.client.HTTPResponse) -> bytes | bytearray:
-        size = response.length or 0
-        if size < _PART or not self._reuses:
-            return response.read()
-        if len(self._buffer) != size:
-            self._buffer = bytearray(size)
-        view = memoryview(self._buffer)
-        while view:
-            count = response.readinto(view)
-            if not count:
-                raise http.client.IncompleteRead(b"", len(view))
-            view = view[count:]
-        return self._buffer
+        offset = answer.headers.get("upload-offset", "0")
+        return _Stands(int(offset) if offset.isdigit() else 0, answer.headers.get("upload-complete") == "?1")
 
     def _unavailable(self, error: Exception) -> NodeUnavailableError:
         return NodeUnavailableError(

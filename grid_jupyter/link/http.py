@@ -36,7 +36,8 @@ class WholeHead(http.client.HTTPResponse):
         try:
             super().begin()
         finally:
-            self.fp = arriving
+            if self.fp:  # else it was no HTTP, and is closed
+                self.fp = arriving
 
 
 class _WholeLines:
@@ -50,6 +51,10 @@ class _WholeLines:
         if len(line) < limit and not line.endswith(b"\n"):
             raise http.client.RemoteDisconnected("the connection broke inside the head of an answer")
         return line
+
+    def close(self) -> None:
+        """Let go what is no HTTP."""
+        self._file.close()
 
 
 class Address:

@@ -17,6 +17,7 @@ import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, BinaryIO, TypeGuard
 
 from grid_jupyter.errors import InvalidDataError, LimitExceededError
@@ -31,6 +32,8 @@ _MAX_DIGITS = 19
 """Digits of the largest number that a header can need (2^63 - 1)."""
 _MAX_BRACKETS = 1_000_000
 """JSON objects and lists of one header: far over what MAX_COLUMNS needs, far under what memory holds."""
+_SHORT, _REMEMBERED = 8 << 10, 32
+"""Headers of so many bytes at most, and how many of them: the files of a training have the same one again and again."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,10 @@ def parse_header(prefix: bytes, header: bytes, file_bytes: int) -> tuple[BlobTen
     Raises InvalidDataError for what is malformed, or does not fit the file exactly, and
     LimitExceededError for what is too long or too many.
     """
+    return (_parsed_before if len(header) <= _SHORT else _parsed)(prefix, header, file_bytes)
+
+
+def _parsed(prefix: bytes, header: bytes, file_bytes: int) -> tuple[BlobTensor, ...]:
     length = header_length(prefix, file_bytes)
     if len(header) != length:
         raise InvalidDataError(f"the safetensors file ends before its header of {length} bytes does")
@@ -90,6 +97,9 @@ def parse_header(prefix: bytes, header: bytes, file_bytes: int) -> tuple[BlobTen
     tensors = tuple(_tensor(name, entry, start) for name, entry in entries.items())
     _check_ranges(tensors, start, file_bytes)
     return tensors
+
+
+_parsed_before = lru_cache(_REMEMBERED)(_parsed)  # what follows from the same bytes; an error is not kept
 
 
 def build_header(
