@@ -24,6 +24,7 @@ KEEP = 0.05
 """The part of a tensor's values that `topk` sends, unless somebody says otherwise."""
 _SCALE, _INDEX = ".scale", ".index"
 _VALUES = ("float16", "int8")
+_SMALLER = frozenset(map(numpy.dtype, _VALUES))
 _SHOWN = 80
 _EXPONENT = numpy.int16(0x7C00)
 _WITHOUT_COPIES_OF_THE_SIGN = numpy.int32(~0x70000000)
@@ -49,7 +50,7 @@ def unpacked(arrays: Tensors, form: Form, accepted: Collection[str] = FORMS) -> 
             continue
         scale, index = (None if name + end in form.places else rest.pop(name + end, None) for end in (_SCALE, _INDEX))
         found[name] = values
-        if dtype.kind != "f" or (scale is None and index is None and values.dtype.name not in _VALUES):
+        if dtype.kind != "f" or (scale is None and index is None and values.dtype not in _SMALLER):
             found.update({name + end: one for end, one in ((_SCALE, scale), (_INDEX, index)) if one is not None})
         elif index is not None:
             used.add("topk")

@@ -93,12 +93,12 @@ class Form:
             extra = next(name for name in tensors if name not in self.places)
             raise InvalidDataError(f"the report has a tensor {_said(extra)}, which the model has not")
 
-    def check_values(self, tensors: Report, *, origin: Tensors | None = None, max_norm: float | None = None) -> None:
+    def check_values(self, tensors: Report, *, origin: Tensors | None = None, max_norm: float | None = None) -> float:
         """Refuse NaN, infinities, and what lies farther than `max_norm` from `origin` (from 0, where that is None):
 
             sqrt(sum over all coordinates of (report - origin)^2) <= max_norm
 
-        Integers (counters of a model) have no part in the norm. One pass, in memory of one chunk.
+        Integers (counters of a model) have no part in the norm, which is returned. One pass, in memory of one chunk.
         Raises InvalidDataError, which says neither values nor the norm.
         """
         squares = 0.0
@@ -115,12 +115,14 @@ class Form:
                             f"{_said(name)} has NaN or infinite values in the report; train anew from the model as it "
                             "came, perhaps in smaller steps"
                         )
-                    square = float(numpy.sum(numpy.square(moved, dtype=numpy.float64)))
+                    with numpy.errstate(all="ignore"):
+                        square = float(numpy.sum(numpy.square(moved, dtype=numpy.float64)))
                 squares += square
         if max_norm is not None and not squares <= max_norm * max_norm:
             raise InvalidDataError(
                 f"the report changes the model by more than the bound {max_norm:g} on its norm; scale it down"
             )
+        return math.sqrt(squares)
 
 
 def flattened(tensor: Readable) -> Readable:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Collection, Mapping
+from functools import lru_cache
+from typing import Any
 
 import numpy
 
@@ -23,6 +25,8 @@ _DTYPES = frozenset({"float16", "float32", "float64", "int8", "int16", "int32", 
 """What a model's tensors may be: differences of them are of the same dtype."""
 _SHARE = float(1 << 20)
 """Reports as large as the largest that is taken whose sum is still finite."""
+_SMALL = 1 << 18
+"""Bytes of a file that costs more to map than to read."""
 _HEADER_BYTES = 1 << 20
 """What a report's header may be longer than three of the model's, which has as many tensors or a third of them."""
 
@@ -50,17 +54,17 @@ class Folding:
 
         Raises BadRequest, InvalidDataError, LimitExceededError.
         """
-        tensors = unpacked(mapped(report, self._longest), self.form, accepted)
+        tensors = unpacked(mapped(report, self._longest, reads=True), self.form, accepted)
         self.form.check(tensors)
-        self.form.check_values(tensors, max_norm=max_norm)
+        norm = self.form.check_values(tensors, max_norm=max_norm)
         times = samples if self._averaging.strategy.weighted else 1
         for name, tensor in tensors.items():
-            if tensor.dtype.kind == "f":
+            if tensor.dtype.kind == "f" and 2 * norm * times > _most(tensor.dtype):  # else no value of it is so large
                 _check_sum(name, tensor, times)
 
     def fold(self, report: int, samples: int, staleness: int = 0) -> None:
         """Take in the next report, which was checked. Where it raises, half of it may be in the sums."""
-        tensors = unpacked(mapped(report, self._longest), self.form)
+        tensors = unpacked(mapped(report, self._longest, reads=not self._averaging.keeps), self.form)
         if self._averaging.keeps:
             self._kept.append(tensors)
         else:
@@ -93,37 +97,46 @@ def form_of(model: int) -> Form:
     return Form.of(mapped(model))
 
 
-def mapped(descriptor: int, longest_header: int | None = None) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, read-only; the file is mapped as long as one of them lives.
+def mapped(descriptor: int, longest_header: int | None = None, *, reads: bool = False) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, read-only; the file is mapped as long as one of them lives. With `reads` a
+    small one is read in place of that, which takes less time.
 
     Raises InvalidDataError, LimitExceededError.
     """
     size = os.fstat(descriptor).st_size
-    prefix = os.pread(descriptor, PREFIX_BYTES, 0)
+    whole = os.pread(descriptor, size, 0) if reads and size <= _SMALL else b""
+    prefix = whole[:PREFIX_BYTES] or os.pread(descriptor, PREFIX_BYTES, 0)
     length = header_length(prefix, size)
     if longest_header is not None and length > longest_header:
         raise LimitExceededError(f"the report's header of {length} bytes is over the limit of {longest_header} here")
-    tensors = parse_header(prefix, os.pread(descriptor, length, PREFIX_BYTES), size)
+    header = whole[PREFIX_BYTES : PREFIX_BYTES + length] or os.pread(descriptor, length, PREFIX_BYTES)
+    tensors = parse_header(prefix, header, size)
     for one in tensors:
         if one.dtype not in _DTYPES:
             raise InvalidDataError(
                 f"the tensor {one.name[:80]!r} is of {one.dtype}; what devices train is of {', '.join(sorted(_DTYPES))}"
             )
-    data = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    data = whole or mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
     return {one.name: _view(data, one) for one in tensors}
 
 
-def _view(data: mmap.mmap, one: BlobTensor) -> Tensor:
+def _view(data: mmap.mmap | bytes, one: BlobTensor) -> Tensor:
     count = (one.end - one.begin) // numpy.dtype(one.dtype).itemsize
     return numpy.frombuffer(data, dtype=one.dtype, count=count, offset=one.begin).reshape(one.shape)
 
 
 def _check_sum(name: str, tensor: Readable, samples: int) -> None:
     """The checkpoint would be infinite for good; integers are summed in float64, where no report is so large."""
-    most = float(numpy.finfo(numpy.promote_types(tensor.dtype, numpy.float32)).max) / _SHARE
+    most = _most(tensor.dtype)
     for part, _ in chunks(tensor):
         if part.size and max(-float(part.min()), float(part.max())) > most / samples:
             raise InvalidDataError(
                 f"{name[:80]!r} has values in the report that are too large for a mean: times the number of samples "
                 "they would overflow its sum; train with a smaller learning rate"
             )
+
+
+@lru_cache
+def _most(dtype: numpy.dtype[Any]) -> float:
+    """The largest value of which `_SHARE` can be summed."""
+    return float(numpy.finfo(numpy.promote_types(dtype, numpy.float32)).max) / _SHARE

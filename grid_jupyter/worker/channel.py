@@ -11,6 +11,7 @@ import collections
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterable, Sequence
 
 from grid_jupyter.errors import GridError, InvalidMessageError, LimitExceededError
@@ -21,6 +22,7 @@ _MAX_DESCRIPTORS = 4
 _MAX_UNCLAIMED = 64
 _PART = 64 << 10
 """Bytes that are taken from the socket at a time."""
+_HELD_S = 0.001
 _DESCRIPTOR = struct.Struct("@i")
 _ROOM = socket.CMSG_LEN(_MAX_DESCRIPTORS * _DESCRIPTOR.size)
 
@@ -42,9 +44,9 @@ def _checked(length: int) -> int:
     return length
 
 
-def _receive(sock: socket.socket) -> tuple[bytes, list[int]]:
+def _receive(sock: socket.socket, flags: int = 0) -> tuple[bytes, list[int]]:
     """What has come, and its descriptors: as socket.recv_fds, which takes longer where there are none."""
-    data, beside, _, _ = sock.recvmsg(_PART, _ROOM)
+    data, beside, _, _ = sock.recvmsg(_PART, _ROOM, flags)
     found: list[int] = []
     for level, kind, content in beside:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -98,6 +100,8 @@ class Channel:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self._inbox = _Inbox()
+        self._held = bytearray()
+        self._held_since = 0.0
 
     def receive(self) -> tuple[memoryview, list[int]]:
         """The next frame and its descriptors. Raises EOFError when the other side is gone."""
@@ -105,7 +109,11 @@ class Channel:
             found = self.received()
             if found is not None:
                 return found
-            data, descriptors = _receive(self.sock)
+            try:
+                data, descriptors = _receive(self.sock, socket.MSG_DONTWAIT if self._held else 0)
+            except BlockingIOError:
+                self._send_held()
+                continue
             if not data:
                 raise EOFError
             self._inbox.take(data, descriptors)
@@ -116,12 +124,28 @@ class Channel:
 
     def send(self, frame: Frame, descriptors: Sequence[int] = ()) -> None:
         """Send one frame; descriptors stay open here."""
-        prefix = _prefix(frame, descriptors)
+        if self._held:
+            self._send_held()
+        data = _prefix(frame, descriptors) + frame  # one call: the Node wakes up once
         if descriptors:
-            socket.send_fds(self.sock, [prefix], list(descriptors))
-            self.sock.sendall(frame)
-        else:
-            self.sock.sendall(prefix + frame)  # one call: the Node wakes up once
+            data = data[socket.send_fds(self.sock, [data], list(descriptors)) :]
+        if data:
+            self.sock.sendall(data)
+
+    def send_soon(self, frame: Frame) -> None:
+        """Send one frame together with those that follow at once: at the latest when this end waits for something to
+        come, or gets to this again after a millisecond."""
+        late = bool(self._held) and time.monotonic() - self._held_since > _HELD_S
+        if not self._held:
+            self._held_since = time.monotonic()
+        self._held += _prefix(frame, ())
+        self._held += frame
+        if late or len(self._held) > _PART:
+            self._send_held()
+
+    def _send_held(self) -> None:
+        held, self._held = self._held, bytearray()
+        self.sock.sendall(held)
 
     def close(self) -> None:
         """Close this end, and what came for frames that were not received yet: a fork must not keep it."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import sys
+from collections.abc import Callable
 
 from grid_jupyter.aggregation.averaging import STRATEGIES, Averaging
 from grid_jupyter.aggregation.reports import Folding, form_of
@@ -34,7 +35,7 @@ def serve(sock: socket.socket, limits: worker.WorkerLimits) -> None:
             number, message = frames.decode(frames.unpack(frame).header, worker.request_decoder)
             if not isinstance(message, worker.FoldRequest):
                 raise InvalidMessageError("this Worker folds, and does nothing else")
-            folds.answer(channel, number, message, descriptors)
+            folds.answer(channel, number, message, descriptors, channel.send_soon)
         finally:
             close_all(descriptors)
 
@@ -45,12 +46,19 @@ class Folds:
     def __init__(self) -> None:
         self._folds: dict[int, Folding] = {}
 
-    def answer(self, channel: Channel, number: int, message: worker.FoldRequest, descriptors: list[int]) -> None:
-        """Do what is asked, and say how it went."""
-        made = _Made()
+    def answer(
+        self,
+        channel: Channel,
+        number: int,
+        message: worker.FoldRequest,
+        descriptors: list[int],
+        send: Callable[[bytes], None] | None = None,
+    ) -> None:
+        """Do what is asked, and say how it went: by `send`, but for what goes with descriptors."""
+        made, send = _Made(), send or channel.send
         if isinstance(message, worker.DropFold):
             self._folds.pop(message.training, None)
-            channel.send(worker.reply_frame(number, worker.Done()))
+            send(worker.reply_frame(number, worker.Done()))
             return
         try:
             reply: worker.Reply = worker.Done()
@@ -62,17 +70,20 @@ class Folds:
                 reply = worker.Folded(files=tuple(made.files))
             else:
                 self._do(message, descriptors[0])
-            channel.send(worker.reply_frame(number, reply), made.descriptors)
+            if made.descriptors:
+                channel.send(worker.reply_frame(number, reply), made.descriptors)
+            else:
+                send(worker.reply_frame(number, reply))
         except GridError as error:
-            channel.send(worker.reply_frame(number, Failed(code=error.code, error=str(error))))
+            send(worker.reply_frame(number, Failed(code=error.code, error=str(error))))
         except (ArithmeticError, LookupError, OSError, TypeError, ValueError) as error:
             # NumPy's words for what no check of ours foresaw: a report may hold anything
             print(f"a report could not be folded: {type(error).__name__}", file=sys.stderr)
             text = "these bytes cannot be computed with; send a report as docs/protocol-model-centric.md has it"
-            channel.send(worker.reply_frame(number, Failed(code=InvalidDataError.code, error=text)))
+            send(worker.reply_frame(number, Failed(code=InvalidDataError.code, error=text)))
         except MemoryError:
             text = "the Worker that folds has no memory left for this model"
-            channel.send(worker.reply_frame(number, Failed(code=LimitExceededError.code, error=text)))
+            send(worker.reply_frame(number, Failed(code=LimitExceededError.code, error=text)))
         finally:
             close_all(made.descriptors)
 
