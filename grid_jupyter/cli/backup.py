@@ -45,7 +45,8 @@ def restore(options: argparse.Namespace) -> int:
         print(json.dumps({**_told(options, made), "state_dir": str(state_dir)}), flush=True)
         return 0
     state = f" --state {state_dir}" if options.state else ""
-    start = "jupyter grid network" if made.role == NETWORK else f"jupyter grid node --name {plain(made.name)}"
+    name = options.name or plain(made.name)
+    start = "jupyter grid network" if made.role == NETWORK else f"jupyter grid node --name {name}"
     print(
         f"{_what(made)} is in {state_dir}.\nStart it with the options that it had: {start}{state}\n"
         f"Let not two of them run: the one that this is a copy of must stay away.",

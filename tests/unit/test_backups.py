@@ -408,6 +408,8 @@ def test_the_command_line_finds_the_state_and_restores_it_under_its_name(
     told = json.loads(capsys.readouterr().out)
     assert (told["name"], told["schema"], told["state_dir"]) == ("ward7", HEAD, str(home / "nodes" / "copy"))
     assert kept(home / "nodes" / "copy") == kept(home / "nodes" / "ward7")
+    assert main(["restore", str(file), "--name", "another"]) == 0
+    assert "had: jupyter grid node --name another\n" in capsys.readouterr().out
     assert main(["backup", str(tmp_path / "c.tar")]) == 1
     assert "--node" in capsys.readouterr().err
     evil = packed(manifest(entries(file), name="../../evil\x1b[2J"))
