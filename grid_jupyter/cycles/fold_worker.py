@@ -161,8 +161,7 @@ class FoldWorker:
                 raise InvalidMessageError("a Worker was asked for a checkpoint, and answered something else")
             for descriptor, (_, nbytes) in zip(files, reply.files, strict=True):
                 await self._filled(descriptor, nbytes)
-            name = f"checkpoint of {subject.training}"
-            keeping = asyncio.to_thread(_kept, dict(zip(reply.files, files, strict=True)), blobs, name)
+            keeping = asyncio.to_thread(_kept, dict(zip(reply.files, files, strict=True)), blobs)
             handed = True  # the thread closes them: it goes on where this is cancelled
             made = await keeping
             return Made(made.pop(""), made)
@@ -274,17 +273,19 @@ def _unheard(answer: asyncio.Future[Answer]) -> None:
     answer.add_done_callback(_failed)
 
 
-def _kept(files: Mapping[tuple[str, int], int], blobs: BlobStore, name: str) -> dict[str, Blob]:
+def _kept(files: Mapping[tuple[str, int], int], blobs: BlobStore) -> dict[str, Blob]:
     """Files of memory as blobs. Nothing stays where one of them does not fit."""
     made: dict[str, Blob] = {}
+    buffer = memoryview(bytearray(_PIECE))
     try:
         for (slot, nbytes), descriptor in files.items():
-            with blobs.begin(f"{name} {slot}") as upload:
-                for start in range(0, nbytes, _PIECE):
-                    piece = os.pread(descriptor, min(_PIECE, nbytes - start), start)
-                    if not piece:
+            with blobs.begin(nbytes=nbytes) as upload:
+                while upload.size < nbytes:
+                    piece = buffer[: min(_PIECE, nbytes - upload.size)]
+                    count = os.preadv(descriptor, [piece], upload.size)
+                    if not count:
                         raise GridError("a checkpoint came with fewer bytes than it said")
-                    upload.write(piece)
+                    upload.write(piece[:count])
                 made[slot] = upload.commit()
     except BaseException:
         for blob in made.values():

@@ -39,10 +39,11 @@ from grid_jupyter.cycles.machine import (
 )
 from grid_jupyter.cycles.metrics import Measured, keep
 from grid_jupyter.cycles.steps import Step, Steps
+from grid_jupyter.cycles.tags import Tag
 from grid_jupyter.cycles.terms import Terms
 from grid_jupyter.errors import BadRequest, Conflict, GridError, NodeUnavailableError, NotFound, PlanInvalidError
 from grid_jupyter.push.bus import Bus
-from grid_jupyter.store.blobs import Blob, BlobStore
+from grid_jupyter.store.blobs import Blob, BlobStore, Digest
 from grid_jupyter.store.metrics import MetricsRows
 from grid_jupyter.store.notices import NoticeRows
 from grid_jupyter.store.places import Device, StoredReport
@@ -65,6 +66,8 @@ LOOK_S = 30.0
 """How often the clock is looked at, at least: it may be set while a cycle runs."""
 IDLE_S = 3_600.0
 """A device that never had a place is forgotten when it was not heard of for so long, where others need the room."""
+LARGE = 1 << 20
+"""Bytes of a model whose reports are told apart by a tag (cycles/tags.py)."""
 PATIENCE_S = 60.0
 """Longest pause before an aggregation that failed is tried again."""
 
@@ -158,6 +161,10 @@ class Live:
             await asyncio.wait_for(self._changed.wait(), timeout_s)
         except asyncio.TimeoutError:
             pass
+
+    def digest(self) -> Digest:
+        """What tells this training's reports apart."""
+        return hashlib.sha256() if self.form.nbytes < LARGE else Tag(self.stored.secret)
 
     # -------------------------------------------------------------- what devices do
 
@@ -485,6 +492,8 @@ class Live:
 
         _, folded, done = await self._step(work, lambda came: self._train(came[0]))
         ground.at("cycle-opened")
+        if not self.terms.asynchronous:  # there some devices still train the one before
+            await asyncio.to_thread(ground.blobs.rest, model.blob)
         await asyncio.to_thread(self._delete if self.over else self._retire, folded)
         asyncio.get_running_loop().call_later(SPARE_S, ground.blobs.drop_spares, SPARE_S)
         if done:

@@ -393,6 +393,10 @@ class Cycles:
             await self.room.take(live.stored.owner, nbytes + HEADER_BYTES)
         return self.arrivals.begin(Arriving(live, worker_id, request_key, nbytes + HEADER_BYTES))
 
+    def report_file(self, live: Live, nbytes: int = 0) -> Upload:
+        """Where the bytes of a report are to be written, of which there will be `nbytes`, as far as that is known."""
+        return self.blobs.begin(nbytes=nbytes, leave=1, digest=live.digest)  # the checkpoint comes into the one left
+
     async def resume_report(self, worker_id: str, request_key: str, offset: int) -> Arriving:
         """A report that goes on from a byte. Raises as `begin_report`, ObjectNotFoundError where nothing of it is here,
         Conflict where it stands at another byte."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from grid_jupyter.errors import BadRequest, InvalidDataError
 from grid_jupyter.server.door import MAX_JSON_BYTES, decode
-from grid_jupyter.store.blobs import BlobStore, Upload
+from grid_jupyter.store.blobs import Upload
 from grid_jupyter.wire.training import Report
 
 PIECE = 1 << 20
@@ -38,9 +38,9 @@ def parted(body: bytes | bytearray) -> tuple[Report, memoryview]:
     return report, memoryview(body)[start:end]
 
 
-def of_text(blobs: BlobStore, diff: memoryview) -> Upload:
-    """A diff in base64, whose line breaks do not count. Raises InvalidDataError, StorageFullError."""
-    upload = blobs.begin()
+def of_text(upload: Upload, diff: memoryview) -> Upload:
+    """Write a diff in base64, whose line breaks do not count. Raises InvalidDataError, StorageFullError; nothing of it
+    is left then."""
     try:
         for data in _decoded(diff):
             upload.write(data)

@@ -65,7 +65,7 @@ class ReportDoor(TrainingDoor, BulkDoor):
         arriving.measured, arriving.samples, arriving.size = measured, samples, self.length()
         arriving.unzip = unzip_of(self.request.headers.get("Content-Encoding", "identity"))
         self._begin(arriving.limit)
-        arriving.upload = self.cycles.blobs.begin(nbytes=0 if arriving.unzip else arriving.size)
+        arriving.upload = self.cycles.report_file(arriving.live, 0 if arriving.unzip else arriving.size)
 
     async def _prepare_patch(self) -> None:
         offset = byte_number(self.request.headers.get(OFFSET_HEADER, ""))
@@ -193,7 +193,7 @@ async def report_text(cycles: Cycles, body: bytes | bytearray) -> None:
     arriving = await cycles.begin_report(report.worker_id, report.request_key)
     arriving.measured = measured
     try:
-        upload = await asyncio.to_thread(of_text, cycles.blobs, diff)
+        upload = await asyncio.to_thread(of_text, cycles.report_file(arriving.live), diff)
     finally:
         cycles.end_report(arriving)
     await cycles.finish_report(arriving, upload, samples)

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from grid_jupyter.errors import Conflict, GridError, ObjectNotFoundError, StorageFullError
 from grid_jupyter.store.database import DISK_FULL_ERRNOS, DISK_FULL_TEXT
 from grid_jupyter.store.spares import Spares
+from grid_jupyter.store.write_back import EACH, begin_write_back
 from grid_jupyter.wire.files import sync_directory
 
 UPLOAD_KEPT_S = 86_400.0
@@ -30,9 +31,20 @@ _BLOB = re.compile(r"[0-9a-f]{32}")
 _UPLOAD = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}\.part")
 
 
+class Digest(Protocol):
+    """A hash of bytes that come one after the other."""
+
+    def update(self, data: bytes | bytearray | memoryview, /) -> None:
+        """Append bytes."""
+
+    def hexdigest(self) -> str:
+        """Of all of them; asked for once."""
+
+
 @dataclass(frozen=True)
 class Blob:
-    """A blob that is on the disk to stay: its name, its size, the SHA-256 of its bytes in hex."""
+    """A blob that is on the disk to stay: its name, its size, the SHA-256 of its bytes in hex, or the digest that it
+    was begun with."""
 
     name: str
     nbytes: int
@@ -47,16 +59,18 @@ class Upload:
 
     def __init__(
         self, directory: Path, temporary: str, made: set[str], keep: Callable[[Blob], None] = lambda blob: None,
-        spare: Callable[[Path], int] = lambda path: -1,
+        spare: Callable[[Path], int] = lambda path: -1, digest: Callable[[], Digest] = hashlib.sha256,
     ) -> None:  # fmt: skip
         """Nothing is on the disk before `open`, or the first `write`. `keep` is called with what is to stay; `spare`
-        may have a file to be written again, for what will be as long as that."""
+        may have a file to be written again, for what will be as long as that; `digest` begins what tells blobs
+        apart."""
         self._directory = directory
         self._path = directory / temporary
         self._made = made
         self._keep, self._spare = keep, spare
-        self._hash = hashlib.sha256()
+        self._hash = digest()
         self._size = 0
+        self._begun = 0  # bytes that the disk was given early
         self._fd = -1
         self._ended = False
         made.add(temporary)  # before it appears, so that no sweep comes between
@@ -98,6 +112,9 @@ class Upload:
                 self.open()
                 while rest:
                     rest = rest[os.write(self._fd, rest) :]
+            if self._size - self._begun >= EACH:
+                begin_write_back(self._fd, self._begun, self._size - self._begun)
+                self._begun = self._size
         except BaseException:
             self.abort()
             raise
@@ -182,14 +199,18 @@ class BlobStore:
         self.spares = Spares(directory, self._made)
         """What `retire` kept."""
 
-    def begin(self, upload_id: str | None = None, *, nbytes: int = 0) -> Upload:
+    def begin(
+        self, upload_id: str | None = None, *, nbytes: int = 0, leave: int = 0,
+        digest: Callable[[], Digest] = hashlib.sha256,
+    ) -> Upload:  # fmt: skip
         """Begin to write a blob. An unfinished upload of the same id is given up, so that a retry needs no room twice;
         without an id there is none, and nothing is on the disk before the first `write`. `nbytes` says how long it
-        will be, as far as that is known then. Raises StorageFullError.
+        will be, as far as that is known then: it may come into a file that `retire` kept, if so many are left to
+        others. What is to stay has no `digest` but SHA-256. Raises StorageFullError.
         """
         if upload_id is None:
-            take = partial(self.spares.take, nbytes)
-            return Upload(self._directory, new_temporary(), self._made, self._keep, take)
+            take = partial(self.spares.take, nbytes, leave=leave)
+            return Upload(self._directory, new_temporary(), self._made, self._keep, take, digest)
         origin = hashlib.sha256(upload_id.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         for older in self._directory.glob(f"{origin}-*.part"):
             older.unlink(missing_ok=True)
@@ -235,6 +256,15 @@ class BlobStore:
             return os.open(self.path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             raise ObjectNotFoundError("the bytes of this data set are gone; publish it again") from None
+
+    def rest(self, name: str) -> None:
+        """Nobody will read this blob soon: the memory that has its bytes is free for the next ones."""
+        with suppress(OSError, ObjectNotFoundError):
+            descriptor = self._open_here(name)
+            try:
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
 
     def delete(self, name: str) -> None:
         """Remove a blob that no row names any more. One that is gone already is as well."""

@@ -47,15 +47,17 @@ class Spares:
             self._files[name] = size, time.monotonic()
             return True
 
-    def take(self, nbytes: int, path: Path) -> int:
-        """A descriptor of one of this length, which is at `path` from now on and holds anything; -1 where none is.
+    def take(self, nbytes: int, path: Path, *, leave: int = 0) -> int:
+        """A descriptor of one of this length, which is at `path` from now on and holds anything; -1 where none is, or
+        not more than `leave` are.
 
         What somebody still reads is never written to: a backup, a Worker, a download.
         """
         with self._lock:
-            name = next((name for name, (size, _) in self._files.items() if size == nbytes), None)
-            if name is None:
+            fitting = [name for name, (size, _) in self._files.items() if size == nbytes]
+            if len(fitting) <= leave:
                 return -1
+            name = fitting[0]
             del self._files[name]
             self._made.discard(name)
             try:

@@ -80,7 +80,7 @@ class World:
     async def report(self, place: tuple[str, str], data: bytes, samples: int | None = None, **metrics: float) -> None:
         arriving = await self.cycles.begin_report(*place)
         arriving.measured = measured_of(metrics, samples)
-        upload = self.cycles.blobs.begin(secrets.token_hex(16))
+        upload = self.cycles.report_file(arriving.live, len(data))
         upload.write(data)
         await self.cycles.finish_report(arriving, upload, samples)
 
@@ -95,7 +95,7 @@ class World:
             arriving = await cycles.begin_report(*place)
             arriving.measured = measured_of(metrics, samples)
             arriving.samples, arriving.size, turn = samples, len(data), arriving.begin_turn()
-            arriving.upload = cycles.blobs.begin(secrets.token_hex(16))
+            arriving.upload = cycles.report_file(arriving.live, len(data))
             await arriving.write(turn, bytearray(data[: len(data) // 2]))
             cycles.arrivals.leave(arriving, turn)
             offset, complete = await cycles.report_progress(*place)

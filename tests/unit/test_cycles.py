@@ -215,7 +215,13 @@ def test_a_report_in_parts_goes_on_with_one_connection_at_a_time_and_is_given_up
     assert not list((tmp_path / "training").glob("*.part"))
 
 
-def test_a_report_sent_again_counts_once_and_another_one_for_its_place_is_refused(tmp_path: Path):
+@pytest.mark.parametrize("is_large", [False, True])
+def test_a_report_sent_again_counts_once_and_another_one_for_its_place_is_refused(
+    tmp_path: Path, is_large: bool, monkeypatch: pytest.MonkeyPatch
+):
+    if is_large:
+        monkeypatch.setattr("grid_jupyter.cycles.live.LARGE", 1)
+
     async def work(here: World) -> None:
         await here.host(max_diffs=2)
         place = await here.accepted()

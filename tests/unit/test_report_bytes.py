@@ -21,7 +21,7 @@ def body_of(text: str, **more: object) -> bytes:
 
 
 def read(folder: Path, body: bytes | bytearray) -> bytes:
-    upload = of_text(BlobStore(folder), parted(body)[1])
+    upload = of_text(BlobStore(folder).begin(), parted(body)[1])
     data = upload.path.read_bytes() if upload.size else b""
     upload.abort()
     return data

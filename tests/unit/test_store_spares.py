@@ -76,6 +76,17 @@ def test_a_file_that_somebody_still_reads_is_not_written_again(tmp_path: Path, m
         os.close(reading)
 
 
+def test_a_file_that_is_to_be_left_to_others_is_not_taken(tmp_path: Path):
+    blobs = BlobStore(tmp_path)
+    blobs.retire([put(blobs, b"a").name, put(blobs, b"b", LENGTH + 1).name])
+    with blobs.begin(nbytes=LENGTH, leave=1) as upload:
+        upload.write(b"c")
+        assert blobs.spares.nbytes() == 2 * LENGTH + 1
+    with blobs.begin(nbytes=LENGTH) as upload:
+        upload.write(b"c")
+        assert blobs.spares.nbytes() == LENGTH + 1
+
+
 OPENED_MEANWHILE = """
 import os, sys
 from pathlib import Path
@@ -171,7 +182,7 @@ def test_spare_files_take_no_room_that_trainings_need(tmp_path: Path):
     asyncio.run(work())
 
 
-def test_reports_come_into_the_files_of_the_cycle_before_and_none_stays_when_training_is_over(
+def test_reports_and_the_checkpoint_come_into_the_files_of_the_cycle_before_and_none_stays_when_training_is_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(spares, "LEAST", 1)
@@ -182,21 +193,27 @@ def test_reports_come_into_the_files_of_the_cycle_before_and_none_stays_when_tra
             store = here.cycles.blobs
             await here.host(plan=linear(), max_diffs=2, num_cycles=3)
             seen: list[set[int]] = []
+            checkpoints: list[int] = []
             for cycle in range(3):
                 inodes = set()
                 for place in [await here.accepted(), await here.accepted()]:
                     arriving = await here.cycles.begin_report(*place)
-                    with store.begin(nbytes=len(save(one))) as upload:
+                    with here.cycles.report_file(arriving.live, len(save(one))) as upload:
                         upload.write(save(one))
                         inodes.add(upload.path.stat().st_ino)
                         await here.cycles.finish_report(arriving, upload, 1)
                 seen.append(inodes)
                 await here.stands(after=cycle)
+                descriptor, _ = await here.cycles.retrieve("m", None, "latest")
+                checkpoints.append(os.fstat(descriptor).st_ino)
+                os.close(descriptor)
                 deadline = time.monotonic() + 10
                 while cycle < 2 and store.spares.nbytes() < 2 * len(save(one)):
                     assert time.monotonic() < deadline
                     await asyncio.sleep(0.01)
-            assert seen[0] == seen[1] == seen[2]
+            for before, after, checkpoint in zip(seen, seen[1:], checkpoints[1:], strict=False):
+                assert len(before & after) == 1  # the other one is left for the checkpoint, for which all wait
+                assert {checkpoint} == before - after
             start = (await here.checkpoint("1"))["w"]
             numpy.testing.assert_allclose((await here.checkpoint())["w"], start - 3)
             assert store.spares.nbytes() == 0
