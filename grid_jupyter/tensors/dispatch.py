@@ -20,7 +20,7 @@ from grid_jupyter.ops.raw import named
 from grid_jupyter.ops.shapes import DYNAMIC, Layout, infer, layout_of
 from grid_jupyter.tensors.autograd import spread
 from grid_jupyter.tensors.parts import in_parts
-from grid_jupyter.tensors.rewrites import REWRITES, UNSTEADY
+from grid_jupyter.tensors.rewrites import REWRITES, is_unsteady
 from grid_jupyter.tensors.session import Session
 from grid_jupyter.tensors.stream import TEMPLATES
 from grid_jupyter.wire import commands
@@ -34,6 +34,10 @@ argument, at an offset from it · a new tensor at an offset of its own · a new 
 
 _ONLY_READ = torch.ops.aten._fused_adagrad_.default, "state_steps"
 """Said to be written to, and never is: the optimiser counts its steps itself, on this side."""
+
+
+_DRAWS_NOTHING = frozenset({aten._scaled_dot_product_flash_attention_for_cpu.default})
+"""Said to take random numbers, and never does: with dropout torch takes attention apart."""
 
 
 class Outcome(NamedTuple):
@@ -82,7 +86,7 @@ class SlowPath:
             made = rewritten(args, kwargs)
             if made is not NotImplemented:
                 return made
-            if op in UNSTEADY:
+            if is_unsteady(op, args):
                 fast_key = None
         if op in _INDEXED:
             args = self._integer_indices(args)
@@ -276,8 +280,8 @@ class SlowPath:
 
     def _outcome(self, op: Any, number: int, args: Any, kwargs: Any, result: Any) -> Outcome:
         facts = kernel(str(op))
-        seeded = torch.Tag.nondeterministic_seeded in op.tags
         parameters = facts.parameters
+        seeded = torch.Tag.nondeterministic_seeded in op.tags and op not in _DRAWS_NOTHING
         targets = {r: (p if p < len(args) else parameters[p]) for r, p in facts.writes.items()}
         outs = result if facts.results > 1 else [result]
         if torch.Tag.inplace_view not in op.tags:

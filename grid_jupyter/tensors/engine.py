@@ -20,6 +20,7 @@ from grid_jupyter.tensors.autograd import (
     gradient_layout,
     upload,
 )
+from grid_jupyter.tensors.packing import pad, pad_each
 from grid_jupyter.wire import commands
 
 _ft: Any = torch._C._functorch
@@ -61,6 +62,8 @@ def prepare() -> None:
     autograd.Function.apply = classmethod(apply)
     library = torch.library.Library("aten", "IMPL")
     library.impl("tensor_split.tensor_indices_or_sections", _split, "AutogradCPU")
+    library.impl("_pad_packed_sequence", pad, "AutogradCPU")
+    library.impl("pad_sequence", pad_each, "AutogradCPU")
     _kept.append(library)
     _keep_the_compiler_out()
 

@@ -13,9 +13,13 @@ from typing import Any
 import torch
 
 from grid_jupyter.errors import RemoteOperationError
+from grid_jupyter.ops.allowed import ALLOWED
+from grid_jupyter.tensors.rewrites import REWRITES
+from grid_jupyter.tensors.writing import plain_form, writing
 
 aten = torch.ops.aten
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+_RANDOM = getattr(aten.random_, "from")  # a word of Python's
 
 
 @functools.cache
@@ -32,12 +36,21 @@ def in_parts(op: Any) -> Callable[..., Any] | None:
         return decompose
     if "as_strided" in op._schema.name:
         return None  # torch's decomposition of the one is the other
-    if op.is_view or any(argument.alias_info is not None for argument in op._schema.arguments):
-        return None  # changes in place and views are the pointers' own business
+    if any(argument.alias_info is not None for argument in op._schema.arguments):
+        plain = plain_form(op)
+        return writing(op, plain) if plain is not None and _runs(plain) else None  # views are the pointers' own
+    if op.is_view:
+        return None
     from torch._decomp import decomposition_table  # a part of torch that is loaded late
 
     found: Callable[..., Any] | None = decomposition_table.get(op)
     return found
+
+
+def _runs(op: Any) -> bool:
+    if str(op) in ALLOWED or op in REWRITES or in_parts(op) is not None:
+        return True
+    return not any("Tensor" in str(argument.type) for argument in op._schema.arguments)  # a factory, of this side
 
 
 def _convolution_backward(
@@ -83,4 +96,42 @@ def _convolution_backward(
     return grad_x, grad_weight, grad_bias
 
 
-_OWN: dict[Any, Callable[..., Any]] = {aten.convolution_backward.default: _convolution_backward}
+def _random(target: Any, below: int | None = None, *, generator: Any = None) -> Any:
+    return _RANDOM(target, 0, below, generator=generator)  # None: up to the last number that the dtype can tell apart
+
+
+def _bernoulli(target: Any, p: Any, *, generator: Any = None) -> Any:
+    return aten.copy_.default(target, aten.bernoulli.default(aten.expand.default(p, target.shape), generator=generator))
+
+
+def _polygamma(target: Any, n: int) -> Any:
+    return aten.copy_.default(target, aten.polygamma.default(n, target))  # the arguments are the other way round
+
+
+def _left(x: Any, bits: int) -> Any:
+    return aten.bitwise_left_shift.Tensor(x, torch.tensor(bits, dtype=x.dtype))
+
+
+def _right(x: Any, bits: int) -> Any:
+    return aten.bitwise_right_shift.Tensor(x, torch.tensor(bits, dtype=x.dtype))
+
+
+def _all_true(x: Any) -> Any:
+    return aten.all.default(x)
+
+
+def _any_true(x: Any) -> Any:
+    return aten.any.default(x)
+
+
+_OWN: dict[Any, Callable[..., Any]] = {
+    aten.convolution_backward.default: _convolution_backward,
+    aten.random_.default: _random,
+    aten.random_.to: _random,
+    aten.bernoulli_.Tensor: _bernoulli,
+    aten.polygamma_.default: _polygamma,
+    aten.__lshift__.Scalar: _left,
+    aten.__rshift__.Scalar: _right,
+    aten._is_all_true.default: _all_true,
+    aten._is_any_true.default: _any_true,
+}

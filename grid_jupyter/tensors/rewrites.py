@@ -12,6 +12,7 @@ import torch
 
 from grid_jupyter.errors import OperationNotAllowedError, RemoteOperationError
 from grid_jupyter.ops.allowed import why_refused
+from grid_jupyter.tensors.packing import pack
 
 aten = torch.ops.aten
 
@@ -64,10 +65,18 @@ def _never(args: Any, kwargs: Any) -> bool:
     return False
 
 
-def _frames(args: Any, kwargs: Any) -> Any:
-    """`as_strided` as torch.stft uses it, for frames that overlap: that is `unfold`, which stays within its tensor."""
+def _within(args: Any, kwargs: Any) -> Any:
+    """`as_strided` as torch itself uses it, where a view that stays within its tensor is the same.
+
+    `fill_diagonal_` asks for the diagonal, torch.stft for frames that overlap: that is `unfold`.
+    """
     x, size, stride = args[:3]
     offset = args[3] if len(args) > 3 else kwargs.get("storage_offset")
+    alike = len(size) == 1 < x.dim() and size[0] == min(x.shape) and stride[0] == sum(x.stride())
+    if alike and offset in (None, x.storage_offset()):
+        while x.dim() > 1:
+            x = aten.diagonal.default(x)
+        return x
     outer, rank = len(size) - 2, x.dim()
     frames = (
         rank == outer + 1
@@ -141,6 +150,65 @@ def _attention(args: Any, kwargs: Any) -> Any:
     )
 
 
+def _to_meta(args: Any, kwargs: Any) -> Any:
+    """A tensor without values is of this side: torch asks for one to learn shapes, in forward mode."""
+    device = kwargs.get("device")
+    if device is None or torch.device(device).type != "meta":
+        return NotImplemented
+    _settle(args[0])
+    of = args[0]._layout
+    return torch.empty_strided(of.shape, of.stride, dtype=kwargs.get("dtype") or of.dtype, device="meta")
+
+
+def _folded(args: Any, kwargs: Any) -> Any:
+    """A batch of products with one matrix that requires a gradient is one product, as it is in local `matmul`.
+
+    torch asks whether the matrix requires one, and here sees that of none: gradients are kept elsewhere.
+    """
+    x, y = args
+    if not torch.is_grad_enabled() or not _has_numbers(x) or not _has_numbers(y):
+        return NotImplemented
+    if is_one_matrix(y) and y.requires_grad:
+        batch, rows, inner = x.shape
+        folded = aten.mm.default(_as_rows(x, [batch * rows, inner]), _matrix(y))
+        return aten.view.default(folded, [batch, rows, y.shape[2]])
+    if is_one_matrix(x) and x.requires_grad:
+        batch, inner, columns = y.shape
+        turned = aten.transpose.int(y, 1, 2)
+        folded = aten.mm.default(_as_rows(turned, [batch * columns, inner]), aten.t.default(_matrix(x)))
+        turned = aten.transpose.int(aten.view.default(folded, [batch, columns, x.shape[1]]), 1, 2)
+        return aten.clone.default(turned, memory_format=torch.contiguous_format)
+    return NotImplemented
+
+
+def is_one_matrix(tensor: Any) -> bool:
+    """Whether a remote batch of matrices is one matrix, again and again."""
+    return _has_numbers(tensor) and tensor._layout.stride[0] == 0 and tensor._layout.shape[0] > 1
+
+
+def _has_numbers(tensor: Any) -> bool:
+    """Whether it is a remote tensor without symbols in its lengths (sizes.py)."""
+    found = getattr(tensor, "_layout", None)
+    return found is not None and all(type(part) is int for part in (*found.shape, *found.stride))
+
+
+def _as_rows(x: Any, shape: list[int]) -> Any:
+    if x.stride(0) != x.shape[1] * x.stride(1):
+        x = aten.clone.default(x, memory_format=torch.contiguous_format)
+    return aten.view.default(x, shape)
+
+
+def _matrix(many: Any) -> Any:
+    """The matrix that was expanded; of what is a view of it, since the gradient of an expansion is as large as that."""
+    root, shape, stride = many._root, many.shape[1:], many.stride()[1:]
+    if root is not None and _has_numbers(root) and root._offset == many._offset and root.requires_grad:
+        if (root.shape, root.stride()) == (shape, stride):
+            return root
+        if (root.shape[::-1], root.stride()[::-1]) == (shape, stride):
+            return aten.t.default(root)
+    return aten.select.int(many, 0, 0)
+
+
 REWRITES: dict[Any, Callable[[Any, Any], Any]] = {
     # operations that return Python values are reads, made of allowed operations and a read
     aten._local_scalar_dense.default: _item,
@@ -148,13 +216,16 @@ REWRITES: dict[Any, Callable[[Any, Any], Any]] = {
     aten.allclose.default: _allclose,
     aten.is_pinned.default: _never,
     aten.is_same_size.default: _same_size,
+    aten._to_copy.default: _to_meta,
+    aten.bmm.default: _folded,
+    aten._pack_padded_sequence.default: pack,
     aten._has_same_storage_numel.default: _same_size,
     aten.lift_fresh.default: _same,
     # torch asks for sizes in this way where they are symbols, and an operation needs the numbers
     aten.size.default: _lengths,
     aten.stride.default: _strides,
     # what no Node runs, or not in this form
-    aten.as_strided.default: _frames,
+    aten.as_strided.default: _within,
     aten.unfold_backward.default: _overlap_add,
     aten.embedding.default: _embedding,
     aten._embedding_bag_forward_only.default: _embedding_bag,
@@ -163,5 +234,9 @@ REWRITES: dict[Any, Callable[[Any, Any], Any]] = {
 }
 """The operation → what is done instead."""
 
-UNSTEADY = frozenset({aten._scaled_dot_product_flash_attention_for_cpu.default})
-"""Of these, the layouts of the arguments do not tell whether they become others."""
+
+def is_unsteady(op: Any, args: Any) -> bool:
+    """Whether the layouts of the arguments do not tell if the operation becomes another one."""
+    if op is aten.bmm.default:
+        return any(map(is_one_matrix, args))
+    return op is aten._scaled_dot_product_flash_attention_for_cpu.default

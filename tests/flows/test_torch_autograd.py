@@ -444,6 +444,7 @@ FUNC: dict[str, Lines] = {
     "grad of grad": lambda w: func.grad(func.grad(lambda a: (a**3).sum()))(w.tensor(W)[0]),
     "jacrev": lambda w: func.jacrev(lambda a: a.softmax(0))(w.tensor(W)),
     "jacfwd": lambda w: func.jacfwd(lambda a: a**2)(w.tensor(W)),
+    "hessian": lambda w: func.hessian(lambda a: (a**3).sum() * a.prod())(w.tensor(W)),
     "hessian by jacrev": lambda w: func.jacrev(func.jacrev(lambda a: (a**3).sum()))(w.tensor(W)),
     "vjp": lambda w: func.vjp(lambda a: a.exp(), w.tensor(W))[1](w.tensor(W))[0],
     "jvp": lambda w: func.jvp(lambda a: a**2, (w.tensor(W),), (w.tensor(W),)),

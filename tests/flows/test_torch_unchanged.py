@@ -15,6 +15,7 @@ from both_ways import both, compare, fetched
 from node_world import GridProcess
 from torch import nn, optim
 from torch.nn import functional
+from torch.nn.utils import rnn
 from torch.optim import lr_scheduler, swa_utils
 from torch.utils import data
 
@@ -74,13 +75,30 @@ class Words(nn.Module):
 
 
 class Sequence(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, kind: Any = nn.LSTM) -> None:
         super().__init__()
-        self.recurrent = nn.LSTM(6, 12, num_layers=2, batch_first=True)
+        self.recurrent = kind(6, 12, num_layers=2, batch_first=True)
         self.out = nn.Linear(12, 3)
 
     def forward(self, x: Any) -> Any:
         return self.out(self.recurrent(x)[0][:, -1])
+
+
+class Texts(nn.Module):
+    """Batches of texts: matrices meet their tokens turned round, which decides how torch multiplies them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(20, 16)
+        self.near = nn.Conv1d(16, 16, 3, padding=1)
+        self.layer = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True)
+        self.mixed = nn.Parameter(torch.randn(16, 16))
+        self.weights = nn.Parameter(torch.randn(6, 8))
+        self.out = nn.Linear(16, 3)
+
+    def forward(self, x: Any) -> Any:
+        hidden = self.near(self.tokens(x).transpose(1, 2)).transpose(1, 2) @ self.mixed
+        return self.out((self.weights @ self.layer(hidden)).mean(1))
 
 
 def networks() -> dict[str, tuple[nn.Module, torch.Tensor, torch.Tensor]]:
@@ -96,7 +114,9 @@ def networks() -> dict[str, tuple[nn.Module, torch.Tensor, torch.Tensor]]:
         "MLP": (perceptron, torch.randn(32, 6), classes),
         "CNN": (cnn, torch.randn(32, 1, 10, 10), classes),
         "LSTM": (Sequence(), torch.randn(32, 7, 6), classes),
+        "GRU": (Sequence(nn.GRU), torch.randn(32, 7, 6), classes),
         "transformer": (Words(), words[:-1], words[1:].flatten()),
+        "transformer, batch first": (Texts(), torch.randint(0, 20, (32, 8)), classes),
     }
 
 
@@ -112,7 +132,7 @@ def trained(model: nn.Module, x: Any, y: Any, make: Callable[[Any], optim.Optimi
     return losses
 
 
-@pytest.mark.parametrize("name", ["MLP", "CNN", "LSTM", "transformer"])
+@pytest.mark.parametrize("name", ["MLP", "CNN", "LSTM", "GRU", "transformer", "transformer, batch first"])
 @pytest.mark.parametrize(
     "make", [lambda p: optim.SGD(p, lr=0.1, momentum=0.9), lambda p: optim.Adam(p, lr=0.01)], ids=["SGD", "Adam"]
 )
@@ -153,6 +173,8 @@ LOSSES: dict[str, tuple[nn.Module, tuple[torch.Tensor, ...]]] = {
     "CosineEmbeddingLoss": (nn.CosineEmbeddingLoss(margin=0.1), (X, P, SIGNS)),
     "TripletMarginLoss": (nn.TripletMarginLoss(), (X, P, P.flip(0))),
     "TripletMarginWithDistanceLoss": (nn.TripletMarginWithDistanceLoss(), (X, P, P.flip(0))),
+    "MultiLabelMarginLoss": (nn.MultiLabelMarginLoss(), (X, torch.tensor([[0, 3, -1, 1, 1, 1]] * 4))),
+    "NLLLoss of images": (nn.NLLLoss(weight=W), (X.reshape(1, 6, 2, 2).log_softmax(1), LABELS.reshape(1, 2, 2))),
     "CTCLoss": (
         nn.CTCLoss(),
         (X.reshape(4, 1, 6).log_softmax(2), torch.tensor([[1, 2]]), torch.tensor([4]), torch.tensor([2])),
@@ -171,6 +193,32 @@ def test_a_loss_and_its_gradient_are_the_local_ones(worker: VirtualWorker, name:
         return [found, first.grad]
 
     both(worker, lines)
+
+
+def losses_with_weights(where: Any) -> Any:
+    """Those that are layers as well; the second is one of newer torch."""
+    torch.manual_seed(0)
+    layers = [nn.AdaptiveLogSoftmaxWithLoss(6, 20, [5, 12], div_value=2.0)]
+    if hasattr(nn, "LinearCrossEntropyLoss"):
+        layers.append(nn.LinearCrossEntropyLoss(6, 20))
+    found, labels = [], where.tensor(torch.tensor([0, 19, 7, 4]))
+    for layer in map(where.module, layers):
+        x = where.tensor(X).requires_grad_()
+        out = layer(x, labels)
+        loss = out if isinstance(out, torch.Tensor) else out.loss
+        loss.backward()
+        found += [loss, x.grad, *[one.grad for one in layer.parameters()]]
+    return found
+
+
+def test_losses_that_are_layers_are_the_local_ones(worker: VirtualWorker):
+    both(worker, losses_with_weights)
+
+
+def test_every_loss_of_torch_is_tried():
+    layers = {"AdaptiveLogSoftmaxWithLoss", "LinearCrossEntropyLoss"}
+    tried = {name.split()[0] for name in LOSSES} | layers | {"NLLLoss2d"}  # the old name of NLLLoss
+    assert {name for name in dir(nn) if name.endswith("Loss")} <= tried
 
 
 # ------------------------------------------------------------------ optimisers
@@ -449,6 +497,23 @@ def recurrent_layers(where: Any) -> Any:
     return found
 
 
+def sequences_of_several_lengths(where: Any) -> Any:
+    found = []
+    for kind, first in ((nn.LSTM, True), (nn.GRU, False)):
+        torch.manual_seed(0)
+        layer = where.module(kind(6, 5, batch_first=first, bidirectional=first))
+        x = where.tensor(torch.randn(3, 4, 6)).requires_grad_()
+        rows = x if first else x.transpose(0, 1)
+        packed = rnn.pack_padded_sequence(rows, torch.tensor([4, 1, 3]), batch_first=first, enforce_sorted=False)
+        out, state = layer(packed)
+        padded, lengths = rnn.pad_packed_sequence(out, batch_first=first, padding_value=-1.0, total_length=6)
+        padded.pow(2).sum().backward()
+        parts = rnn.unpad_sequence(padded, lengths, batch_first=first)
+        found += [padded, lengths, state, x.grad, [one.grad for one in layer.parameters()], parts]
+        found += [rnn.pad_sequence(parts, padding_value=2.0, padding_side=side) for side in ("left", "right")]
+    return found
+
+
 def attention_both_ways(where: Any) -> Any:
     torch.manual_seed(0)
     with warnings.catch_warnings():
@@ -489,13 +554,36 @@ def pruned(where: Any) -> Any:
 @pytest.mark.parametrize(
     "lines",
     [
-        a_state_dict_is_loaded, buffers_of_batch_norm, recurrent_layers, attention_both_ways, weights_written_by_hand,
-        pruned,
+        a_state_dict_is_loaded, buffers_of_batch_norm, recurrent_layers, sequences_of_several_lengths,
+        attention_both_ways, weights_written_by_hand, pruned,
     ],
     ids=lambda lines: lines.__name__,
 )  # fmt: skip
 def test_modules_do_as_they_do_locally(worker: VirtualWorker, lines: Lines):
     both(worker, lines)
+
+
+def products_with_one_matrix(where: Any) -> Any:
+    torch.manual_seed(0)
+    x = torch.randn(8, 3, 6)
+    left, right = where.tensor(torch.randn(4, 6)).requires_grad_(), where.tensor(torch.randn(6, 5)).requires_grad_()
+    part = where.tensor(torch.randn(2, 6, 5)).requires_grad_()
+    turned = where.tensor(x).transpose(0, 1)
+    found = [turned @ right, turned @ right[:, 1:3], left @ turned.mT, turned @ part[1], turned @ right.detach()]
+    found += [turned @ torch.ones(6, 2), torch.bmm(turned, right.expand(3, 6, 5)), turned[None] @ right]
+    sum(one.pow(2).sum() for one in found).backward()
+    with torch.no_grad():
+        found.append(turned @ right)
+    return [*found, left.grad, right.grad, part.grad]
+
+
+def test_batches_meet_a_matrix_as_they_do_locally(worker: VirtualWorker):
+    both(worker, products_with_one_matrix, tolerance=1e-6)  # a local bmm of an expanded matrix stays one
+
+
+def test_lengths_of_packed_sequences_are_of_this_side(worker: VirtualWorker):
+    with pytest.raises(RemoteOperationError, match="lengths of a packed sequence"):
+        rnn.pack_padded_sequence(send(torch.ones(4, 2, 3), worker), send(torch.tensor([4, 2]), worker))
 
 
 class Tied(nn.Module):
@@ -578,3 +666,12 @@ def test_dropout_repeats_with_the_seed_and_is_the_identity_in_evaluation(client:
     assert not found[0].equal(found[2])
     assert 500 < int((found[0] > 0).sum()) < 900
     assert dropout.eval()(x).get().equal(torch.ones(1000))
+
+
+def test_layers_without_dropout_take_no_random_numbers(client: NodeClient):
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    x = torch.ones(2, 3, 8)
+    send_module(layer, client.session)
+    before = torch.get_rng_state()
+    layer(send(x, client)).sum().item()
+    assert torch.get_rng_state().equal(before), "what is drawn next is what is drawn next to a local one"
