@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from grid_jupyter.client.metrics import Measured, means_of
+from grid_jupyter.client.texts import name, number
 from grid_jupyter.client.watching import Point
-from grid_jupyter.tensors.text import plain
 
-NAME_CHARS = 200
 EACH = 50
 """Participants, or devices, that get a line of their own."""
 ROUNDS = 2_000
@@ -27,7 +26,7 @@ def of_points(
     lines = _lines("", figures)
     for by, some in sorted((each or {}).items())[:EACH]:
         alone = dict(some)
-        lines += _lines(plain(by, NAME_CHARS), {one: alone.get(one, {}) for one in figures})
+        lines += _lines(name(by), {one: alone.get(one, {}) for one in figures})
     return {"unit": unit, "rounds": sorted(figures), "lines": lines}
 
 
@@ -53,20 +52,12 @@ def _lines(by: str, figures: Mapping[int, Mapping[str, float]]) -> list[dict[str
     metrics = dict.fromkeys(metric for found in figures.values() for metric in found)
     return [
         {
-            "metric": plain(metric, NAME_CHARS),
+            "metric": name(metric),
             "by": by,
             "values": [number(figures[one].get(metric)) for one in sorted(figures)],
         }
         for metric in metrics
     ]
-
-
-def number(value: Any) -> float | None:
-    """A number that JSON has; None for one that it has not."""
-    try:
-        return value if isinstance(value, (int, float)) and math.isfinite(value) else None
-    except OverflowError:  # a whole number that no float has
-        return None
 
 
 def _chosen(rounds: Sequence[int], most: int) -> set[int]:

@@ -13,14 +13,13 @@ from collections import deque
 from typing import Any, Literal
 
 from grid_jupyter.client.fits import Fit
-from grid_jupyter.client.lines import EACH, NAME_CHARS, ROUNDS, of_points
+from grid_jupyter.client.lines import EACH, ROUNDS, of_points
+from grid_jupyter.client.texts import line, name
 from grid_jupyter.client.watching import Watch, in_notebook, needed
-from grid_jupyter.tensors.text import plain
 
 TARGET = "grid-jupyter:training"
 """What the panel listens to, and how the ids of its comms begin."""
 Phase = Literal["waiting", "running", "finished", "cut"]
-REASON_CHARS = 2_000
 _VALUES, _LAST_VALUES = 6_000, 60_000
 """Of each metric in a message while it goes on, and in its last one: Jupyter's server takes so many bytes a second."""
 _EVERY_S = 0.5
@@ -37,7 +36,7 @@ class TrainingWatch:
 
     def __init__(self, fit: Fit, rounds: int, nodes: int, reason: str, *, live: bool) -> None:
         self._fit, self._rounds, self._nodes = fit, rounds, nodes
-        self._reason = plain(reason, REASON_CHARS)
+        self._reason = line(reason)
         self._watch = Watch("round", rounds, live=live, done=len(fit.records), bar=live)
         self._page: _Page | None = None
         self._after = 0.0
@@ -76,7 +75,7 @@ class TrainingWatch:
             "done": 0 if last is None else last.round,
             "asked": self._rounds,
             "nodes": self._nodes,
-            "left_out": [[plain(name, NAME_CHARS), plain(why, REASON_CHARS)] for name, why in left_out],
+            "left_out": [[name(node), line(why)] for node, why in left_out],
             **of_points("round", fit.points, fit.each, most=most),
         }
 

@@ -10,8 +10,8 @@ from grid_jupyter.client.grid import PublicGridNetwork
 from grid_jupyter.client.local import local
 from grid_jupyter.client.node import NodeClient
 from grid_jupyter.client.pointers import RemoteArrays
+from grid_jupyter.client.texts import block, line, name
 from grid_jupyter.errors import BadRequest, GridError, NodeUnavailableError, ObjectNotFoundError
-from grid_jupyter.widgets.texts import block, line, name
 from grid_jupyter.widgets.view import Action, Text, View, script, style
 from grid_jupyter.wire.messages import DatasetInfo
 

@@ -8,11 +8,10 @@ from typing import Annotated, Any, ClassVar
 
 import msgspec
 
-from grid_jupyter.client.lines import number
 from grid_jupyter.client.requests import Request
+from grid_jupyter.client.texts import block, changes, line, name, number
 from grid_jupyter.errors import ObjectNotFoundError
 from grid_jupyter.link.http import call
-from grid_jupyter.widgets.texts import block, changes, line, name
 from grid_jupyter.widgets.view import Action, NodeView, Text, script, style
 from grid_jupyter.wire.messages import DatasetInfo
 from grid_jupyter.wire.requests import RequestInfo

@@ -8,10 +8,9 @@ import msgspec
 
 from grid_jupyter.client.grid_jobs import GridJobs
 from grid_jupyter.client.jobs import WAITING, Job
-from grid_jupyter.client.lines import number
 from grid_jupyter.client.node import NodeClient
+from grid_jupyter.client.texts import block, line, name, number
 from grid_jupyter.errors import BadRequest, ObjectNotFoundError
-from grid_jupyter.widgets.texts import block, line, name
 from grid_jupyter.widgets.view import Action, NodeView, script, style
 from grid_jupyter.wire.jobs import JobInfo
 

@@ -14,9 +14,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 
 from grid_jupyter.client.previews import Preview, of_file, of_value, variables
+from grid_jupyter.client.texts import block, name
 from grid_jupyter.errors import BadRequest, InvalidDataError, ObjectNotFoundError
 from grid_jupyter.link.http import call
-from grid_jupyter.widgets.texts import block, name
 from grid_jupyter.widgets.view import Action, NodeView, Text, script, style
 from grid_jupyter.wire.messages import DatasetInfo, JobPolicy
 

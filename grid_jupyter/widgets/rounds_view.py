@@ -19,10 +19,10 @@ from grid_jupyter.client.jobs import WAITING, Job
 from grid_jupyter.client.lines import of_measured, of_points
 from grid_jupyter.client.metrics import frame_of
 from grid_jupyter.client.owner import owner
+from grid_jupyter.client.texts import line, name
 from grid_jupyter.client.watching import curves, in_notebook
 from grid_jupyter.errors import BadRequest, DependencyError, GridError, NodeUnavailableError
 from grid_jupyter.link.http import call
-from grid_jupyter.widgets.texts import line, name
 from grid_jupyter.widgets.view import View, script, style
 
 PICTURE_S = 15.0

@@ -22,9 +22,9 @@ import msgspec
 import traitlets
 
 from grid_jupyter.client.owner import owner
+from grid_jupyter.client.texts import line
 from grid_jupyter.errors import GridError, NodeUnavailableError
 from grid_jupyter.widgets import hearing
-from grid_jupyter.widgets.texts import line
 
 if TYPE_CHECKING:
     from grid_jupyter.client.node import NodeClient

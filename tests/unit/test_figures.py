@@ -9,7 +9,7 @@ from io import BytesIO
 
 from matplotlib import pyplot
 
-from grid_jupyter.client.lines import number
+from grid_jupyter.client.texts import number
 from grid_jupyter.client.watching import curves
 
 POINTS = [(1, {"accuracy": 0.5}), (2, {"accuracy": 0.75})]

@@ -14,7 +14,7 @@ from grid_jupyter.client.jobs import Job
 from grid_jupyter.client.listings import SHOWN, Datasets, FoundAt, JobList, Stands
 from grid_jupyter.client.pointers import pointer
 from grid_jupyter.client.requests import Request, Requests
-from grid_jupyter.widgets.texts import LINES, changes
+from grid_jupyter.client.texts import LINES, changes
 from grid_jupyter.wire.jobs import Arguments, JobInfo, LogLine
 from grid_jupyter.wire.messages import ColumnInfo, DatasetInfo, TensorInfo
 from grid_jupyter.wire.requests import RequestedData, RequestInfo

@@ -1,9 +1,11 @@
-"""What others wrote, as a view shows it: short, without control and direction characters, as JSON and never as HTML."""
+"""What others wrote, as a page shows it: short, without control and direction characters, as JSON and never as HTML."""
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from grid_jupyter.tensors.text import plain
 
@@ -28,6 +30,14 @@ def block(text: object) -> str:
     found = str(text).split("\n")
     shown = [plain(one, TEXT_CHARS) for one in found[:LINES]]
     return "\n".join([*shown, f"… and {len(found) - LINES} lines more"] if len(found) > LINES else shown)
+
+
+def number(value: Any) -> float | None:
+    """A number that JSON has; None for one that it has not."""
+    try:
+        return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+    except OverflowError:  # a whole number that no float has
+        return None
 
 
 def changes(before: Sequence[str], after: Sequence[str]) -> Iterator[str]:
