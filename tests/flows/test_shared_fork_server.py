@@ -125,11 +125,19 @@ def family() -> list[psutil.Process]:
         if child not in OTHERS:
             with contextlib.suppress(psutil.NoSuchProcess):
                 found += [child, *child.children(recursive=True)]
-    return [one for one in found if one.status() != psutil.STATUS_ZOMBIE and not one.name().startswith("bwrap")]
+    return [one for one in found if runs(one, but="bwrap")]
 
 
 def below(process: psutil.Process) -> list[psutil.Process]:
-    return [one for one in process.children() if one.status() != psutil.STATUS_ZOMBIE]
+    return [one for one in process.children() if runs(one)]
+
+
+def runs(process: psutil.Process, but: str = "\0") -> bool:
+    """Whether it is there, and is none of that name."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE) and not process.name().startswith(but)
+    except psutil.NoSuchProcess:  # it went since it was listed
+        return False
 
 
 def the_shared_one() -> psutil.Process:
