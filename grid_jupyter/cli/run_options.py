@@ -208,6 +208,10 @@ def add_node(commands: Commands[argparse.ArgumentParser]) -> None:
     kept.add_argument(
         "--objects-cache", type=values.size, default=10 << 30, metavar="SIZE", help="copies kept on the disk (10G)"
     )
+    parser.add_argument(
+        "--objects-sweep", action="store_true",
+        help="remove there, at this start, what no row names: only where the database is the newest one",
+    )  # fmt: skip
     limits = parser.add_argument_group("limits of one session")
     limits.add_argument("--session-memory", type=values.size, default=2 << 30, metavar="SIZE", help="memory (2G)")
     limits.add_argument(

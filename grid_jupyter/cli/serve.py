@@ -54,6 +54,7 @@ def node(options: argparse.Namespace) -> int:
             database=database,
             objects=objects,
             objects_cache_bytes=options.objects_cache,
+            objects_sweep=options.objects_sweep,
             operation_s=options.operation_time,
             session_threads=options.session_threads,
             max_jobs=options.max_jobs,

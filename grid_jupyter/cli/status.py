@@ -127,6 +127,8 @@ def _objects(told: dict[str, Any] | None) -> list[str]:
     if told is None:
         return []
     owed = [f"{told[key]} {what}" for key, what in _OWED if told[key]]
+    if told["unnamed"]:
+        owed.append(f"{told['unnamed']} ({size(told['unnamed_bytes'])}) that no row names (see --objects-sweep)")
     return [
         f"  objects    {told['objects']} ({size(told['bytes'])}) in {told['url']}, copies of {size(told['cached'])} of "
         f"at most {size(told['cache'])} here" + "".join(f"; {one}" for one in owed)

@@ -201,7 +201,7 @@ async def _kept(options: NodeOptions, state: StateDir) -> NodeBlobs:
         ) from None
     if objects is not None:  # threads wait for the store as well as for the disk
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="grid"))
-    return NodeBlobs(state.path, objects, options.objects_cache_bytes)
+    return NodeBlobs(state.path, objects, options.objects_cache_bytes, sweeps=options.objects_sweep)
 
 
 async def _serve(options: NodeOptions, state: StateDir) -> ObjectStore | None:

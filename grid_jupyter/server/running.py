@@ -83,6 +83,7 @@ class NodeOptions:
     database: URL | None = None  # PostgreSQL; None: a SQLite file in the state directory
     objects: ObjectAddress | None = None  # the object store; None: files in the state directory
     objects_cache_bytes: int = 10 << 30  # copies of objects in the state directory
+    objects_sweep: bool = False  # remove objects at this start that no row names
     public_address: str | None = None
     network_url: str | None = None
     invite: str | None = None  # the bare code

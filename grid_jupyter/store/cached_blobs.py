@@ -30,13 +30,15 @@ _TRIES = 8
 class CachedBlobStore(BlobStore):
     """The blobs of one directory, kept in the object store's folder of the same name."""
 
-    def __init__(self, directory: Path, objects: ObjectStore, cache: Cache) -> None:
-        """What the object store has is known after `sweep`."""
+    def __init__(self, directory: Path, objects: ObjectStore, cache: Cache, *, sweeps: bool = False) -> None:
+        """What the object store has is known after `sweep`, which removes there what no row names if it `sweeps`."""
         super().__init__(directory)
         self._folder = directory.name
         self._objects = objects
         self._cache = cache
+        self._sweeps = sweeps
         self._kept: dict[str, Stored] = {}  # what the object store has
+        self._unnamed: tuple[int, int] = 0, 0
         self._waiting: set[str] = set()  # what it is to have: it was here before the object store was
         self._turns: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
@@ -50,6 +52,10 @@ class CachedBlobStore(BlobStore):
         """How many objects there are, and their bytes."""
         with self._lock:
             return len(self._kept), sum(stored.nbytes for stored in self._kept.values())
+
+    def unnamed(self) -> tuple[int, int]:
+        """How many objects there were when this Node started that no row names, and their bytes."""
+        return self._unnamed
 
     # -------------------------------------------------------------- reading
 
@@ -191,15 +197,17 @@ class CachedBlobStore(BlobStore):
             )
 
     def sweep(self, known: Collection[str], passing: Collection[str] = ()) -> int:
-        """See BlobStore. Objects that no row names go as well, and from now on it is known what there is."""
+        """See BlobStore. From now on it is known which objects there are. Of those that no row names go the ones that
+        were to be deleted; the others stay, unless it is said that they go: these rows may be older than they are."""
         names = frozenset(known)
+        self._objects.forgive(self._folder, names)
         self._objects.tidy(self._folder)
         found = self._objects.list(self._folder)
         removed = super().sweep(names)
         here = {entry.name: entry.stat() for entry in self._entries()}
         with self._lock:
-            garbage = {name: one for name, one in found.items() if name not in names and name not in self._made}
-            self._kept.update((name, one) for name, one in found.items() if name not in garbage)
+            unnamed = {name: one for name, one in found.items() if name not in names and name not in self._made}
+            self._kept.update((name, one) for name, one in found.items() if name not in unnamed)
             kept = {name for name, one in self._kept.items() if name not in here or here[name].st_size == one.nbytes}
             self._waiting = set(names & here.keys()) - kept - set(passing)
             lost = names - self._kept.keys() - here.keys()
@@ -209,13 +217,25 @@ class CachedBlobStore(BlobStore):
             log.error(
                 "object store %s: %d blobs that rows name are gone (%s …)", self._objects.url, len(lost), min(lost)
             )
-        if len(garbage) > _LEFT_BY_A_KILL and len(garbage) == len(found):
+        owed = self._objects.owes(self._folder)
+        garbage = {name: one for name, one in unnamed.items() if name in owed}
+        if len(unnamed) > _LEFT_BY_A_KILL and len(unnamed) == len(found):
             log.error(
                 "object store %s: the rows of this Node name none of the %d objects in %s, so they stay: is this its "
                 "database? If it is, delete them there",
                 self._objects.url, len(found), self._folder,
             )  # fmt: skip
-            return removed
+        elif self._sweeps:
+            garbage = unnamed
+        elif unnamed.keys() - owed:
+            log.warning(
+                "object store %s: no row of this Node names %d objects in %s, and they stay. If this is an older "
+                "database than they are, stop the Node, and give it the newest one; if they are of no use, start it "
+                "once with --objects-sweep",
+                self._objects.url, len(unnamed.keys() - owed), self._folder,
+            )  # fmt: skip
+        left = [one.nbytes for name, one in unnamed.items() if name not in garbage]
+        self._unnamed = len(left), sum(left)
         if garbage:
             self._objects.delete(self._folder, garbage)
         return removed + len(garbage)

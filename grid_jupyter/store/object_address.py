@@ -1,6 +1,7 @@
 """Where a Node's object store is, and whose: the URL, its options, what a state directory remembers of it.
 
 objects.json   the URL, the file with its options, the number that the prefix is marked with
+objects.owed   keys of objects that were to be deleted, and may be there still
 objects.lock   held by a backup while it reads objects: none is deleted meanwhile
 """
 
@@ -11,7 +12,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ VARIABLE = "GRID_JUPYTER_OBJECTS"
 OPTIONS_VARIABLE = "GRID_JUPYTER_OBJECTS_OPTIONS"
 """The one that names the file with its options."""
 MEMORY = "objects.json"
+DEBTS = "objects.owed"
 LOCK = "objects.lock"
 PATIENCE_S = 60.0
 """How long a backup waits for deletions that are under way."""
@@ -54,6 +56,26 @@ class Remembered(msgspec.Struct, frozen=True, kw_only=True):
     owner: str
     options: str | None = None
     marked: bool = False
+
+
+class Debts:
+    """What a Node owes its object store to delete, also when it is ended in between: keys below the prefix."""
+
+    def __init__(self, state: Path) -> None:
+        self._path = state / DEBTS
+
+    def read(self) -> frozenset[str]:
+        """What is owed. Raises BadRequest where that cannot be read."""
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=frozenset[str])
+        except FileNotFoundError:
+            return frozenset()
+        except (OSError, msgspec.DecodeError) as error:
+            raise BadRequest(f"{self._path} cannot be read: {error}") from None
+
+    def write(self, keys: Collection[str]) -> None:
+        """On the disk when this returns."""
+        put_whole(self._path, msgspec.json.encode(sorted(keys)))
 
 
 class Reading:

@@ -1,4 +1,4 @@
-"""Which state directory a prefix of an object store belongs to: what no row of that one names is removed there."""
+"""Which state directory a prefix of an object store belongs to: its Node alone deletes what is there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from pathlib import Path
 import msgspec
 
 from grid_jupyter.errors import BadRequest, Conflict
-from grid_jupyter.store.object_address import MEMORY, ObjectAddress, Reading, Remembered, at_url, remember, remembered
+from grid_jupyter.store.object_address import (
+    MEMORY,
+    Debts,
+    ObjectAddress,
+    Reading,
+    Remembered,
+    at_url,
+    remember,
+    remembered,
+)
 from grid_jupyter.store.objects import MARK, ObjectStore
 
 
@@ -34,7 +43,7 @@ def claim(state: Path, address: ObjectAddress | None, node: str) -> ObjectStore 
                 "again, make a backup (jupyter grid backup), and restore it into another directory"
             )
         return None
-    store = ObjectStore(address, Reading(state))
+    store = ObjectStore(address, Reading(state), Debts(state))
     mark = store.mark()
     if mark is not None and (known is None or _owner(mark) != known.owner):
         raise Conflict(

@@ -15,7 +15,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, cast
 
 from grid_jupyter.errors import BadRequest, DependencyError, NodeUnavailableError, ObjectNotFoundError, StorageFullError
 from grid_jupyter.store.blobs import disk_full_told
-from grid_jupyter.store.object_address import ObjectAddress, Reading
+from grid_jupyter.store.object_address import Debts, ObjectAddress, Reading
 from grid_jupyter.wire.files import sync_directory
 
 if TYPE_CHECKING:
@@ -56,8 +56,9 @@ class Stored:
 class ObjectStore:
     """The object store of one Node. Its methods raise NodeUnavailableError where it does not answer, or refuses."""
 
-    def __init__(self, address: ObjectAddress, reading: Reading | None = None) -> None:
-        """Nothing is asked of it yet. While somebody holds `reading`, a backup, nothing is deleted.
+    def __init__(self, address: ObjectAddress, reading: Reading | None = None, debts: Debts | None = None) -> None:
+        """Nothing is asked of it yet. While somebody holds `reading`, a backup, nothing is deleted; what is to be
+        deleted stands in `debts` until it is.
 
         Raises DependencyError where fsspec, or its library for this kind of store, is not installed; BadRequest.
         """
@@ -67,8 +68,11 @@ class ObjectStore:
         self._fs, self._root = _file_system(address)
         protocols = (self._fs.protocol,) if isinstance(self._fs.protocol, str) else self._fs.protocol
         self._local, self._s3 = "file" in protocols, "s3" in protocols
-        self._owed: dict[str, bool] = {}  # keys that are to be deleted; whether that was tried, and failed
-        self._lock = threading.Lock()
+        self._debts = debts
+        owed = () if debts is None else debts.read()
+        # keys that are to be deleted; whether that was tried, and failed
+        self._owed: dict[str, bool] = {f"{self._root}/{key}": False for key in owed}
+        self._lock, self._writing = threading.Lock(), threading.Lock()
         self.busy = 0
         """Calls of the store that are under way."""
 
@@ -163,6 +167,22 @@ class ObjectStore:
         """Delete this one when `settle` is called next: it may be there or not."""
         with self._lock:
             self._owed.setdefault(self._key(folder, name, stored), False)
+        self._write_down()
+
+    def owes(self, folder: str) -> frozenset[str]:
+        """Names of a folder's objects that are to be deleted."""
+        with self._lock:
+            return frozenset(_named(key) for key in self._owed if key.startswith(f"{self._root}/{folder}/"))
+
+    def forgive(self, folder: str, names: Collection[str]) -> None:
+        """Rows name these: they are not to be deleted, whoever said so."""
+        with self._lock:
+            within = f"{self._root}/{folder}/"
+            forgiven = [key for key in self._owed if key.startswith(within) and _named(key) in names]
+            for key in forgiven:
+                del self._owed[key]
+        if forgiven:
+            self._write_down()
 
     def settle(self) -> None:
         """Delete what is owed, as far as that can be done."""
@@ -178,7 +198,7 @@ class ObjectStore:
     def refused(self, names: Iterable[str]) -> bool:
         """Whether the store did not delete some of these when it was asked to."""
         with self._lock:
-            keys = {key.rpartition("/")[2][:32] for key, failed in self._owed.items() if failed}
+            keys = {_named(key) for key, failed in self._owed.items() if failed}
         return not keys.isdisjoint(names)
 
     def tidy(self, folder: str) -> None:
@@ -203,7 +223,16 @@ class ObjectStore:
 
     def _delete(self, keys: set[str]) -> None:
         with self._lock:
+            more = not keys <= self._owed.keys()
             self._owed = dict.fromkeys(keys, False) | self._owed
+        if more:
+            self._write_down()
+        try:
+            self._delete_now(keys)
+        finally:
+            self._write_down()
+
+    def _delete_now(self, keys: set[str]) -> None:
         with _nobody_reads(self._reading) as free:
             if not free:
                 log.info("object store %s: a backup reads, %d objects are deleted afterwards", self.url, len(keys))
@@ -219,6 +248,17 @@ class ObjectStore:
                     return
                 with self._lock:
                     self._owed.pop(key, None)
+
+    def _write_down(self) -> None:
+        """A Node that is ended now deletes at its next start what is owed: of what no row names nothing else is."""
+        if self._debts is not None:
+            with self._writing:
+                with self._lock:
+                    owed = [key[len(self._root) + 1 :] for key in self._owed]
+                try:
+                    self._debts.write(owed)
+                except OSError as error:  # what is to be deleted is deleted all the same
+                    log.error("what the object store is to delete cannot be written down: %s", error)
 
     def _remove(self, key: str) -> None:
         try:
@@ -269,6 +309,10 @@ class ObjectStore:
         for secret in self._secrets:
             text = text.replace(secret, "…")
         return _IN_URL.sub("//…@", text)[:400]
+
+
+def _named(key: str) -> str:
+    return key.rpartition("/")[2][:32]
 
 
 def _file_system(address: ObjectAddress) -> tuple[AbstractFileSystem, str]:

@@ -44,9 +44,16 @@ def on_disk(tmp_path: Path) -> ObjectAddress:
     return at_url((tmp_path / "store").as_uri(), None)
 
 
-def opened(state: Path, address: ObjectAddress, known: frozenset[str] = frozenset(), cache: int = 1 << 20) -> NodeBlobs:
+def opened(
+    state: Path,
+    address: ObjectAddress,
+    known: frozenset[str] = frozenset(),
+    cache: int = 1 << 20,
+    *,
+    sweeps: bool = False,
+) -> NodeBlobs:
     """The blobs of a Node, as its start has them."""
-    made = NodeBlobs(state, claim(state, address, "ward7"), cache)
+    made = NodeBlobs(state, claim(state, address, "ward7"), cache, sweeps=sweeps)
     made.blobs.sweep(known)
     made.training.sweep(())
     return made
@@ -223,6 +230,7 @@ def test_copies_make_room_for_others_but_never_what_is_held_or_only_here(state: 
         assert passing.name in copies(state)
         assert kept.describe() | {"url": ""} == {
             "url": "", "objects": 7, "bytes": 18_500, "cached": 4500, "cache": 3500, "to_delete": 0, "to_copy": 0,
+            "unnamed": 0, "unnamed_bytes": 0,
         }  # fmt: skip
         for blob in (first, second, third, fourth, large):
             assert len(read(kept.blobs, blob.name)) == blob.nbytes
@@ -305,7 +313,37 @@ def test_what_cannot_be_deleted_now_is_told_and_deleted_later(
     assert ObjectStore(on_disk).list("blobs") == {}
 
 
-def test_a_start_removes_objects_that_no_row_names_and_what_a_kill_left_half_written(
+def test_what_was_to_be_deleted_is_deleted_by_the_next_process_and_nothing_that_a_row_names(
+    state: Path, on_disk: ObjectAddress, tmp_path: Path
+) -> None:
+    kept = opened(state, on_disk)
+    doomed, named, other = put(kept.blobs, b"doomed"), put(kept.blobs, b"named"), put(kept.blobs, b"other")
+    with away(tmp_path):
+        kept.blobs.delete_all([doomed.name, named.name])
+    again = opened(state, on_disk, frozenset({named.name}))  # of an older database, which still names one
+    again.settle()
+    assert ObjectStore(on_disk).list("blobs").keys() == {named.name, other.name}
+    assert (state / "objects.owed").read_bytes() == b"[]"
+    (state / "blobs" / named.name).unlink(missing_ok=True)
+    assert read(again.blobs, named.name) == b"named"
+
+
+def test_an_older_database_costs_nothing_of_what_is_newer(
+    state: Path, place: ObjectAddress, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = opened(state, place)
+    old, newer = put(kept.blobs, b"old"), put(kept.blobs, b"newer")
+    for times in (1, 2):
+        restored = opened(state, place, frozenset({old.name}))
+        assert f"no row of this Node names {times} objects in blobs, and they stay" in caplog.text
+        told = restored.describe() or {}
+        assert (told["objects"], told["unnamed"], told["unnamed_bytes"]) == (1, times, 5 * times)
+        put(restored.blobs, b"other")
+    right = opened(state, place, frozenset({old.name, newer.name}))
+    assert read(right.blobs, newer.name) == b"newer"
+
+
+def test_a_start_that_is_told_to_removes_what_no_row_names_and_what_a_kill_left_half_written(
     state: Path, place: ObjectAddress, tmp_path: Path
 ) -> None:
     kept = opened(state, place)
@@ -313,7 +351,10 @@ def test_a_start_removes_objects_that_no_row_names_and_what_a_kill_left_half_wri
     if place.protocol == "file":
         (tmp_path / "store" / "blobs" / f"{orphan.name}.{orphan.sha256}.part").write_text("half")
         (tmp_path / "store" / "blobs" / "README").write_text("somebody else's")
-    again = opened(state, place, frozenset({named.name}))
+    opened(state, place, frozenset({named.name}))
+    assert ObjectStore(place).list("blobs").keys() == {named.name, orphan.name}
+    assert copies(state) == {named.name}
+    again = opened(state, place, frozenset({named.name}), sweeps=True)
     assert ObjectStore(place).list("blobs").keys() == {named.name}
     assert copies(state) == {named.name}
     assert read(again.blobs, named.name) == b"named"
@@ -433,10 +474,10 @@ def test_objects_of_which_rows_name_none_stay_where_they_are_many(
 ) -> None:
     kept = opened(state, on_disk)
     blobs = [put(kept.blobs, b"%d" % number) for number in range(17)]
-    opened(state, on_disk)  # by the rows of another database, or of an empty one
+    opened(state, on_disk, sweeps=True)  # by the rows of another database, or of an empty one
     assert "is this its database?" in caplog.text
     assert len(ObjectStore(on_disk).list("blobs")) == 17
-    again = opened(state, on_disk, frozenset({blobs[0].name}))
+    again = opened(state, on_disk, frozenset({blobs[0].name}), sweeps=True)
     assert read(again.blobs, blobs[0].name) == b"0"
     assert ObjectStore(on_disk).list("blobs").keys() == {blobs[0].name}
 

@@ -31,7 +31,11 @@ def make(directory: Path, objects: ObjectStore | None) -> Callable[[], BlobStore
     """A store as a process of its own has it: the contract is that of all kinds of them."""
 
     def made() -> BlobStore:
-        return BlobStore(directory) if objects is None else CachedBlobStore(directory, objects, Cache(1 << 20))
+        return (
+            BlobStore(directory)
+            if objects is None
+            else CachedBlobStore(directory, objects, Cache(1 << 20), sweeps=True)
+        )
 
     return made
 
