@@ -15,6 +15,7 @@ GridError                               grid-error                  500
 │   └── RemoteObjectFoundError          tensor-is-remote            400
 ├── NotAuthenticatedError               not-authenticated           401
 ├── TooManyAttemptsError                too-many-attempts           429
+├── TooSlowError                        too-slow                    408
 ├── Forbidden                           forbidden                   403
 │   ├── GetNotPermittedError            get-not-permitted           403
 │   ├── SendNotPermittedError           send-not-permitted          403
@@ -163,6 +164,13 @@ class TooManyAttemptsError(GridError):
 
     code = "too-many-attempts"
     status = 429
+
+
+class TooSlowError(GridError):
+    """A body came so slowly that the Node waits for it no longer."""
+
+    code = "too-slow"
+    status = 408
 
 
 class Forbidden(GridError):

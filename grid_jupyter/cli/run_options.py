@@ -230,6 +230,10 @@ def add_node(commands: Commands[argparse.ArgumentParser]) -> None:
     )  # fmt: skip
     limits.add_argument("--max-sessions", type=values.positive, default=16, metavar="N", help="sessions at once (16)")
     limits.add_argument("--max-upload", type=values.size, default=64 << 30, metavar="SIZE", help="one data set (64G)")
+    limits.add_argument(
+        "--least-upload", type=values.size, default=64 << 10, metavar="SIZE",
+        help="what whoever sends a large body comes to in 30 seconds (64K)",
+    )  # fmt: skip
     jobs = parser.add_argument_group("jobs")
     jobs.add_argument("--max-jobs", type=values.positive, default=4, metavar="N", help="that run at once (4)")
     jobs.add_argument(

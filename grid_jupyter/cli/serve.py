@@ -51,6 +51,7 @@ def node(options: argparse.Namespace) -> int:
             device_parts=options.device_fraction,
             device_memory_bytes=options.device_memory,
             max_upload_bytes=options.max_upload,
+            least_upload_bytes=options.least_upload,
             database=database,
             objects=objects,
             objects_cache_bytes=options.objects_cache,

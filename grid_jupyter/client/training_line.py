@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 import msgspec
 
 from grid_jupyter.client.measuring import Told
-from grid_jupyter.errors import GridError, InvalidMessageError, NodeUnavailableError
+from grid_jupyter.errors import GridError, InvalidMessageError, NodeUnavailableError, TooSlowError
 from grid_jupyter.link.http import Address, reported
 from grid_jupyter.link.kept import LARGE, Kept
 from grid_jupyter.wire.places import WITH_MODEL, parted
@@ -180,10 +180,12 @@ class TrainingLine:
     ) -> _Said:
         """With `goes_on`, a body whose connection was lost is sent from where it is known to be."""
         deadline, pause = time.monotonic() + self._patience_s, _PAUSE_S
-        told, lost = headers or {}, False
+        told, lost, reached, slow_at = headers or {}, False, 0, -1
         while True:
             try:
                 stands = self._stands(path) if goes_on and lost else _Stands()
+                if stands.offset > reached:  # a slow line gets on
+                    reached, deadline = stands.offset, time.monotonic() + self._patience_s
                 if stands.complete:
                     return _Said("", b"")
                 if stands.offset and body is not None:
@@ -198,6 +200,10 @@ class TrainingLine:
                 time.sleep(pause)
                 pause = min(_LONGEST_PAUSE_S, pause * 2)
                 lost = True
+                continue
+            if answer.status == TooSlowError.status and stands.offset > slow_at:  # what came is kept, as when it is cut
+                self.close()
+                slow_at, goes_on, lost = stands.offset, True, True
                 continue
             if answer.status != 200:
                 raise reported(answer.status, bytes(answer.data), self.address.url)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
-from grid_jupyter.errors import Conflict, GridError, NodeUnavailableError, ObjectNotFoundError
+from grid_jupyter.errors import Conflict, GridError, NodeUnavailableError, ObjectNotFoundError, TooSlowError
 from grid_jupyter.link.http import TIMEOUT_S, Address, reported, untrusted
 from grid_jupyter.link.progress import Progress
 from grid_jupyter.link.room import Pages, Room
@@ -56,6 +56,9 @@ def upload(
             except _Cut as cut:
                 begun = True
                 tries.wait(offset, address, cut)
+            except TooSlowError:  # what came is kept, as when it is cut
+                begun = True
+                tries.wait(offset, address, _Cut("TooSlowError"))
             except Conflict:  # what came over the broken connection had not all arrived when we asked
                 if not begun:
                     raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import msgspec
@@ -21,6 +22,7 @@ from grid_jupyter.server.gauges import Gauges
 from grid_jupyter.server.job_doors import JOB_RULES
 from grid_jupyter.server.node_sockets import SessionDoor
 from grid_jupyter.server.node_streams import STREAM_RULES, NodeDoor
+from grid_jupyter.server.pace import Pace
 from grid_jupyter.server.request_doors import REQUEST_RULES
 from grid_jupyter.server.training_api import MODEL_CENTRIC_RULES
 from grid_jupyter.wire.limits import MAX_NAME_CHARS, MAX_TAG_CHARS, MAX_TAGS
@@ -216,8 +218,15 @@ NODE_RULES: list[tuple[str, type[Door]]] = [
 ]
 
 
-def node_application(node: GridNode, address: Any, cycles: Cycles, gauges: Gauges | None = None) -> Application:
-    """All public routes of a Node; `address` gives what the card shows."""
+def node_application(
+    node: GridNode,
+    address: Any,
+    cycles: Cycles,
+    gauges: Gauges | None = None,
+    *,
+    pace: Callable[[], Pace] = Pace,
+) -> Application:
+    """All public routes of a Node; `address` gives what the card shows, `pace` how fast each large body has to come."""
     model_uploads = Uploads(cycles.blobs, node.max_upload_bytes)
     cycles.room.waiting = model_uploads.waiting
     return application(
@@ -230,4 +239,5 @@ def node_application(node: GridNode, address: Any, cycles: Cycles, gauges: Gauge
         gauges=gauges,
         door="public",
         model_uploads=model_uploads,
+        pace=pace,
     )

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -29,6 +30,7 @@ from grid_jupyter.server.overview import NodeOverview
 from grid_jupyter.server.owner_door import open_unix_door, owner_application
 from grid_jupyter.server.owner_doors import OWNER_AT_DOOR, OWNER_NODE_RULES
 from grid_jupyter.server.owner_trainings import OWNER_TRAINING_RULES
+from grid_jupyter.server.pace import Pace
 from grid_jupyter.server.push_doors import OWNER_PUSH_RULES
 from grid_jupyter.server.request_doors import OWNER_REQUEST_RULES
 from grid_jupyter.server.running import (
@@ -254,7 +256,9 @@ async def _serve(options: NodeOptions, state: StateDir) -> ObjectStore | None:
         node.reachable_at(address, options.peers)
         warn_if_exposed("Node", options.host, tls=tls is not None)
         async with told_to_end(supervised=options.supervised) as end:
-            doors = node_application(node, lambda: address, cycles, gauges)
+            doors = node_application(
+                node, lambda: address, cycles, gauges, pace=partial(Pace, options.least_upload_bytes)
+            )
             public = http_server(doors, tls)
             public.add_sockets(sockets)
             socket_path, public_path = state.socket_path(), state.socket_path(PUBLIC_SOCKET)

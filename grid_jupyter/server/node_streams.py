@@ -10,12 +10,13 @@ from typing import Any
 from tornado.iostream import SSLIOStream, StreamClosedError
 from tornado.web import HTTPError, stream_request_body
 
-from grid_jupyter.errors import BadRequest, GridError, InvalidDataError, LimitExceededError
+from grid_jupyter.errors import BadRequest, GridError, InvalidDataError, LimitExceededError, TooSlowError
 from grid_jupyter.identity.accounts import Account
 from grid_jupyter.node.service import GridNode
 from grid_jupyter.node.uploads import Coming, Uploads, check_may_publish
 from grid_jupyter.server.detached import answer
 from grid_jupyter.server.door import Door
+from grid_jupyter.server.pace import Pace
 from grid_jupyter.server.straight import send_mapped, take_parts
 
 CHUNK = 1 << 20
@@ -102,12 +103,13 @@ class BulkDoor(NodeDoor):
         return int(text)
 
     def take(self, limit: int) -> None:
-        """Let the body of this request be as large as the limit, and take its time."""
+        """Let the body of this request be as large as the limit, and take its time; but none that trickles."""
         connection: Any = self.request.connection
         connection.set_max_body_size(limit)
-        connection.set_body_timeout(time_for(limit))
+        connection.set_body_timeout(time_for(self.length()))
         if self.length() > READ:
-            take_parts(connection, CHUNK)
+            pace = self.settings.get("pace", Pace)()
+            take_parts(connection, CHUNK, pace, lambda: self.give_up(_too_slow(pace)))
 
     def on_connection_close(self) -> None:
         super().on_connection_close()
@@ -250,6 +252,13 @@ def _mapped(descriptor: int, nbytes: int) -> mmap.mmap:
         return mmap.mmap(descriptor, nbytes, access=mmap.ACCESS_READ)
     except ValueError:  # the file is shorter than its row says
         raise HTTPError(500) from None
+
+
+def _too_slow(pace: Pace) -> TooSlowError:
+    return TooSlowError(
+        f"less than {pace.least} bytes of it came in {pace.window_s:g} seconds, and this Node waits no longer. Of a "
+        "report or an upload it keeps for five minutes what came: ask by HEAD how much that is, and PATCH the rest"
+    )
 
 
 def time_for(nbytes: int) -> float:

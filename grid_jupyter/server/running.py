@@ -106,6 +106,7 @@ class NodeOptions:
     device_parts: int = 250  # thousandths of its memory for one Worker
     device_memory_bytes: int = 0  # that Workers on the CPU share; 0: each has session_memory_bytes
     max_upload_bytes: int = 64 << 30
+    least_upload_bytes: int = 64 << 10  # of a large body, in 30 s
     operation_s: float = 60.0
     session_threads: int | None = None  # for one operation; None: half of this machine's processors
     max_jobs: int = 4  # that run at once

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import mmap
 import os
 import socket
+import struct
+import termios
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,6 +20,7 @@ from typing import Any
 from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 
 from grid_jupyter.server.detached import writable
+from grid_jupyter.server.pace import Pace
 
 TURN = 4 << 20
 """Bytes that one connection is given before another one has its turn."""
@@ -24,9 +28,10 @@ _WAKE = 256 << 10
 """Bytes that have come in, at least, when this process wakes up for them."""
 
 
-def take_parts(connection: Any, size: int) -> None:
+def take_parts(connection: Any, size: int, pace: Pace, give_up: Callable[[], None]) -> None:
     """Let the body of this request come to its door in parts of `size` bytes, all in the same buffer: a part is good
-    until the door's `data_received` is done with it. Where the connection is cut, the last part is what came."""
+    until the door's `data_received` is done with it. Where the connection is cut, or the body comes slower than `pace`
+    has it, the last part is what came; then `give_up` is to answer."""
 
     async def hand_over(delegate: Any, part: memoryview) -> None:
         waiting = None if connection._write_finished else delegate.data_received(part)
@@ -36,21 +41,64 @@ def take_parts(connection: Any, size: int) -> None:
     async def read(length: int, delegate: Any) -> None:
         # of pages that are taken when bytes come, not when somebody says that they will
         buffer = memoryview(mmap.mmap(-1, min(size, length), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
-        stream = connection.stream
-        with _woken_seldom(stream) as wake:
-            while length:
-                part, filled = buffer[:length], 0
-                length -= len(part)
-                wake(_WAKE if length >= _WAKE else 1)  # so much comes in any case, however much of this part is here
-                try:
+        stream, loop = connection.stream, asyncio.get_running_loop()
+        part, filled, came = buffer[:0], 0, 0
+        ending: asyncio.Task[None] | None = None
+        looking: asyncio.TimerHandle
+
+        async def end() -> None:
+            await hand_over(delegate, part[:filled])
+            give_up()
+
+        def look() -> None:
+            nonlocal filled, ending, looking
+            now = time.monotonic()
+            if pace.is_waiting and pace.is_too_slow(came + _unread(stream), now):
+                filled += _rest(stream, part[filled:])  # of which nobody was woken
+                ending = asyncio.create_task(end())
+            else:
+                looking = loop.call_later(max(pace.left_s(now), pace.window_s / 10), look)
+
+        looking = loop.call_later(pace.window_s, look)
+        try:
+            with _woken_seldom(stream) as wake:
+                while length:
+                    part, filled = buffer[:length], 0
+                    length -= len(part)
+                    wake(_WAKE if length >= _WAKE else 1)  # so much comes in any case, however much of it is here
                     while filled < len(part):
-                        filled += await stream.read_into(part[filled:], partial=True)
-                except StreamClosedError:
-                    await hand_over(delegate, part[:filled])
-                    raise
-                await hand_over(delegate, part)
+                        pace.wait(time.monotonic())
+                        count = await stream.read_into(part[filled:], partial=True)
+                        pace.work(time.monotonic())
+                        if ending is not None:
+                            raise StreamClosedError
+                        filled, came = filled + count, came + count
+                    await hand_over(delegate, part)
+        except StreamClosedError:
+            await (hand_over(delegate, part[:filled]) if ending is None else ending)
+            raise
+        finally:
+            looking.cancel()
 
     connection._read_fixed_body = read
+
+
+def _unread(stream: IOStream) -> int:
+    """Bytes that are here, and nobody has read."""
+    if isinstance(stream, SSLIOStream):
+        return 0
+    (count,) = struct.unpack("i", fcntl.ioctl(stream.fileno(), termios.FIONREAD, bytes(4)))
+    return int(count)
+
+
+def _rest(stream: IOStream, room: memoryview) -> int:
+    """Read them, past the stream, which is not used any more; how many they are."""
+    if isinstance(stream, SSLIOStream):
+        return 0
+    try:
+        return stream.socket.recv_into(room)
+    except OSError:
+        return 0
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -24,10 +25,13 @@ from tornado.web import RequestHandler
 
 from grid_jupyter.cycles.service import Cycles
 from grid_jupyter.identity.tokens import new_token
+from grid_jupyter.link.bulk import upload
+from grid_jupyter.link.http import Address
 from grid_jupyter.node.service import GridNode, local_workers
 from grid_jupyter.server import node_streams
 from grid_jupyter.server.door import MAX_BODY_BYTES, MAX_JSON_BYTES, application, http_server
 from grid_jupyter.server.node_door import NODE_RULES, node_application
+from grid_jupyter.server.pace import Pace
 from grid_jupyter.store.blobs import BlobStore
 from grid_jupyter.wire.worker import WorkerLimits
 
@@ -72,7 +76,7 @@ class Served:
         return self.ask("POST", "/data-centric/datasets", body, token=token)
 
 
-def _serve(state: Path, **options: Any) -> Iterator[Served]:
+def _serve(state: Path, pace: Callable[[], Pace] = Pace, **options: Any) -> Iterator[Served]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -88,7 +92,7 @@ def _serve(state: Path, **options: Any) -> Iterator[Served]:
             tokens[name] = await node.accounts.issue_token(name)
         cycles = Cycles(node.database, BlobStore(state / "training"))
         await cycles.start()
-        server = http_server(node_application(node, lambda: "http://127.0.0.1:3000", cycles))
+        server = http_server(node_application(node, lambda: "http://127.0.0.1:3000", cycles, pace=pace))
         sockets = bind_sockets(0, "127.0.0.1")
         server.add_sockets(sockets)
         return node, cycles, server, sockets[0].getsockname()[1], tokens
@@ -119,6 +123,30 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """Guests may search and compute, tags are public."""
     yield from _serve(tmp_path_factory.mktemp("opened"), guests=True, public_tags=True)
+
+
+def test_an_upload_that_comes_too_slowly_is_kept_and_the_client_goes_on_where_it_was(tmp_path: Path):
+    data, starts = save({"x": torch.zeros(250_000)}), []
+
+    def pieces(offset: int) -> Iterator[memoryview]:
+        starts.append(offset)
+        for at in range(offset, len(data), 1 << 16):
+            if len(starts) == 1 and at > 400_000:
+                time.sleep(0.5)  # a line that is slow from here on
+            yield memoryview(data)[at : at + (1 << 16)]
+
+    serving = _serve(tmp_path, partial(Pace, 200_000, 0.5))
+    served = next(serving)
+    try:
+        address, token = Address(f"http://127.0.0.1:{served.port}"), served.tokens["Bob"]
+        path, head = f"/data-centric/uploads/{UPLOAD}", {"Authorization": f"Bearer {token}"}
+        upload(address, path, "", pieces, len(data), head, "a table")
+        assert len(starts) == 2, starts
+        assert starts[1] > 400_000
+        [kept] = served.blobs.iterdir()
+        assert kept.read_bytes() == data
+    finally:
+        next(serving, None)
 
 
 # ------------------------------------------------------------------ who may call what

@@ -196,10 +196,10 @@ def test_a_report_whose_transaction_was_kept_though_it_seemed_to_fail_keeps_its_
 
 
 @asynccontextmanager
-async def port_of(here: World) -> AsyncIterator[int]:
+async def port_of(here: World, **settings: Any) -> AsyncIterator[int]:
     """A port with the doors of training."""
     rules = [*REPORT_RULES, *TRAINING_RULES]
-    server = http_server(application(rules, None, cycles=here.cycles))  # type: ignore[arg-type]
+    server = http_server(application(rules, None, cycles=here.cycles, **settings))  # type: ignore[arg-type]
     (listening,) = bind_sockets(0, "127.0.0.1")
     server.add_sockets([listening])
     try:
