@@ -75,16 +75,12 @@ class GridNetwork:
         accounts: Accounts,
         heartbeat_s: float = 5.0,
         replicas: int = 1,
-        clock: Callable[[], float] = time.time,
-        ticks: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
         self.heartbeat_s = heartbeat_s
         self._registry = registry
         self._accounts = accounts
         self._replicas = replicas
-        self._clock = clock
-        self._ticks = ticks
         self._presence: dict[str, Presence] = {}
         self._links: dict[str, NodeLink] = {}
         self._heartbeats: dict[str, Heartbeat] = {}
@@ -112,16 +108,16 @@ class GridNetwork:
         reserved_for = None if code is None else await self._registry.reserved_for(code)
         admission = admit(name, known, caller, invited=code is not None, reserved_for=reserved_for)
         if admission is Admission.RETURN:
-            await self._registry.seen(name, self._clock(), address=address)
+            await self._registry.seen(name, time.time(), address=address)
             return None
         account, token = await self._accounts.accept_invite(code or "", new_account_name(name), None, origin)
         try:
             if account.role != roles.NODE:
                 raise Forbidden("this invite is for a person; ask the Network's owner for one with the role Node")
             if known is None:
-                await self._registry.add(name, address, account.id, self._clock(), node_id=node_id)
+                await self._registry.add(name, address, account.id, time.time(), node_id=node_id)
             else:
-                ended = await self._registry.readmit(known, address, account.id, self._clock())
+                ended = await self._registry.readmit(known, address, account.id, time.time())
                 await self._accounts.revoke_tokens(ended)
         except (Forbidden, Conflict):
             await self._accounts.revoke_tokens(account.username)
@@ -167,20 +163,20 @@ class GridNetwork:
         self, node: Registered, *, send: Callable[[FromNetwork], None], close: Callable[[str], None]
     ) -> NodeLink:
         """Take up the link of a Node; an older one is closed, for there is one process of a Node."""
-        link = NodeLink(next(self._numbers), node.name, now=self._ticks(), send=send, close=close)
+        link = NodeLink(next(self._numbers), node.name, now=time.monotonic(), send=send, close=close)
         older = self._links.get(node.name)
         self._links[node.name] = link
         self._happened(node.name, Opened(link.number))
         if older is not None:
             older.close("the Node opened another link")
         link.send(Welcome(network=self.name, heartbeat_s=self.heartbeat_s))
-        await self._registry.seen(node.name, self._clock())
+        await self._registry.seen(node.name, time.time())
         return link
 
     async def received(self, link: NodeLink, message: FromNode) -> None:
         """Take in what came over a link. Raises BadRequest for a heartbeat with an unfit address,
         NodeUnavailableError where the link ends meanwhile."""
-        link.last_message = self._ticks()
+        link.last_message = time.monotonic()
         if isinstance(message, FindNode):
             alive = {node.name: node.address for node in await self.alive()}
             link.send(FoundNode(id=message.id, address=alive.get(message.name)))
@@ -196,7 +192,7 @@ class GridNetwork:
         link.send(Seen())
         self._heartbeats[link.name] = message
         if before is None or before.address != message.address:
-            await self._registry.seen(link.name, self._clock(), address=message.address)
+            await self._registry.seen(link.name, time.time(), address=message.address)
 
     def close_link(self, link: NodeLink) -> None:
         """A link has ended."""
@@ -208,7 +204,7 @@ class GridNetwork:
 
     def is_silent(self, link: NodeLink) -> bool:
         """Whether nothing came over this link for so long that it counts as dead."""
-        return liveness.is_silent(link.last_message, self._ticks(), self.heartbeat_s)
+        return liveness.is_silent(link.last_message, time.monotonic(), self.heartbeat_s)
 
     def close(self) -> None:
         """Close all links: the Network ends."""
@@ -216,7 +212,7 @@ class GridNetwork:
             link.close("the Network ends")
 
     def _happened(self, name: str, event: liveness.Event) -> None:
-        self._presence[name] = liveness.advance(self._presence.get(name, Presence()), event, self._ticks())
+        self._presence[name] = liveness.advance(self._presence.get(name, Presence()), event, time.monotonic())
 
     # ------------------------------------------------------------------ who is there
 
@@ -225,7 +221,7 @@ class GridNetwork:
         return tuple(node for node in await self._registry.all() if self._is_alive(node.name))
 
     def _is_alive(self, name: str) -> bool:
-        return liveness.is_alive(self._presence.get(name, Presence()), self._ticks(), self.heartbeat_s)
+        return liveness.is_alive(self._presence.get(name, Presence()), time.monotonic(), self.heartbeat_s)
 
     async def report(self, name: str) -> NodeReport:
         """What is known of one Node. Raises NotFound."""
@@ -235,9 +231,9 @@ class GridNetwork:
         link = self._links.get(name)
         if link is None or not self._is_alive(name):
             return NodeReport(node=node, status="offline", heartbeat=None, datasets=None, models=None)
-        began = self._ticks()
+        began = time.monotonic()
         datasets = (await ask_all([link], _all_datasets, Datasets)).get(name)
-        status = "online" if datasets is not None and self._ticks() - began < PROMPT_S else "busy"
+        status = "online" if datasets is not None and time.monotonic() - began < PROMPT_S else "busy"
         models = (await ask_all([link], _list_models, Models)).get(name)
         return NodeReport(
             node=node, status=status, heartbeat=self._heartbeats.get(name), datasets=datasets, models=models

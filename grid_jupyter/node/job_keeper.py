@@ -43,12 +43,14 @@ log = logging.getLogger("grid_jupyter")
 
 FORGET_S = 90 * 86_400.0
 """How long a job that ended stays in the list."""
+REST_S = 600.0
+"""How long a Worker waits for the next round of its job."""
 SWEEP_S = 1.0
 
 
 class JobKeeper:
     """The jobs of one Node that have not ended. `at_once` run at the same time, `per_user` of one user; each may take
-    `job_s` seconds. Workers of jobs of many rounds stay for `rest_s` behind a round."""
+    `job_s` seconds. Workers of jobs of many rounds stay for REST_S behind a round."""
 
     def __init__(
         self,
@@ -61,7 +63,6 @@ class JobKeeper:
         at_once: int,
         per_user: int,
         job_s: float,
-        rest_s: float = 600.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._table = table
@@ -74,7 +75,6 @@ class JobKeeper:
         self._at_once = at_once
         self._per_user = per_user
         self._job_s = job_s
-        self._rest_s = rest_s
         self._clock = clock
         self._live: dict[str, LiveJob] = {}
         self._served: dict[str, int] = {}
@@ -153,7 +153,7 @@ class JobKeeper:
                 for live in list(self._live.values()):
                     await self.rows.write_behind(live)
                     await self.apply(live, machine.Tick())
-                    if live.worker is not None and time.monotonic() - live.worker.last_used > self._rest_s:
+                    if live.worker is not None and time.monotonic() - live.worker.last_used > REST_S:
                         await self._let_go(live, live.worker)
                 for gone in await self._table.forget(self._clock() - FORGET_S):
                     await self.rows.drop(gone.work, gone.checkpoint, gone.result)
