@@ -158,7 +158,7 @@ class ReportDoor(TrainingDoor, BulkDoor):
             self.cycles.arrivals.give_up(arriving)
             raise
         await self.cycles.finish_report(arriving, upload, arriving.samples)
-        placed = None if self._next is None else await self.cycles.next_place(arriving, self._next)
+        placed = None if self._next is None else await self.while_here(self.cycles.next_place(arriving, self._next))
         if placed is None:
             self.reply({"status": "success"})
         else:

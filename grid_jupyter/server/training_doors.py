@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar, cast
 
 import msgspec
 from tornado.iostream import StreamClosedError
@@ -28,6 +29,8 @@ from grid_jupyter.wire.answers import Hosted
 from grid_jupyter.wire.places import WITH_MODEL, with_model
 from grid_jupyter.wire.training import Authenticate, CycleRequest, HostTraining, Which
 
+T = TypeVar("T")
+
 MAX_HOSTING_BYTES = 32 << 20
 """Length of the body of host-training: its plans and configurations."""
 SAMPLE_BYTES = 64 << 20
@@ -43,6 +46,28 @@ class TrainingDoor(NodeDoor):
     def cycles(self) -> Cycles:
         cycles: Cycles = self.settings["cycles"]
         return cycles
+
+    _gone = False
+    _asking: asyncio.Task[Any] | None = None
+
+    async def while_here(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """What waiting for something comes to; None where whoever asked left, and it was given up."""
+        if self._gone:
+            work.close()
+            return None
+        self._asking = asyncio.create_task(work)
+        try:
+            return cast(T, await self._asking)
+        except asyncio.CancelledError:
+            if not self._gone:
+                raise
+            return None
+
+    def on_connection_close(self) -> None:
+        super().on_connection_close()
+        self._gone = True
+        if self._asking is not None:
+            self._asking.cancel()
 
     def tell(self, answer: object, model: bytes | None) -> None:
         """Answer with JSON, and a model behind it if there is one."""
@@ -203,8 +228,9 @@ class CycleRequestDoor(TrainingDoor):
     open_to_all = frozenset({"POST"})
 
     async def post(self) -> None:
-        placed = await self.cycles.place(self.body(CycleRequest))
-        self.tell(placed.answer, placed.model)
+        placed = await self.while_here(self.cycles.place(self.body(CycleRequest)))
+        if placed is not None:
+            self.tell(placed.answer, placed.model)
 
 
 class GetModel(TrainingDoor):

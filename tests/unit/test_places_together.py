@@ -4,6 +4,10 @@ transaction: each with the same result as one after the other."""
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
+import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http.client import HTTPConnection
@@ -248,5 +252,46 @@ def test_a_place_that_came_with_a_report_is_of_no_use_to_another_device_on_the_s
             assert answer["status"] == "accepted"
             await here.cycles.check_key(other, answer["request_key"])
             line.close()
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("by", ["cycle-request", "report"])
+def test_a_device_that_leaves_while_it_waits_gets_no_place(tmp_path: Path, by: str):
+    counted = threading.Event()
+
+    def leave(port: int, where: str, body: bytes) -> None:
+        head = f"POST /model-centric/{where} HTTP/1.1\r\nHost: h\r\nContent-Length: {len(body)}\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", port), 10) as line:
+            line.sendall(head.encode() + body)
+            assert counted.wait(10)
+            line.shutdown(socket.SHUT_WR)
+            assert line.recv(1) == b"", "the Node has seen that nobody waits"
+
+    async def go() -> None:
+        async with world(tmp_path) as here, port_of(here) as port:
+            await here.host(max_diffs=2, max_workers=2, cycle_length=1000)
+            first, second = await here.accepted(), await here.accepted()
+            if by == "report":
+                query = {"worker_id": second[0], "request_key": second[1], "next": '{"wait_s": 60}'}
+                leaving = asyncio.create_task(
+                    asyncio.to_thread(leave, port, f"report?{urlencode(query)}", diff(1, 1, 1))
+                )
+                deadline = time.monotonic() + 10
+                while (await here.stands())["reports"] < 1:
+                    assert time.monotonic() < deadline
+                    await asyncio.sleep(0.01)
+                counted.set()
+                await leaving
+            else:
+                counted.set()
+                for _ in range(2):
+                    asked = {"worker_id": await here.device(), "model": "m", "wait_s": 60}
+                    await asyncio.to_thread(leave, port, "cycle-request", json.dumps(asked).encode())
+                await here.report(second, diff(1, 1, 1))
+            await here.report(first, diff(1, 1, 1))
+            assert (await here.stands(after=0))["completed"] == 1
+            assert (await here.ask(await here.device(), wait_s=0))["status"] == "accepted"
+            assert (await here.ask(await here.device(), wait_s=0))["status"] == "accepted"
 
     asyncio.run(go())
