@@ -148,7 +148,7 @@ class Device:
         reports.check(answer)
         try:
             program = self._program(worker_id, answer, plan)
-            before = read_arrays(self._line.get_model(worker_id, key, answer["model_id"]))
+            before = read_arrays(self._line.get_model(worker_id, key, answer["model_id"], answer["model_sha256"]))
         except Conflict:  # it closed while we were still loading
             return Trained(cycle, 0, 0, False, {})
         rows = _rows(program.document, data)

@@ -143,7 +143,8 @@ class FLJob:
             answer = self._line.cycle_request(worker_id, self.model_name, self.model_version, speeds, wait_s=0)
         if answer["status"] == "accepted":
             key = str(answer["request_key"])
-            self._before = read_arrays(self._line.get_model(worker_id, key, answer["model_id"]))
+            fetched = self._line.get_model(worker_id, key, answer["model_id"], answer["model_sha256"])
+            self._before = read_arrays(fetched)
             self.model = State(torch.from_numpy(array.copy()) for array in self._before.values())
             self.plans = {
                 name: Plan.from_bytes(self._line.get_plan(worker_id, key, number))

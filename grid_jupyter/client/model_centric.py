@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,9 +16,10 @@ from grid_jupyter.client.credentials import Credentials
 from grid_jupyter.client.listings import Stands
 from grid_jupyter.client.metrics import ReadsMetrics, told_of
 from grid_jupyter.client.tensor_files import Array, arrays_of, read_arrays, write_arrays
-from grid_jupyter.errors import BadRequest, NodeUnavailableError
+from grid_jupyter.client.training_line import MODEL_TRIES, OTHER_MODEL
+from grid_jupyter.errors import BadRequest, NodeUnavailableError, ResponseSignatureError
 from grid_jupyter.link.bulk import of_memory, upload
-from grid_jupyter.link.http import Address, call, transfer
+from grid_jupyter.link.http import Address, call, fetch
 from grid_jupyter.tensors.text import plain
 
 if TYPE_CHECKING:
@@ -110,10 +112,15 @@ class ModelCentricFLClient(ReadsMetrics):
     host = host_federated_training
 
     def retrieve(self, name: str, version: str | None = None, checkpoint: int | str = "latest") -> dict[str, Array]:
-        """A checkpoint's arrays by name: the latest, or number 1 (as hosted), 2, … Raises NotFound."""
+        """A checkpoint's arrays by name: the latest, or number 1 (as hosted), 2, … Raises NotFound, and
+        ResponseSignatureError where other bytes come than the Node says, again and again."""
         query = _query(name, version, checkpoint=checkpoint)
-        data = transfer(self.address, "GET", f"/model-centric/retrieve-model?{query}", token=self._token)
-        return {name: array.copy() for name, array in read_arrays(data).items()}
+        for _ in range(MODEL_TRIES):
+            told, data = fetch(self.address, f"/model-centric/retrieve-model?{query}", token=self._token)
+            sha256 = {name.lower(): value for name, value in told.items()}.get("x-grid-sha256")
+            if sha256 in (None, hashlib.sha256(data).hexdigest()):  # a Node of before tells none
+                return {name: array.copy() for name, array in read_arrays(data).items()}
+        raise ResponseSignatureError(OTHER_MODEL.format(self.address.url))
 
     def get_model(self, name: str, version: str | None = None, checkpoint: int | str = "latest") -> State:
         """A checkpoint's tensors as a State, in the order in which they were hosted. Raises NotFound."""

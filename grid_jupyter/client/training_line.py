@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import http.client
 import os
 import secrets
@@ -13,7 +14,13 @@ from urllib.parse import urlencode
 import msgspec
 
 from grid_jupyter.client.measuring import Told
-from grid_jupyter.errors import GridError, InvalidMessageError, NodeUnavailableError, TooSlowError
+from grid_jupyter.errors import (
+    GridError,
+    InvalidMessageError,
+    NodeUnavailableError,
+    ResponseSignatureError,
+    TooSlowError,
+)
 from grid_jupyter.link.http import Address, reported
 from grid_jupyter.link.kept import LARGE, Kept
 from grid_jupyter.wire.places import WITH_MODEL, parted
@@ -26,6 +33,12 @@ _NEXT_S = 1
 """The same for one that goes with a report: whoever trained is not kept waiting for long to know that it counts."""
 _INLINE = 1 << 20
 """Bytes of a model that may come with a place."""
+MODEL_TRIES = 3
+"""How often a model is fetched of which other bytes come than were told of."""
+OTHER_MODEL = (
+    "the model that comes from {} is not the one that it told of: its SHA-256 is another one, each time. Something "
+    "between here and there changes or keeps answers (a proxy, a cache), or the Node's disk is damaged: ask its owner"
+)
 _SPEED_BYTES = 1 << 20
 _PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0
@@ -85,12 +98,19 @@ class TrainingLine:
         self._nonce = self._nonce or secrets.token_hex(16)
         return {**speeds, "wait_s": wait_s, "nonce": self._nonce, "inline_bytes": _INLINE}
 
-    def get_model(self, worker_id: str, request_key: str, model_id: int) -> bytes | bytearray:
-        """The checkpoint to train, as a safetensors file; of a line that `reuses`, good until the next is fetched."""
+    def get_model(self, worker_id: str, request_key: str, model_id: int, sha256: str) -> bytes | bytearray:
+        """The checkpoint to train, as a safetensors file whose SHA-256 the place has told; of a line that `reuses`,
+        good until the next is fetched. Raises ResponseSignatureError where other bytes come, again and again."""
         if self._small is not None and self._small[0] == request_key:
-            return self._small[1]
+            if hashlib.sha256(self._small[1]).hexdigest() == sha256:
+                return self._small[1]
+            self._small = None
         query = urlencode({"worker_id": worker_id, "request_key": request_key, "model_id": model_id})
-        return self._exchange("GET", f"/model-centric/get-model?{query}").data
+        for _ in range(MODEL_TRIES):
+            said = self._exchange("GET", f"/model-centric/get-model?{query}", hashed=True)
+            if said.sha256 == sha256:
+                return said.data
+        raise ResponseSignatureError(OTHER_MODEL.format(self.address.url))
 
     def get_plan(self, worker_id: str, request_key: str, plan_id: int) -> bytes:
         """A plan's document."""
@@ -177,10 +197,13 @@ class TrainingLine:
         headers: dict[str, str] | None = None,
         *,
         goes_on: bool = False,
+        hashed: bool = False,
     ) -> _Said:
-        """With `goes_on`, a body whose connection was lost is sent from where it is known to be."""
+        """With `goes_on`, a body whose connection was lost is sent from where it is known to be; `hashed`: with the
+        SHA-256 of the answer."""
         deadline, pause = time.monotonic() + self._patience_s, _PAUSE_S
         told, lost, reached, slow_at = headers or {}, False, 0, -1
+        digest = None
         while True:
             try:
                 stands = self._stands(path) if goes_on and lost else _Stands()
@@ -192,7 +215,9 @@ class TrainingLine:
                     rest = memoryview(body)[stands.offset :]
                     answer = self._kept.exchange("PATCH", path, rest, {**told, "Upload-Offset": str(stands.offset)})
                 else:
-                    answer = self._kept.exchange(method, path, body, told)
+                    digest = hashlib.sha256() if hashed else None
+                    seen = None if digest is None else digest.update
+                    answer = self._kept.exchange(method, path, body, told, seen)
             except (OSError, http.client.HTTPException) as error:
                 self.close()
                 if time.monotonic() + pause > deadline:
@@ -207,7 +232,8 @@ class TrainingLine:
                 continue
             if answer.status != 200:
                 raise reported(answer.status, bytes(answer.data), self.address.url)
-            return _Said(answer.headers.get("content-type", ""), answer.data)
+            sha256 = "" if digest is None else digest.hexdigest()
+            return _Said(answer.headers.get("content-type", ""), answer.data, sha256)
 
     def _stands(self, path: str) -> _Stands:
         """How much of a body came before its connection was lost."""
@@ -226,6 +252,7 @@ class TrainingLine:
 class _Said(NamedTuple):
     media: str
     data: bytes | bytearray
+    sha256: str = ""
 
 
 class _Stands(NamedTuple):

@@ -10,7 +10,7 @@ import http.client
 import io
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, cast
 
 from grid_jupyter.link.http import Address, WholeHead
@@ -58,9 +58,16 @@ class Kept:
             self._connection.close()
             self._connection = None
 
-    def exchange(self, method: str, path: str, body: Body | None, headers: Mapping[str, str]) -> Answer:
-        """Ask for a path below the address. Raises OSError, http.client.HTTPException; the connection is to be closed
-        then."""
+    def exchange(
+        self,
+        method: str,
+        path: str,
+        body: Body | None,
+        headers: Mapping[str, str],
+        seen: Callable[[Body], object] | None = None,
+    ) -> Answer:
+        """Ask for a path below the address; `seen` is given the bytes of the answer as they come, in order. Raises
+        OSError, http.client.HTTPException; the connection is to be closed then."""
         if self._connection is None:
             self._connection = self._address.connect()
             self._connection.connect()
@@ -70,7 +77,7 @@ class Kept:
             sock.sendall(head)
         if body is not None:
             sock.sendall(body if len(body) > _TOGETHER else b"".join((head, body)))
-        return self._answer(sock, method)
+        return self._answer(sock, method, seen or _nothing)
 
     def _head(self, method: str, path: str, body: Body | None, headers: Mapping[str, str]) -> bytes:
         whole = self._address.path + path
@@ -82,7 +89,7 @@ class Kept:
         lines += [f"{name}: {value}" for name, value in headers.items()]
         return "\r\n".join((*lines, "\r\n")).encode("ascii")
 
-    def _answer(self, sock: socket.socket, method: str) -> Answer:
+    def _answer(self, sock: socket.socket, method: str, seen: Callable[[Body], object]) -> Answer:
         room, have = memoryview(self._room), 0
         while have < _ROOM:
             count = sock.recv_into(room[have:])
@@ -93,23 +100,29 @@ class Kept:
                 break
         plain = None if method == "HEAD" else _plain(self._room, have)
         if plain is None:
-            return self._other(sock, method, bytes(room[:have]))
+            answer = self._other(sock, method, bytes(room[:have]))
+            seen(answer.data)
+            return answer
         status, headers, begin, length = plain
         if have > begin + length:  # more than was asked for: what comes next is not known to be an answer
             self.close()
         if have >= begin + length:
-            return Answer(status, headers, bytes(room[begin : begin + length]))
+            whole = bytes(room[begin : begin + length])
+            seen(whole)
+            return Answer(status, headers, whole)
         data = self._memory(length)
         view = memoryview(data)
         view[: have - begin] = room[begin:have]
-        self._fill(view[have - begin :], sock)
+        seen(view[: have - begin])
+        self._fill(view[have - begin :], sock, seen)
         return Answer(status, headers, data)
 
-    def _fill(self, view: memoryview, sock: socket.socket) -> None:
+    def _fill(self, view: memoryview, sock: socket.socket, seen: Callable[[Body], object]) -> None:
         while view:
             count = sock.recv_into(view)
             if not count:
                 raise http.client.IncompleteRead(b"", len(view))
+            seen(view[:count])  # while it is in the processor's cache
             view = view[count:]
 
     def _memory(self, length: int) -> bytearray:
@@ -143,6 +156,10 @@ class Kept:
                 closing.close()
         headers = {name.lower(): value for name, value in response.headers.items()}
         return Answer(response.status, headers, data)
+
+
+def _nothing(data: Body) -> None:
+    """Nobody looks."""
 
 
 def _plain(room: bytearray, have: int) -> tuple[int, dict[str, str], int, int] | None:

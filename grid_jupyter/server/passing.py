@@ -42,6 +42,8 @@ ANSWER_HEADERS = (
     "Upload-Complete",
     "Upload-Offset",
     "WWW-Authenticate",
+    "X-Grid-Checkpoint",
+    "X-Grid-Sha256",
 )
 """Headers of an answer that pass, besides its length."""
 MAX_HEAD_BYTES = 64 << 10

@@ -155,7 +155,8 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/model-centric/retrieve-model"): Operation(
         told="A checkpoint, a safetensors file",
         query=(NAME, VERSION, Named("checkpoint", "`latest`, or a number; 1 is the model as it was hosted")),
-        answers={BYTES: None}, sent=(Named("X-Grid-Checkpoint", "its number", _Number),), refused=(400, 401, 404),
+        answers={BYTES: None}, refused=(400, 401, 404),
+        sent=(Named("X-Grid-Checkpoint", "its number", _Number), Named("X-Grid-Sha256", "of the file, in hex")),
     ),
     ("GET", "/model-centric/cycle"): Operation(
         told="How a training stands",

@@ -173,6 +173,7 @@ class RetrieveModel(TrainingDoor):
         checkpoint = self.get_query_argument("checkpoint", "latest")
         descriptor, found = await self.cycles.retrieve(self.one("name"), version, checkpoint)
         self.set_header("X-Grid-Checkpoint", str(found.number))
+        self.set_header("X-Grid-Sha256", found.sha256)
         self.set_header("Content-Disposition", "attachment")
         await self.send_blob(descriptor, found.nbytes)
 
