@@ -37,6 +37,7 @@ class PrivateGridNetwork(Trains, Submits):
             raise BadRequest("a grid loads data into its own VirtualWorkers; publish(…) is how Nodes get theirs")
         pointer = worker.receive(tensor)
         pointer.tags, pointer.description = tags, description
+        worker.shelf.call(pointer.id_at_location, tags, description)  # so that the worker finds it, too
         self._held[worker.id].append(pointer)
         return pointer
 

@@ -234,6 +234,10 @@ def test_a_sandbox_has_six_workers_and_five_data_sets_in_parts(capsys: pytest.Ca
         assert all(len(data[name][0]) == len(target[name][0]) for name in data)
         assert all(found[0].location is names[name] for name, found in data.items())
     assert grid.search("#iris", "#nothing") == {}
+    [rows_of_bob] = names["bob"].search("#iris", "#data")
+    assert rows_of_bob.get(deregister_ptr=False).equal(
+        grid.search("#iris", "#data")["bob"][0].get(deregister_ptr=False)
+    )
     assert "Iris" in grid.search("#iris")["bob"][0].description
 
 
