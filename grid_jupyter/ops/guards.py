@@ -80,7 +80,9 @@ def _lstm_layer(
     cx: torch.Tensor, reverse: bool, batch_sizes: list[int], mode: int, hidden: int, layers: int, has_biases: bool,
     bidirectional: bool, batch_first: bool, train: bool,
 ) -> Any:  # fmt: skip
-    _need(mode == 2 and not batch_sizes and has_biases and hidden > 0, "only plain LSTM layers")
+    _need(mode == 2 and not batch_sizes and hidden > 0 and w0.dim() == 2, "only plain LSTM layers")
+    if not has_biases:  # torch then gives tensors of another shape in their place, and reads zeros
+        w2 = w3 = w0.new_zeros(w0.shape[0])
     tensors = (x, w0, w1, w2, w3, hx, cx)
     _need(all(t.dtype == x.dtype and t.dtype in (torch.float32, torch.bfloat16) for t in tensors), "one float dtype")
     _need(x.dim() == 3 and x.numel() > 0, "an LSTM layer takes a [T, N, F] input")
@@ -95,7 +97,7 @@ def _lstm_layer(
         "states fit the batch and the hidden size",
     )
     *results, workspace = aten.mkldnn_rnn_layer.default(
-        *(t.contiguous() for t in tensors), reverse, batch_sizes, mode, hidden, layers, has_biases,
+        *(t.contiguous() for t in tensors), reverse, batch_sizes, mode, hidden, layers, True,
         bidirectional, batch_first, train,
     )  # fmt: skip
     # autograd keeps the workspace itself; most of its bytes were never written

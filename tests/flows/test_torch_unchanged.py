@@ -492,6 +492,11 @@ def recurrent_layers(where: Any) -> Any:
         out, _ = layer(where.tensor(X[None]))
         out.sum().backward()
         found += [out, *[one.grad for one in layer.parameters()]]
+    torch.manual_seed(0)
+    layer = where.module(nn.LSTM(6, 4, bias=False))
+    out, state = layer(where.tensor(X[None]))
+    out.sum().backward()
+    found += [out, state, *[one.grad for one in layer.parameters()]]
     for cell in (nn.LSTMCell, nn.GRUCell, nn.RNNCell):
         found.append(where.module(cell(6, 3))(where.tensor(X)))
     return found
