@@ -15,6 +15,7 @@ import torch
 from grid_jupyter.errors import RemoteOperationError
 from grid_jupyter.ops.allowed import ALLOWED
 from grid_jupyter.tensors.rewrites import REWRITES
+from grid_jupyter.tensors.scaling import unscale, update
 from grid_jupyter.tensors.writing import plain_form, writing
 
 aten = torch.ops.aten
@@ -130,6 +131,8 @@ _OWN: dict[Any, Callable[..., Any]] = {
     aten.random_.to: _random,
     aten.bernoulli_.Tensor: _bernoulli,
     aten.polygamma_.default: _polygamma,
+    aten._amp_foreach_non_finite_check_and_unscale_.default: unscale,
+    aten._amp_update_scale_.default: update,
     aten.__lshift__.Scalar: _left,
     aten.__rshift__.Scalar: _right,
     aten._is_all_true.default: _all_true,

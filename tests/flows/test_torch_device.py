@@ -298,3 +298,23 @@ else:
     raise SystemExit("nobody complained")
 """
     subprocess.run([sys.executable, "-c", lines], check=True, timeout=120)
+
+
+def test_a_scaler_of_losses_keeps_its_scale_on_the_device(device: torch.device):
+    def trained(where: Any) -> list[Any]:
+        torch.manual_seed(0)
+        model, x = nn.Linear(3, 2).to(where), torch.ones(4, 3).to(where)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        scaler = torch.amp.GradScaler(torch.device(where).type, init_scale=1024.0, growth_interval=2)
+        scales = []
+        for factor in (1.0, 1.0, float("inf"), 1.0):
+            optimizer.zero_grad()
+            scaler.scale(model(x).pow(2).mean() * factor).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            scales.append(scaler.get_scale())
+        return [scales, *[one.detach().cpu().tolist() for one in model.parameters()]]
+
+    found = trained(device)
+    assert found[0] == [1024, 2048, 1024, 1024]
+    assert found == trained("cpu")

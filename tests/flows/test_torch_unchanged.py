@@ -350,11 +350,30 @@ def mixed_precision(where: Any) -> Any:
     return [out, loss, *[one.grad for one in model.parameters()]]
 
 
+def scaled_losses(where: Any) -> Any:
+    """Gradients of bfloat16 by a scaled loss; one of them overflows, so that its step is left out."""
+    model, x = where.module(mlp()), where.tensor(X)
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2)
+    found = []
+    for factor in (1.0, 1.0, float("inf"), 1.0):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = model(x).float().pow(2).mean() * factor
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        found += [scaler.get_scale(), *[one.detach().clone() for one in model.parameters()]]
+    return found
+
+
 @pytest.mark.parametrize(
     "lines",
     [
         groups_of_parameters, a_rate_that_is_a_tensor, an_optimiser_that_goes_on_from_its_state, clipped, averaged,
-        mixed_precision,
+        mixed_precision, scaled_losses,
     ],
     ids=lambda lines: lines.__name__,
 )  # fmt: skip
