@@ -28,7 +28,7 @@ from grid_jupyter.node.verdicts import (
     Asked,
     Verdict,
 )
-from grid_jupyter.store.requests import NewRequest, StoredRequest
+from grid_jupyter.store.requests import NO_REQUEST, NewRequest, StoredRequest
 from grid_jupyter.wire.limits import MAX_REASON_CHARS, MAX_SHOWN_BYTES
 from grid_jupyter.wire.requests import OwnerDecision, Remark, RequestedData, RequestInfo
 
@@ -78,14 +78,14 @@ def deciding(account: Account, found: StoredRequest) -> tuple[str, ...]:
     if found.asker == account.username:
         raise Forbidden("nobody decides on a request of their own; another owner of the data, or of the Node, does")
     if not owners:
-        raise ObjectNotFoundError("there is no such request here, or it is not yours to decide on")
+        raise ObjectNotFoundError(NO_REQUEST)
     return owners
 
 
 def asked_by(asker: str, found: StoredRequest) -> StoredRequest:
     """One's own request. Raises ObjectNotFoundError for another's."""
     if found.asker != asker or not asker:
-        raise ObjectNotFoundError("there is no such request here, or it is not yours; node.my_requests() lists yours")
+        raise ObjectNotFoundError(NO_REQUEST)
     return found
 
 

@@ -16,6 +16,12 @@ from grid_jupyter.store.records import Decision, ReleaseRequest
 
 T = TypeVar("T")
 
+NO_REQUEST = (
+    "there is no such request here, or it is not yours; node.my_requests() lists what you asked for, node.requests() "
+    "('jupyter grid requests' at the Node) what waits for you"
+)
+"""Said of a request that is not there, and of another's: nobody learns which."""
+
 
 @dataclass(frozen=True)
 class StoredDecision:
@@ -179,9 +185,7 @@ class RequestRows:
     def _row(self, request: int) -> ReleaseRequest:
         row = self.session.get(ReleaseRequest, request) if is_id(request) else None
         if row is None:
-            raise ObjectNotFoundError(
-                "there is no such request here, or it is not yours; node.my_requests() lists yours"
-            )
+            raise ObjectNotFoundError(NO_REQUEST)
         return row
 
 

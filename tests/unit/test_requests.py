@@ -200,6 +200,7 @@ def test_nobody_approves_their_own_request_whatever_their_rights(world: World):
 
 def test_a_stranger_can_neither_see_nor_decide_nor_take_up_a_request(world: World):
     number = world.asks(value())
+    told = set()
     for attempt in (
         world.requests.approve(EVE, number),
         world.requests.approve(BILL, number),
@@ -210,8 +211,10 @@ def test_a_stranger_can_neither_see_nor_decide_nor_take_up_a_request(world: Worl
         world.requests.visible(EVE, number),
         world.requests.approve(BOB, 10**30),
     ):
-        with pytest.raises(ObjectNotFoundError):
+        with pytest.raises(ObjectNotFoundError) as refused:
             run(attempt)
+        told.add(str(refused.value))
+    assert len(told) == 1  # nor learn that it is there
     assert run(world.requests.to_decide(EVE)) == run(world.requests.mine(EVE)) == ()
     run(world.requests.approve(BOB, number))
     for thief in ("Eve", "Bob", ""):
