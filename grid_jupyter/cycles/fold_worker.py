@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from grid_jupyter.errors import GridError, InvalidDataError, InvalidMessageError, SessionLostError
-from grid_jupyter.store.blobs import Blob, BlobStore
+from grid_jupyter.store.blobs import Blob, BlobStore, Upload
 from grid_jupyter.wire import worker
 from grid_jupyter.worker.backend import Workers
 from grid_jupyter.worker.channel import close_all
@@ -106,7 +106,7 @@ class FoldWorker:
             with contextlib.suppress(SessionLostError):
                 _unheard(await self._send(process, worker.DropFold(training=subject.training)))
 
-    async def check(self, subject: Subject, report: Path, samples: int) -> None:
+    async def check(self, subject: Subject, report: Path | Upload, samples: int) -> None:
         """Whether a report could count. Raises BadRequest, InvalidDataError, LimitExceededError where not."""
         asked = worker.CheckReport(
             training=subject.training, samples=samples, max_norm=subject.max_norm, forms=subject.forms
@@ -193,7 +193,7 @@ class FoldWorker:
     def _is_there(self) -> bool:
         return self._process is not None and not self._process.lost.done()
 
-    async def _ask(self, subject: Subject, message: worker.FoldRequest, *files: Path) -> Answer:
+    async def _ask(self, subject: Subject, message: worker.FoldRequest, *files: Path | Upload) -> Answer:
         self._busy += 1
         try:
             return await (await self._asked(subject, message, *files))
@@ -201,7 +201,9 @@ class FoldWorker:
             self._busy -= 1
             self._rest_later()
 
-    async def _asked(self, subject: Subject, message: worker.FoldRequest, *files: Path) -> asyncio.Future[Answer]:
+    async def _asked(
+        self, subject: Subject, message: worker.FoldRequest, *files: Path | Upload
+    ) -> asyncio.Future[Answer]:
         """Ask, and wait no longer than until it is on its way."""
         process = await self._started()
         if subject.training not in self._counts:
@@ -220,11 +222,14 @@ class FoldWorker:
             begun.add_done_callback(lambda done: self.forget(subject) if _failed(done) else None)
         return await self._send(process, message, *files)
 
-    async def _send(self, process: WorkerProcess, message: worker.FoldRequest, *files: Path) -> asyncio.Future[Answer]:
+    async def _send(
+        self, process: WorkerProcess, message: worker.FoldRequest, *files: Path | Upload
+    ) -> asyncio.Future[Answer]:
         descriptors: list[int] = []
         try:
             for file in files:
-                descriptors.append(os.open(file, self._flags))  # noqa: PERF401 # those before one that fails are closed
+                opened = file.reading(self._flags) if isinstance(file, Upload) else os.open(file, self._flags)
+                descriptors.append(opened)  # those before one that fails are closed
             return await process.send(message, tuple(descriptors))
         finally:
             close_all(descriptors)

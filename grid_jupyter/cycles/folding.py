@@ -35,12 +35,14 @@ class Folding:
         self._pending: dict[int, StoredReport] = {}
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._coming = False  # a task that will fold what is pending
         self._closed = False
 
     def later(self, report: StoredReport) -> None:
         """A report counts: fold it when it is its turn. Where the Node stops, the next start does."""
         self._pending[report.number] = report
-        if not self._closed:
+        if not self._closed and not self._coming:
+            self._coming = True
             task = asyncio.create_task(self._ahead())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -71,6 +73,7 @@ class Folding:
     async def _ahead(self) -> None:
         try:
             async with self._turn:
+                self._coming = False
                 await self._tried(self._ready)
         except Exception as error:  # the outermost call of its task; closing the cycle folds all of them again
             log.error("a report of training %d waits: %s", self._subject.training, type(error).__name__, exc_info=error)

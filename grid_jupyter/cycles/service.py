@@ -14,7 +14,7 @@ import msgspec
 
 from grid_jupyter.cycles import machine
 from grid_jupyter.cycles.admission import check_token
-from grid_jupyter.cycles.arriving import Arrivals, Arriving
+from grid_jupyter.cycles.arriving import SMALL, Arrivals, Arriving
 from grid_jupyter.cycles.averaging_plan import check_averaging, end_all
 from grid_jupyter.cycles.ending import Ending
 from grid_jupyter.cycles.fold_worker import FoldWorker, fold_workers
@@ -395,7 +395,9 @@ class Cycles:
 
     def report_file(self, live: Live, nbytes: int = 0) -> Upload:
         """Where the bytes of a report are to be written, of which there will be `nbytes`, as far as that is known."""
-        return self.blobs.begin(nbytes=nbytes, leave=1, digest=live.digest)  # the checkpoint comes into the one left
+        return self.blobs.begin(  # the checkpoint comes into the one left
+            nbytes=nbytes, leave=1, digest=live.digest, held=SMALL
+        )
 
     async def resume_report(self, worker_id: str, request_key: str, offset: int) -> Arriving:
         """A report that goes on from a byte. Raises as `begin_report`, ObjectNotFoundError where nothing of it is here,
@@ -475,7 +477,7 @@ class Cycles:
                 raise BadRequest(f"'num_samples' is more than the {live.terms.max_samples} of max_samples")
             if upload.size > arriving.limit:
                 raise LimitExceededError(f"a report of this model has at most {arriving.limit} bytes")
-            await ground.folds.check(live.subject, upload.path, samples)
+            await ground.folds.check(live.subject, upload, samples)
         except BaseException:
             await asyncio.to_thread(upload.abort)
             raise

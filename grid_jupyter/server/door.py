@@ -208,6 +208,8 @@ def log_request(handler: RequestHandler) -> None:
     if gauges is not None:
         gauges.answered(handler, handler.settings["door"])
     level = logging.DEBUG if handler.get_status() < 500 else logging.WARNING
+    if not log.isEnabledFor(level):
+        return
     log.log(
         level,
         "%d %s %s (%s) %.1f ms",

@@ -53,6 +53,7 @@ class Gauges:
             buckets=_LATENCIES,
             registry=self._registry,
         )
+        self._answered: dict[tuple[str, str, str, int], Histogram] = {}  # to look a label up takes its time
         self._lag = Histogram(
             "grid_event_loop_lag_seconds",
             "How much later than asked for the event loop came round.",
@@ -77,12 +78,12 @@ class Gauges:
     def answered(self, handler: RequestHandler, door: str) -> None:
         """A request was answered. A path or a method of a stranger's own becomes no label."""
         method = handler.request.method or ""
-        self._requests.labels(
-            door=door,
-            handler=type(handler).__name__,
-            method=method if method in RequestHandler.SUPPORTED_METHODS else "other",
-            status=f"{handler.get_status() // 100}xx",
-        ).observe(handler.request.request_time())
+        method = method if method in RequestHandler.SUPPORTED_METHODS else "other"
+        key = door, type(handler).__name__, method, handler.get_status() // 100
+        found = self._answered.get(key)
+        if found is None:
+            found = self._answered[key] = self._requests.labels(door, key[1], method, f"{key[3]}xx")
+        found.observe(handler.request.request_time())
 
     async def text(self) -> bytes:
         """Everything, in Prometheus' text format."""

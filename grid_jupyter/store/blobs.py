@@ -18,6 +18,7 @@ from typing import BinaryIO, Protocol
 
 from grid_jupyter.errors import Conflict, GridError, ObjectNotFoundError, StorageFullError
 from grid_jupyter.store.database import DISK_FULL_ERRNOS, DISK_FULL_TEXT
+from grid_jupyter.store.held import Held, write_all
 from grid_jupyter.store.spares import Spares
 from grid_jupyter.store.write_back import EACH, begin_write_back
 from grid_jupyter.wire.files import sync_directory
@@ -59,15 +60,16 @@ class Upload:
 
     def __init__(
         self, directory: Path, temporary: str, made: set[str], keep: Callable[[Blob], None] = lambda blob: None,
-        spare: Callable[[Path], int] = lambda path: -1, digest: Callable[[], Digest] = hashlib.sha256,
+        spare: Callable[[Path], int] = lambda path: -1, digest: Callable[[], Digest] = hashlib.sha256, held: int = 0,
     ) -> None:  # fmt: skip
         """Nothing is on the disk before `open`, or the first `write`. `keep` is called with what is to stay; `spare`
         may have a file to be written again, for what will be as long as that; `digest` begins what tells blobs
-        apart."""
+        apart. What has `held` bytes at most is in memory until `commit`."""
         self._directory = directory
         self._path = directory / temporary
         self._made = made
         self._keep, self._spare = keep, spare
+        self._held = Held(held) if held else None
         self._hash = digest()
         self._size = 0
         self._begun = 0  # bytes that the disk was given early
@@ -82,8 +84,17 @@ class Upload:
 
     @property
     def path(self) -> Path:
-        """Where the bytes are until `commit`."""
+        """Where its file is until `commit`, if it has one."""
         return self._path
+
+    def reading(self, flags: int) -> int:
+        """A descriptor of what was written, which is not committed yet: its file opened by these flags, or one of
+        memory. The caller closes it."""
+        return os.open(self._path, flags) if self._held is None else self._held.file()
+
+    def holds(self, nbytes: int) -> bool:
+        """Whether so many more bytes would be in memory: then `write` waits for no disk."""
+        return self._held is not None and self._held.takes(nbytes)
 
     @property
     def ended(self) -> bool:
@@ -107,17 +118,27 @@ class Upload:
         rest = memoryview(data).cast("B")
         self._hash.update(rest)
         self._size += len(rest)
+        if self._held is not None and self._held.takes(len(rest)):
+            self._held.add(rest)
+            return
         try:
             with disk_full_told():
+                self._unhold()
                 self.open()
-                while rest:
-                    rest = rest[os.write(self._fd, rest) :]
+                write_all(self._fd, rest)
             if self._size - self._begun >= EACH:
                 begin_write_back(self._fd, self._begun, self._size - self._begun)
                 self._begun = self._size
         except BaseException:
             self.abort()
             raise
+
+    def _unhold(self) -> None:
+        """What was in memory, into its file."""
+        held, self._held = self._held, None
+        if held is not None:
+            self.open()
+            held.write_to(self._fd)
 
     def abort(self) -> None:
         """Forget it all. Does nothing after a commit or another abort."""
@@ -158,6 +179,7 @@ class Upload:
         blob = Blob(secrets.token_hex(16), self._size, self._hash.hexdigest())
         try:
             with disk_full_told():
+                self._unhold()
                 self.open()
                 if os.fstat(self._fd).st_size != self._size:  # of a spare file, whose end would be another's
                     os.ftruncate(self._fd, self._size)
@@ -174,7 +196,7 @@ class Upload:
         return blob
 
     def _close(self) -> None:
-        descriptor, self._fd, self._ended = self._fd, -1, True
+        descriptor, self._fd, self._ended, self._held = self._fd, -1, True, None
         self._made.discard(self._path.name)
         if descriptor >= 0:
             os.close(descriptor)
@@ -201,16 +223,17 @@ class BlobStore:
 
     def begin(
         self, upload_id: str | None = None, *, nbytes: int = 0, leave: int = 0,
-        digest: Callable[[], Digest] = hashlib.sha256,
+        digest: Callable[[], Digest] = hashlib.sha256, held: int = 0,
     ) -> Upload:  # fmt: skip
         """Begin to write a blob. An unfinished upload of the same id is given up, so that a retry needs no room twice;
         without an id there is none, and nothing is on the disk before the first `write`. `nbytes` says how long it
         will be, as far as that is known then: it may come into a file that `retire` kept, if so many are left to
-        others. What is to stay has no `digest` but SHA-256. Raises StorageFullError.
+        others. Up to `held` bytes stay in memory until they are committed. What is to stay has no `digest` but SHA-256.
+        Raises StorageFullError.
         """
         if upload_id is None:
             take = partial(self.spares.take, nbytes, leave=leave)
-            return Upload(self._directory, new_temporary(), self._made, self._keep, take, digest)
+            return Upload(self._directory, new_temporary(), self._made, self._keep, take, digest, held)
         origin = hashlib.sha256(upload_id.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         for older in self._directory.glob(f"{origin}-*.part"):
             older.unlink(missing_ok=True)

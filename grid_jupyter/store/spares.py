@@ -36,10 +36,13 @@ class Spares:
         """Take a file, whose name is free afterwards; False where it is not worth it, and the caller's as before."""
         with self._lock:
             try:
-                size, disk = path.stat().st_size, os.statvfs(self._directory)
+                size = path.stat().st_size
             except FileNotFoundError:
                 return False
-            if size < LEAST or disk.f_bavail * disk.f_frsize < FREE or self._nbytes() + size > MOST:
+            if size < LEAST:
+                return False
+            disk = os.statvfs(self._directory)
+            if disk.f_bavail * disk.f_frsize < FREE or self._nbytes() + size > MOST:
                 return False
             name = f"{secrets.token_hex(8)}-{secrets.token_hex(8)}.part"
             self._made.add(name)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from grid_jupyter.errors import Conflict, ObjectNotFoundError
-from grid_jupyter.store.blobs import Blob, BlobStore
+from grid_jupyter.store.blobs import Blob, BlobStore, commit_together
 from grid_jupyter.store.cache import Cache
 from grid_jupyter.store.cached_blobs import CachedBlobStore
 from grid_jupyter.store.objects import ObjectStore
@@ -215,3 +215,38 @@ print(store.used_bytes())
     told, after, small = done.stdout.splitlines()
     assert told.startswith("full: the disk of this Node is full")
     assert (after, small) == ("0", "1000")
+
+
+def test_what_is_small_is_in_memory_until_it_is_committed(store: BlobStore, directory: Path) -> None:
+    upload = store.begin(held=8)
+    for piece in (b"abc", b"defgh"):
+        assert upload.holds(len(piece))
+        upload.write(piece)
+    assert not upload.holds(1)
+    assert list(directory.iterdir()) == []
+    with os.fdopen(upload.reading(os.O_RDONLY), "rb") as file:
+        assert file.read() == b"abcdefgh"
+    (blob,) = commit_together([upload])
+    assert isinstance(blob, Blob)
+    assert (blob.nbytes, blob.sha256) == (8, hashlib.sha256(b"abcdefgh").hexdigest())
+    assert store.path(blob.name).read_bytes() == b"abcdefgh"
+    assert [path.name for path in directory.iterdir()] == [blob.name]
+
+
+def test_what_grows_beyond_what_is_held_goes_to_its_file_in_order(store: BlobStore, directory: Path) -> None:
+    upload = store.begin(held=4)
+    for piece in (b"abc", b"def", b"g"):
+        upload.write(piece)
+    (only,) = directory.iterdir()
+    assert only.read_bytes() == b"abcdefg"
+    with os.fdopen(upload.reading(os.O_RDONLY), "rb") as file:
+        assert file.read() == b"abcdefg"
+    assert store.path(upload.commit().name).read_bytes() == b"abcdefg"
+
+
+def test_what_is_held_and_given_up_leaves_nothing(store: BlobStore, directory: Path) -> None:
+    upload = store.begin(held=4)
+    upload.write(b"abc")
+    upload.abort()
+    assert upload.ended
+    assert list(directory.iterdir()) == []
