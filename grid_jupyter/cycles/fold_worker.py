@@ -281,7 +281,7 @@ def _unheard(answer: asyncio.Future[Answer]) -> None:
 def _kept(files: Mapping[tuple[str, int], int], blobs: BlobStore) -> dict[str, Blob]:
     """Files of memory as blobs. Nothing stays where one of them does not fit."""
     made: dict[str, Blob] = {}
-    buffer = memoryview(bytearray(_PIECE))
+    buffer = memoryview(bytearray(min(_PIECE, max((nbytes for _, nbytes in files), default=0))))
     try:
         for (slot, nbytes), descriptor in files.items():
             with blobs.begin(nbytes=nbytes) as upload:

@@ -47,6 +47,12 @@ class Folding:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
+    def all_of(self, count: int) -> list[StoredReport] | None:
+        """The reports of the cycle, in their order; None where not all of so many came by here."""
+        if not count or self._pending.keys() != set(range(1, count + 1)):
+            return None
+        return [self._pending[number] for number in range(1, count + 1)]
+
     async def checkpoint(self, reports: Sequence[StoredReport], model: StoredCheckpoint) -> Made:
         """The model after a cycle of these reports, durably; none is pending afterwards. Raises GridError, and OSError
         where the file of a report is lost."""

@@ -41,6 +41,7 @@ from grid_jupyter.cycles.metrics import Measured, keep
 from grid_jupyter.cycles.steps import Step, Steps
 from grid_jupyter.cycles.tags import Tag
 from grid_jupyter.cycles.terms import Terms
+from grid_jupyter.cycles.waiting import Waiting
 from grid_jupyter.errors import BadRequest, Conflict, GridError, NodeUnavailableError, NotFound, PlanInvalidError
 from grid_jupyter.push.bus import Bus
 from grid_jupyter.store.blobs import Blob, BlobStore, Digest
@@ -124,7 +125,8 @@ class Live:
             forms=terms.diff_forms,
         )
         self.folding = Folding(self.subject, ground.folds, ground.blobs, ground.at)
-        self._changed = asyncio.Event()
+        self._waiting = Waiting()
+        self.changed = self._waiting.changed
         self.problem = ""
         """Why the cycle that is closing has no checkpoint yet."""
         self._watching: asyncio.Task[None] | None = None
@@ -154,13 +156,6 @@ class Live:
         await self._steps.settled()
         await self.folding.closed()
         self._tell()
-
-    async def changed(self, timeout_s: float) -> None:
-        """Wait until something about the cycle changes, but no longer."""
-        try:
-            await asyncio.wait_for(self._changed.wait(), timeout_s)
-        except asyncio.TimeoutError:
-            pass
 
     def digest(self) -> Digest:
         """What tells this training's reports apart."""
@@ -383,7 +378,7 @@ class Live:
             if step.queued:
                 self._ground.bus.publish("notices-queued", model=self.stored.name, version=self.stored.version)
             if (after.phase, after.attempt, after.end) != (before.phase, before.attempt, before.end):
-                self._tell()
+                self._tell(ending=after.phase == "closing")
 
         return await self._steps.take(work, happened)
 
@@ -397,10 +392,9 @@ class Live:
         """Where the cycle waits for its pool: see whether it is large enough by now, and invite."""
         return selection.gather(rows, self.stored, self.terms, state, now, asked=self._pushes)
 
-    def _tell(self) -> None:
+    def _tell(self, *, ending: bool = False) -> None:
         self._ground.tell()
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self._waiting.tell(ending=ending)
 
     # -------------------------------------------------------------- time, and the end of cycles
 
@@ -454,9 +448,12 @@ class Live:
         """Make the checkpoint of the cycle that was closed, then begin the next one, together with it."""
         ground, training, sequence = self._ground, self.stored.id, self.state.sequence
         ground.at("closing")
-        reports, model = await ground.table.transact(
-            lambda rows: (rows.reports(training, sequence), rows.checkpoint(training))
-        )
+        known = self._closing()
+        if known is None:
+            known = await ground.table.transact(
+                lambda rows: (rows.reports(training, sequence), rows.checkpoint(training))
+            )
+        reports, model = known
         averaged: list[str] = []
         if self.stored.averaging is not None:
             report = await self._averaged(self.stored.averaging, model, reports)
@@ -492,16 +489,27 @@ class Live:
 
         _, folded, done = await self._step(work, lambda came: self._train(came[0]))
         ground.at("cycle-opened")
-        if not self.terms.asynchronous:  # there some devices still train the one before
-            await asyncio.to_thread(ground.blobs.rest, model.blob)
-        await asyncio.to_thread(self._delete if self.over else self._retire, folded)
+        await asyncio.to_thread(self._tidy, model, folded, done, over=self.over)
         asyncio.get_running_loop().call_later(SPARE_S, ground.blobs.drop_spares, SPARE_S)
-        if done:
-            await asyncio.to_thread(self._delete, done)
 
-    def _retire(self, names: list[str]) -> None:
-        """The next reports come into these files, where they come soon."""
-        self._ground.blobs.retire(names, lambda: self._ground.at("report-deleted"))
+    def _closing(self) -> tuple[list[StoredReport], StoredCheckpoint] | None:
+        """The reports of the cycle that was closed, and what it trained, where all that is known without the rows."""
+        reports, model = self.folding.all_of(self.state.reports), self._latest
+        if reports is None or model is None or model.state or model.number != self.state.completed + 1:
+            return None
+        return reports, model
+
+    def _tidy(self, model: StoredCheckpoint, folded: list[str], done: list[str], *, over: bool) -> None:
+        """The reports are in a checkpoint, which comes in the place of `model`, and `done` is of no more use. The next
+        reports come into the files of these, where they come soon."""
+        if model.nbytes >= LARGE and not self.terms.asynchronous:  # there some devices still train it
+            self._ground.blobs.rest(model.blob)
+        if over:
+            self._delete(folded)
+        else:
+            self._ground.blobs.retire(folded, lambda: self._ground.at("report-deleted"))
+        if done:
+            self._delete(done)
 
     def _delete(self, names: list[str]) -> None:
         self._ground.blobs.delete_all(names, lambda: self._ground.at("report-deleted"))

@@ -299,7 +299,7 @@ class Cycles:
             left = until - clock()
             if answer.timeout_s is None or left <= 0 or self._stopped:
                 return Placed(_rejected(answer))
-            await live.changed(min(left, answer.timeout_s))
+            await live.changed(min(left, answer.timeout_s), devices=True)
             if self._stopped:
                 return Placed(_rejected(answer))
 

@@ -195,6 +195,7 @@ class SearchEncryptedModels(NodeDoor):
 
 
 NODE_RULES: list[tuple[str, type[Door]]] = [
+    *MODEL_CENTRIC_RULES,  # first: each is tried in turn, and devices come the most often
     (r"/", Front),
     (r"/data-centric/identity/?", Identity),
     (r"/data-centric/status/?", Status),
@@ -208,7 +209,6 @@ NODE_RULES: list[tuple[str, type[Door]]] = [
     (r"/data-centric/datasets/?", Datasets),
     (r"/data-centric/datasets/([0-9]{1,18})", DatasetDoor),
     *JOB_RULES,
-    *MODEL_CENTRIC_RULES,
     (r"/data-centric/datasets/([0-9]{1,18})/([0-9]{1,18})/mock", MockRows),
     (r"/data-centric/session/?", SessionDoor),
     *STREAM_RULES,

@@ -212,7 +212,7 @@ class OpenApi(TrainingDoor):
 
 
 API_RULES: list[tuple[str, type[Door]]] = [(r"/model-centric/openapi.json", OpenApi)]
-MODEL_CENTRIC_RULES = [*TRAINING_RULES, *REPORT_RULES, *METRICS_RULES, *PUSH_RULES, *API_RULES]
+MODEL_CENTRIC_RULES = [*REPORT_RULES, *TRAINING_RULES, *METRICS_RULES, *PUSH_RULES, *API_RULES]
 
 
 def training_document() -> dict[str, Any]:

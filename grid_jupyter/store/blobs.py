@@ -174,6 +174,17 @@ class Upload:
         self._close()
         return blob
 
+    def _written(self) -> None:
+        """All of it is in its file, and on its way to the disk."""
+        try:
+            with disk_full_told():
+                self._unhold()
+                self.open()
+                begin_write_back(self._fd, self._begun, self._size - self._begun)
+        except BaseException:
+            self.abort()
+            raise
+
     def _named(self, then: Callable[[], None]) -> Blob:
         """Under its name, of which the disk knows after `then`."""
         blob = Blob(secrets.token_hex(16), self._size, self._hash.hexdigest())
@@ -302,16 +313,14 @@ class BlobStore:
         sync_directory(self._directory)
 
     def retire(self, names: Iterable[str], each: Callable[[], None] = lambda: None) -> None:
-        """The same, of those that were `passing`: some of the files are kept a while, to be written again."""
-        left = False
+        """The same, of those that were `passing`: some of the files are kept a while, to be written again. The disk is
+        not waited for: what a loss of power brings back goes with the next sweep."""
         for name in names:
-            if not self.spares.keep(self.path(name)):
-                self.path(name).unlink(missing_ok=True)
-                left = True
+            path = self.path(name)
+            if not self.spares.keep(path):
+                path.unlink(missing_ok=True)
             self._made.discard(name)
             each()
-        if left:
-            sync_directory(self._directory)
 
     def drop_spares(self, rested_s: float = 0.0) -> None:
         """Remove what `retire` kept for so long, without waiting for the disk."""
@@ -360,12 +369,19 @@ class BlobStore:
 
 
 def commit_together(uploads: Sequence[Upload]) -> list[Blob | Exception]:
-    """Commit uploads of one store that are `passing`, which wait for their directory once; what each came to."""
+    """Commit uploads of one store that are `passing`, which wait for their directory once; what each came to. All are
+    on their way before the first is waited for: the file system writes its journal once for most of them."""
+    failed: dict[int, Exception] = {}
     outcomes: list[Blob | Exception] = []
-    for upload in uploads:
+    for number, upload in enumerate(uploads):
         try:
-            outcomes.append(upload._named(lambda: None))
+            upload._written()
         except Exception as error:  # whoever commits this one gets it
+            failed[number] = error
+    for number, upload in enumerate(uploads):
+        try:
+            outcomes.append(failed.get(number) or upload._named(lambda: None))
+        except Exception as error:  # as above
             outcomes.append(error)
     named = [upload for upload, outcome in zip(uploads, outcomes, strict=True) if isinstance(outcome, Blob)]
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -14,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from grid_jupyter.errors import Conflict, ObjectNotFoundError
+from grid_jupyter.errors import Conflict, ObjectNotFoundError, StorageFullError
+from grid_jupyter.store import held
 from grid_jupyter.store.blobs import Blob, BlobStore, commit_together
 from grid_jupyter.store.cache import Cache
 from grid_jupyter.store.cached_blobs import CachedBlobStore
@@ -250,3 +252,23 @@ def test_what_is_held_and_given_up_leaves_nothing(store: BlobStore, directory: P
     upload.abort()
     assert upload.ended
     assert list(directory.iterdir()) == []
+
+
+def test_of_uploads_that_are_kept_together_one_that_fails_takes_no_other_along(
+    store: BlobStore, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads = [store.begin(held=8) for _ in range(3)]
+    for number, upload in enumerate(uploads):
+        upload.write(b"%d" % number * 4)
+
+    def write_all(descriptor: int, data: memoryview) -> None:
+        if bytes(data) == b"1111":
+            raise OSError(errno.ENOSPC, "no space left")
+        os.write(descriptor, data)
+
+    monkeypatch.setattr(held, "write_all", write_all)
+    first, second, third = commit_together(uploads)
+    assert isinstance(second, StorageFullError)
+    assert isinstance(first, Blob)
+    assert isinstance(third, Blob)
+    assert {path.read_bytes() for path in directory.iterdir()} == {b"0000", b"2222"}

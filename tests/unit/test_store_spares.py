@@ -17,6 +17,7 @@ from cycle_world import world
 from plan_documents import linear
 from safetensors.numpy import save
 
+from grid_jupyter.cycles import service
 from grid_jupyter.cycles.room import Room
 from grid_jupyter.errors import StorageFullError
 from grid_jupyter.store import spares
@@ -186,6 +187,7 @@ def test_reports_and_the_checkpoint_come_into_the_files_of_the_cycle_before_and_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(spares, "LEAST", 1)
+    monkeypatch.setattr(service, "SMALL", 0)
     one = {"w": numpy.full((3, 1), 1, numpy.float32)}
 
     async def work() -> None:
