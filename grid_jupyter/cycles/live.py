@@ -132,6 +132,7 @@ class Live:
         self._watching: asyncio.Task[None] | None = None
         self._steps = Steps(ground.table, stored.id, ground.clock, self._announce)
         self.leaving = False  # it is being deleted: nobody registers, or asks, any more
+        self._opening = False  # the next cycle is about to begin, and who asks now does in the same transaction
         self._pushes = False  # some of its devices can be reached
         self._plans: list[StoredPlan] | None = None
         self._reading = asyncio.Lock()
@@ -260,7 +261,7 @@ class Live:
 
     def settled(self, worker_id: str) -> Reject | None:
         """What a device is told that has reported in this cycle; None where that is not known without the rows."""
-        if worker_id not in self._reported or self.leaving or self.failed:
+        if worker_id not in self._reported or self._opening or self.leaving or self.failed:
             return None
         answer = on(self.terms, self.state, Asked(place="reported", again=True), self._ground.clock())[1][0]
         return answer if isinstance(answer, Reject) else None
@@ -378,7 +379,7 @@ class Live:
             if step.queued:
                 self._ground.bus.publish("notices-queued", model=self.stored.name, version=self.stored.version)
             if (after.phase, after.attempt, after.end) != (before.phase, before.attempt, before.end):
-                self._tell(ending=after.phase == "closing")
+                self._tell(devices=after.phase != "closing")
 
         return await self._steps.take(work, happened)
 
@@ -392,9 +393,9 @@ class Live:
         """Where the cycle waits for its pool: see whether it is large enough by now, and invite."""
         return selection.gather(rows, self.stored, self.terms, state, now, asked=self._pushes)
 
-    def _tell(self, *, ending: bool = False) -> None:
+    def _tell(self, *, devices: bool = True) -> None:
         self._ground.tell()
-        self._waiting.tell(ending=ending)
+        self._waiting.tell(devices=devices)
 
     # -------------------------------------------------------------- time, and the end of cycles
 
@@ -487,7 +488,12 @@ class Live:
             done += rows.drop_checkpoints(training, after.number + 1 - self.terms.keep_checkpoints)
             return self._gather(rows, state, now), (after, list(rows.folded(training, sequence)), done)
 
-        _, folded, done = await self._step(work, lambda came: self._train(came[0]))
+        self._opening = True
+        try:
+            self._waiting.tell(others=False)  # devices ask behind this step, and are one transaction with it
+            _, folded, done = await self._step(work, lambda came: self._train(came[0]))
+        finally:
+            self._opening = False
         ground.at("cycle-opened")
         await asyncio.to_thread(self._tidy, model, folded, done, over=self.over)
         asyncio.get_running_loop().call_later(SPARE_S, ground.blobs.drop_spares, SPARE_S)

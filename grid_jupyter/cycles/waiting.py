@@ -10,14 +10,14 @@ class Waiting:
 
     def __init__(self) -> None:
         self._waiting: dict[asyncio.Future[None], bool] = {}
-        """Whether it is woken also when there is nothing for a device."""
+        """Whether it is a device."""
 
     async def changed(self, timeout_s: float, *, devices: bool = False) -> None:
         """Wait until something changes, but no longer; `devices` sleep on when a cycle begins to end, which brings them
         nothing."""
         loop = asyncio.get_running_loop()
         woken: asyncio.Future[None] = loop.create_future()
-        self._waiting[woken] = not devices
+        self._waiting[woken] = devices
         timer = loop.call_later(timeout_s, _wake, woken)
         try:
             await woken
@@ -25,14 +25,14 @@ class Waiting:
             timer.cancel()
             self._waiting.pop(woken, None)
 
-    def tell(self, *, ending: bool = False) -> None:
-        """Something changed; `ending`: no more than that the cycle is closing."""
+    def tell(self, *, devices: bool = True, others: bool = True) -> None:
+        """Something changed, for these."""
         waiting, self._waiting = self._waiting, {}
-        for woken, always in waiting.items():
-            if always or not ending:
+        for woken, is_device in waiting.items():
+            if devices if is_device else others:
                 _wake(woken)
             else:
-                self._waiting[woken] = always
+                self._waiting[woken] = is_device
 
 
 def _wake(woken: asyncio.Future[None]) -> None:

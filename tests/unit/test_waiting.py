@@ -13,7 +13,7 @@ def test_devices_sleep_on_while_a_cycle_ends_and_all_wake_when_the_next_one_is_t
         device = asyncio.create_task(waiting.changed(60, devices=True))
         watcher = asyncio.create_task(waiting.changed(60))
         await asyncio.sleep(0)
-        waiting.tell(ending=True)
+        waiting.tell(devices=False)
         await watcher
         assert not device.done()
         later = asyncio.create_task(waiting.changed(60))
