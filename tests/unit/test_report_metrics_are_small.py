@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from grid_jupyter.errors import BadRequest
-from grid_jupyter.server.training_doors import decode
+from grid_jupyter.server.door import decode
 from grid_jupyter.wire.metrics import MetricsReport
 from grid_jupyter.wire.training import CycleRequest, Report
 
