@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from grid_jupyter.cycles.admission import check_keys
 from grid_jupyter.cycles.terms import Terms, read_terms
 from grid_jupyter.errors import BadRequest, PlanInvalidError
-from grid_jupyter.plans.document import Document, canonical
+from grid_jupyter.plans.document import Document, canonical, parsed
 from grid_jupyter.plans.expressions import has_batch
 from grid_jupyter.plans.reader import MAX_BRACKETS, MAX_BYTES, read_plan
 from grid_jupyter.wire.limits import MAX_NAME_CHARS
@@ -37,13 +40,47 @@ class Hosted:
     plans: Mapping[str, Document]
     averaging: Document | None
     """How the host's own plan makes one diff of those of a cycle."""
+    texts: Mapping[str, bytes]
+    """The plans in their canonical form, by name; the averaging plan's is ''."""
 
 
 def read_hosting(body: HostTraining) -> Hosted:
-    """Check all of it but the model. Takes as long as its plans are large.
+    """Check all of it but the model, in a thread. Takes as long as its plans are large.
 
     Raises BadRequest, PlanInvalidError.
     """
+    with _COLLECTOR.rests():
+        return _read(body)
+
+
+class _Collector:
+    """Python's collector of cycles. A plan is hundreds of thousands of objects without any: while one is read, it would
+    look through all of them again and again, and keep the event loop waiting for a quarter of a second each time."""
+
+    def __init__(self) -> None:
+        self._lock, self._resting = threading.Lock(), 0
+
+    @contextmanager
+    def rests(self) -> Iterator[None]:
+        with self._lock:
+            self._resting += 1
+            gc.disable()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._resting -= 1
+                if not self._resting:
+                    if not gc.get_freeze_count():  # what is new counts as old, and nobody looks through it at once
+                        gc.freeze()
+                        gc.unfreeze()
+                    gc.enable()
+
+
+_COLLECTOR = _Collector()
+
+
+def _read(body: HostTraining) -> Hosted:
     if body.protocols:
         raise BadRequest("this Node hosts no protocols: leave them out")
     name, version = (_named(body.client_config, key) for key in ("name", "version"))
@@ -54,12 +91,16 @@ def read_hosting(body: HostTraining) -> Hosted:
         check_keys(terms.authentication)
     if not 1 <= len(body.plans) <= MAX_PLANS:
         raise BadRequest(f"a training has 1 to {MAX_PLANS} plans: what devices are to run")
-    plans = {_plan_name(key): _plan(bytes(raw)) for key, raw in body.plans.items()}
-    averaging = None if bytes(body.averaging_plan) == b"null" else _plan(bytes(body.averaging_plan))
+    read = {_plan_name(key): _plan(bytes(raw)) for key, raw in body.plans.items()}
+    plans = {key: document for key, (document, _) in read.items()}
+    texts = {key: text for key, (_, text) in read.items()}
+    averaging = None
+    if bytes(body.averaging_plan) != b"null":
+        averaging, texts[""] = _plan(bytes(body.averaging_plan))
     if averaging is None and terms.iterative_plan:
         raise BadRequest("iterative_plan says how an averaging plan is run, and there is none: leave it out")
     told = _with_term(body.client_config, terms, plans)
-    return Hosted(name, version, told, body.server_config, terms, plans, averaging)
+    return Hosted(name, version, told, body.server_config, terms, plans, averaging, texts)
 
 
 def check_fits(plans: Mapping[str, Document], form: Form) -> None:
@@ -110,13 +151,13 @@ def _plan_name(name: str) -> str:
     return name
 
 
-def _plan(raw: bytes) -> Document:
+def _plan(raw: bytes) -> tuple[Document, bytes]:
     """A plan as it stands within other JSON, whoever wrote that: it is put into its one spelling first."""
     if len(raw) > MAX_BYTES or raw.count(b"[") + raw.count(b"{") > MAX_BRACKETS:
         raise PlanInvalidError(f"a plan is over the limit of {MAX_BYTES} bytes, or {MAX_BRACKETS} lists and objects")
     try:
-        tree = json.loads(raw)
+        tree = parsed(raw)
         spelled = canonical(tree) if isinstance(tree, dict) else raw
     except (ValueError, RecursionError):
         raise PlanInvalidError("a plan is a JSON object, as Plan.to_bytes() has it") from None
-    return read_plan(spelled)
+    return read_plan(spelled), spelled

@@ -196,10 +196,10 @@ class Cycles:
         averaging: Blob | None = None
         try:
             if hosted.averaging is not None:
-                averaging = await asyncio.to_thread(self._write, hosted.averaging.to_bytes())
-            for key, document in hosted.plans.items():
-                blob = await asyncio.to_thread(self._write, document.to_bytes())
-                plans.append(StoredPlan(id=0, name=key, sha256=document.sha256, blob=blob.name, nbytes=blob.nbytes))
+                averaging = await asyncio.to_thread(self._write, hosted.texts[""])
+            for key in hosted.plans:
+                blob = await asyncio.to_thread(self._write, hosted.texts[key])  # its hash is that of the document
+                plans.append(StoredPlan(id=0, name=key, sha256=blob.sha256, blob=blob.name, nbytes=blob.nbytes))
             training = StoredTraining(
                 id=0,
                 name=hosted.name,

@@ -21,9 +21,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Union
 
+import msgspec
+
 from grid_jupyter.plans.expressions import Expression
 
 FORMAT = "grid.plan"
+_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 VERSION = 1
 KINDS = ("average", "forward", "function", "step")
 INPUT_ROLES = ("arg", "buffer", "const", "hyper", "noise", "param", "state", "x", "y")
@@ -148,7 +151,28 @@ class Document:
 
 def canonical(tree: dict[str, Any]) -> bytes:
     """JSON in the canonical form. Floats have the fewest digits that read back as the same number, as Python's repr."""
-    return json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+    fields = (f"{_JSON.encode(key)}:{_spelled(value)}" for key, value in sorted(tree.items()))
+    return f"{{{','.join(fields)}}}".encode()
+
+
+def parsed(text: bytes) -> Any:
+    """What `json.loads` makes of it, an entry of a list at a time as well. Raises ValueError, RecursionError."""
+    try:
+        fields = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+        return {key: _parsed(bytes(value)) for key, value in fields.items()}
+    except msgspec.MsgspecError:  # it is no object, or nothing at all
+        return json.loads(text)
+
+
+def _parsed(text: bytes) -> Any:
+    if not text.startswith(b"["):
+        return json.loads(text)
+    return [json.loads(bytes(one)) for one in msgspec.json.decode(text, type=list[msgspec.Raw])]
+
+
+def _spelled(value: Any) -> str:
+    """An entry of a list at a time: one call for thousands of nodes would keep the interpreter from all others."""
+    return f"[{','.join(map(_JSON.encode, value))}]" if isinstance(value, list) else _JSON.encode(value)
 
 
 def last_uses(document: Document) -> tuple[tuple[int, ...], ...]:

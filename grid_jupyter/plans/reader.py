@@ -7,7 +7,6 @@ spelling. Whether shapes fit, and what a run would cost, `plans/check.py` tells 
 from __future__ import annotations
 
 import base64
-import json
 import math
 import re
 from typing import Any
@@ -31,6 +30,7 @@ from grid_jupyter.plans.document import (
     Ref,
     Spec,
     Structure,
+    parsed,
 )
 from grid_jupyter.plans.expressions import BATCH, MAX_NUMBER, evaluate, has_batch, read_expression
 from grid_jupyter.plans.operations import OPERATIONS, Parameter
@@ -66,7 +66,8 @@ def read_plan(raw: bytes) -> Document:
     brackets = raw.count(b"[") + raw.count(b"{")
     need(brackets <= MAX_BRACKETS, f"the plan holds more than the limit of {MAX_BRACKETS} lists and objects")
     try:
-        tree = json.loads(raw.decode("ascii"))
+        raw.decode("ascii")
+        tree = parsed(raw)
     except (ValueError, RecursionError):
         raise PlanInvalidError("this is no plan: it is not well-formed JSON in ASCII, or nests too deeply") from None
     document = _document(tree)
