@@ -109,6 +109,15 @@ def _polygamma(target: Any, n: int) -> Any:
     return aten.copy_.default(target, aten.polygamma.default(n, target))  # the arguments are the other way round
 
 
+def _rate_as_number(op: Any) -> Callable[..., Any]:
+    """An optimiser's step whose learning rate comes as a tensor; of a remote one that is a read."""
+
+    def step(*args: Any, lr: Any, **kwargs: Any) -> Any:
+        return op(*args, lr=float(lr), **kwargs)
+
+    return step
+
+
 def _left(x: Any, bits: int) -> Any:
     return aten.bitwise_left_shift.Tensor(x, torch.tensor(bits, dtype=x.dtype))
 
@@ -131,6 +140,8 @@ _OWN: dict[Any, Callable[..., Any]] = {
     aten.random_.to: _random,
     aten.bernoulli_.Tensor: _bernoulli,
     aten.polygamma_.default: _polygamma,
+    aten._fused_sgd_.tensor_lr: _rate_as_number(aten._fused_sgd_.default),
+    aten._fused_adagrad_.tensor_lr: _rate_as_number(aten._fused_adagrad_.default),
     aten._amp_foreach_non_finite_check_and_unscale_.default: unscale,
     aten._amp_update_scale_.default: update,
     aten.__lshift__.Scalar: _left,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 aten = torch.ops.aten
+_LIST = "List[Tensor]"
 _OPTIONS = ["dtype", "layout", "device", "pin_memory"]
 """What factories take, and their forms with `out=` do not."""
 
@@ -26,7 +27,7 @@ def plain_form(op: Any) -> Any:
     if _outs(op):
         return _overload(name, [one for one in arguments if not one.is_out])
     first = arguments[0]
-    if str(first.type) != "Tensor" or first.alias_info is None or not first.alias_info.is_write:
+    if str(first.type) not in ("Tensor", _LIST) or first.alias_info is None or not first.alias_info.is_write:
         return None
     if name.startswith("__i") and name.endswith("__"):
         return _overload(f"__{name[3:]}", arguments)
@@ -52,18 +53,29 @@ def writing(op: Any, plain: Any) -> Callable[..., Any]:
     """A function of the arguments of `op` that runs `plain` and writes what that gives to where `op` does."""
     outs = [one.name for one in _outs(op)]
     if not outs:
-        return functools.partial(_in_place, op, plain)
+        each = str(op._schema.arguments[0].type) == _LIST
+        return functools.partial(_each_in_place if each else _in_place, op, plain)
     return functools.partial(_into, op, plain, outs)
 
 
 def _in_place(op: Any, plain: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
-    before = target
-    if target.requires_grad and torch.is_grad_enabled():
-        if target.is_leaf:
-            raise RuntimeError(f"{op}: a leaf that requires grad cannot be changed in place; use torch.no_grad()")
-        before = aten.clone.default(target)  # what backward() needs is what was there before
-    _write(op, target, plain(before, *args, **kwargs))
+    _write(op, target, plain(_before(op, target), *args, **kwargs))
     return target
+
+
+def _each_in_place(op: Any, plain: Any, targets: list[Any], *args: Any, **kwargs: Any) -> None:
+    found = plain([_before(op, target) for target in targets], *args, **kwargs)
+    for target, made in zip(targets, found, strict=True):
+        _write(op, target, made)
+
+
+def _before(op: Any, target: Any) -> Any:
+    """What backward() needs of a tensor that is written to: what was there before."""
+    if not target.requires_grad or not torch.is_grad_enabled():
+        return target
+    if target.is_leaf:
+        raise RuntimeError(f"{op}: a leaf that requires grad cannot be changed in place; use torch.no_grad()")
+    return aten.clone.default(target)
 
 
 def _into(op: Any, plain: Any, names: list[str], *args: Any, **kwargs: Any) -> Any:
