@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,17 @@ from grid_jupyter.errors import BadRequest, Conflict, InvalidDataError
 from grid_jupyter.link.http import Address
 from grid_jupyter.plans.document import Document, Input
 from grid_jupyter.plans.engine import Program, Training
-from grid_jupyter.plans.onnx_engine import OnnxEngine
+from grid_jupyter.plans.onnx_engine import OnnxEngine, OnnxSteps
 from grid_jupyter.plans.reader import read_plan
 
 Array = NDArray[Any]
 BATCH_SIZE = 32
 """Rows of a step, where client_config says nothing."""
+_CARRIED = ("param", "buffer", "state")
+_SMALL = 1 << 20
+"""Bytes of what is carried from step to step: more of it takes longer than to begin a run, and is copied in a loop."""
+_AT_ONCE = 16
+"""Steps of one run, which nothing interrupts."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +70,8 @@ class Device:
         self._auth_token, self._push_token = auth_token, push_token
         self._listen, self._patience_s = listen, patience_s
         self._engine = OnnxEngine("cpu", threads)
-        self._programs: dict[str, Program[Array]] = {}
-        self._measuring: dict[Program[Array], Measuring] = {}
+        self._plans: dict[str, _Plan] = {}
+        self._measuring: dict[_Plan, Measuring] = {}
 
     def close(self) -> None:
         """Let the connection go."""
@@ -147,31 +153,31 @@ class Device:
         key, cycle = answer["request_key"], int(answer["cycle_id"])
         reports.check(answer)
         try:
-            program = self._program(worker_id, answer, plan)
+            found = self._plan(worker_id, answer, plan)
             before = read_arrays(self._line.get_model(worker_id, key, answer["model_id"], answer["model_sha256"]))
         except Conflict:  # it closed while we were still loading
             return Trained(cycle, 0, 0, False, {})
-        rows = _rows(program.document, data)
-        on = None if tried is None else _rows(program.document, tried)
+        rows = _rows(found.document, data)
+        on = None if tried is None else _rows(found.document, tried)
         random = numpy.random.Generator(numpy.random.Philox([seed, cycle]))
-        training = _training(program, before, answer["client_config"], int(random.integers(1 << 62)))
-        samples, steps, told = _train(training, rows, answer["client_config"], epochs, random)
-        after = {**training.params, **training.buffers}
-        measured = None if on is None else self._measure(program, (before, {**before, **after}), on, answer)
+        values = _values(found.document, before, answer["client_config"])
+        samples, steps, told = _train(found, values, rows, answer["client_config"], epochs, random)
+        after = {**values["param"], **values["buffer"]}
+        measured = None if on is None else self._measure(found, (before, {**before, **after}), on, answer)
         counted = reports.send(worker_id, answer, before, after, samples, random, measured, then)
         return Trained(cycle, samples, steps, counted, told, measured.metrics if measured else {})
 
     def _measure(
-        self, program: Program[Array], models: tuple[dict[str, Array], dict[str, Array]],
+        self, plan: _Plan, models: tuple[dict[str, Array], dict[str, Array]],
         rows: dict[str, dict[str, Array]], answer: dict[str, Any],
     ) -> Told:  # fmt: skip
-        if program not in self._measuring:
-            self._measuring[program] = Measuring(self._engine, program.document)
+        if plan not in self._measuring:
+            self._measuring[plan] = Measuring(self._engine, plan.document)
         size = _whole(answer["client_config"], "batch_size", BATCH_SIZE)
-        (before, count), (after, _) = (self._measuring[program].measure(one, rows, size) for one in models)
+        (before, count), (after, _) = (self._measuring[plan].measure(one, rows, size) for one in models)
         return Told.of(before, after, count)
 
-    def _program(self, worker_id: str, answer: dict[str, Any], plan: str | None) -> Program[Array]:
+    def _plan(self, worker_id: str, answer: dict[str, Any], plan: str | None) -> _Plan:
         """The training step, which is fetched and made ready once."""
         if plan is not None and plan not in answer["plans"]:
             raise BadRequest(f"this training has no plan {plan!r}, but {', '.join(answer['plans'])}")
@@ -179,15 +185,38 @@ class Device:
             sha256 = answer["plan_sha256"][name]
             if plan not in (None, name):
                 continue
-            if sha256 not in self._programs:
+            if sha256 not in self._plans:
                 document = read_plan(self._line.get_plan(worker_id, answer["request_key"], number))
                 if document.kind != "step":
                     continue
-                self._programs[sha256] = self._engine.load(document)
-            return self._programs[sha256]
+                self._plans[sha256] = _Plan(self._engine, document)
+            return self._plans[sha256]
         raise BadRequest(
             "this training has no plan of a whole step (training_plan); FLClient.new_job runs plans of other kinds"
         )
+
+
+class _Plan:
+    """A training step, made ready as it is needed: to be made one at a time, or many in one run."""
+
+    def __init__(self, engine: OnnxEngine, document: Document) -> None:
+        self.document = document
+        self._engine = engine
+
+    @cached_property
+    def step(self) -> Program[Array]:
+        """One step a run."""
+        return self._engine.load(self.document)
+
+    @cached_property
+    def steps(self) -> OnnxSteps | None:
+        """Many, where that is worth while: of a small model, whose steps take less time than to begin a run."""
+        inputs = self.document.inputs
+        nbytes = sum(
+            math.prod(_shape(one)) * numpy.dtype(one.spec.dtype).itemsize for one in inputs if one.role in _CARRIED
+        )
+        noise = any(one.role == "noise" for one in inputs)  # it is drawn here
+        return None if noise or nbytes > _SMALL else self._engine.load_steps(self.document)
 
 
 def _rows(document: Document, data: Any) -> dict[str, dict[str, Array]]:
@@ -216,8 +245,8 @@ def _fitting(one: Input, array: Array) -> Array:
     return numpy.ascontiguousarray(array, dtype)
 
 
-def _training(program: Program[Array], model: dict[str, Array], config: dict[str, Any], seed: int) -> Training[Array]:
-    document = program.document
+def _values(document: Document, model: dict[str, Array], config: dict[str, Any]) -> dict[str, dict[str, Array]]:
+    """What training begins with, by role and name."""
     params, buffers = ({one.name: model[one.name] for one in document.inputs_of(role)} for role in ("param", "buffer"))
     state = {one.name: numpy.zeros(_shape(one), one.spec.dtype) for one in document.inputs_of("state")}
     hyper: dict[str, Array] = {}
@@ -226,7 +255,7 @@ def _training(program: Program[Array], model: dict[str, Array], config: dict[str
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise BadRequest(f"the plan takes the number {one.name!r}, which client_config does not have")
         hyper[one.name] = numpy.asarray(value, one.spec.dtype)
-    return Training(program, params, buffers, state, hyper, seed)
+    return {"param": params, "buffer": buffers, "state": state, "hyper": hyper}
 
 
 def _shape(one: Input) -> tuple[int, ...]:
@@ -234,37 +263,83 @@ def _shape(one: Input) -> tuple[int, ...]:
 
 
 def _train(
-    training: Training[Array],
+    plan: _Plan,
+    values: dict[str, dict[str, Array]],
     rows: dict[str, dict[str, Array]],
     config: dict[str, Any],
     epochs: int,
     random: numpy.random.Generator,
 ) -> tuple[int, int, dict[str, float]]:
-    """Rows that were trained on, steps, and means of what the plan measured."""
-    least, most = training.program.document.batch
-    count = len(next(iter(rows["x"].values())))
+    """Rows that were trained on, steps, and means of what the plan measured. `values` are changed to those after it."""
+    least, most = plan.document.batch
+    count, noise = len(next(iter(rows["x"].values()))), int(random.integers(1 << 62))
     size = min(_whole(config, "batch_size", BATCH_SIZE), most)
-    limit = _whole(config, "max_updates", 0) or math.inf
+    limit = _whole(config, "max_updates", 0) or epochs * count
+    pull = _pull(config)
+    left = count % size
+    used = count if left >= least or not left else count - left  # a last batch that is too small is left out
+    if size < least:
+        used = 0
+    each = -(-used // size)
+    together = plan.steps if not pull and min(limit, each) > 1 else None
+    run = _one_by_one(plan.step, values, rows, pull, noise) if together is None else _many(together, values, rows)
     steps, totals, seen = 0, dict[str, float](), numpy.zeros(count, bool)
-    begun, pull = dict(training.params), _pull(config)
     for _ in range(epochs):
-        order = random.permutation(count)
-        for start in range(0, count, size):
-            chosen = order[start : start + size]
-            if steps >= limit or len(chosen) < least:
+        order = random.permutation(count)[:used]
+        for start in range(0, used, size * _AT_ONCE):
+            chosen = order[start : start + size * min(_AT_ONCE, limit - steps)]
+            if not len(chosen):
                 break
-            x, y = ({name: array[chosen] for name, array in rows[role].items()} for role in ("x", "y"))
-            before = dict(training.params) if pull else {}
-            for name, value in training.step(x, y, len(chosen)).items():
-                totals[name] = totals.get(name, 0.0) + float(value)
-            if pull:
-                for name, array in training.params.items():
-                    training.params[name] = array - array.dtype.type(pull) * (before[name] - begun[name])
-            steps += 1
+            for name, measured in run(chosen, size).items():
+                totals[name] = sum(measured, totals.get(name, 0.0))
+            steps += -(-len(chosen) // size)
             seen[chosen] = True
     if not steps:
         raise InvalidDataError(f"{count} rows are fewer than the {least} of the plan's smallest batch")
     return int(numpy.count_nonzero(seen)), steps, {name: total / steps for name, total in totals.items()}
+
+
+def _many(
+    steps: OnnxSteps, values: dict[str, dict[str, Array]], rows: dict[str, dict[str, Array]]
+) -> Callable[[Array, int], dict[str, list[float]]]:
+    """Steps in one run: what was measured in each, by name."""
+
+    def run(chosen: Array, size: int) -> dict[str, list[float]]:
+        found = steps.run({**values, **rows}, chosen.astype(numpy.int64, copy=False), size)
+        told = {name: array.tolist() for role in ("loss", "metric") for name, array in found.pop(role, {}).items()}
+        for role, named in found.items():
+            values[role].update(named)
+        return told
+
+    return run
+
+
+def _one_by_one(
+    program: Program[Array],
+    values: dict[str, dict[str, Array]],
+    rows: dict[str, dict[str, Array]],
+    pull: float,
+    noise: int,
+) -> Callable[[Array, int], dict[str, list[float]]]:
+    """The same, a run for each step; `pull` as _pull has it."""
+    training = Training(program, values["param"], values["buffer"], values["state"], values["hyper"], noise)
+    begun = dict(training.params)
+
+    def run(chosen: Array, size: int) -> dict[str, list[float]]:
+        told: dict[str, list[float]] = {}
+        for start in range(0, len(chosen), size):
+            batch = chosen[start : start + size]
+            x, y = ({name: array[batch] for name, array in rows[role].items()} for role in ("x", "y"))
+            before = dict(training.params) if pull else {}
+            for name, value in training.step(x, y, len(batch)).items():
+                told.setdefault(name, []).append(float(value))
+            if pull:
+                for name, array in training.params.items():
+                    training.params[name] = array - array.dtype.type(pull) * (before[name] - begun[name])
+        values.update(param=training.params, buffer=training.buffers, state=training.state)
+        return told
+
+    return run
 
 
 def _pull(config: dict[str, Any]) -> float:

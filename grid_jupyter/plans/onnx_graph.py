@@ -183,6 +183,13 @@ class Graph:
 
     def to_bytes(self, metadata: Mapping[str, str]) -> bytes:
         """The model: what the document's outputs need, and nothing else."""
+        nodes, constants = self.parts()
+        inputs = [described(input_name(one), one.spec) for one in self.document.inputs if one.data is None]
+        outputs = [described(output_name(one), self.spec(one.value)) for one in self._outputs]
+        return onnx_model.model(onnx_model.graph(nodes, constants, inputs, outputs), metadata)
+
+    def parts(self) -> tuple[list[bytes], list[bytes]]:
+        """The operations that the document's outputs need, which take its inputs by their names, and the constants."""
         outputs = [(output_name(one), self.names[int(one.value)]) for one in self._outputs]
         needed = {name for _, name in outputs}
         kept = []
@@ -193,16 +200,11 @@ class Graph:
         kept.reverse()
         kept += [_Step("Identity", (name,), (output,), {}) for output, name in outputs]
         shown = [_without_positions(step) if needed.isdisjoint(step.outputs[1:]) else step for step in kept]
-        return onnx_model.model(
-            [
-                onnx_model.node(step.operator, f"n{at}", step.inputs, step.outputs, step.attributes)
-                for at, step in enumerate(shown)
-            ],
-            [onnx_model.tensor(name, array) for name, array in self._constants.items() if name in needed],
-            [_described(input_name(one), one.spec) for one in self.document.inputs if one.data is None],
-            [_described(output_name(one), self.spec(one.value)) for one in self._outputs],
-            metadata,
-        )
+        nodes = [
+            onnx_model.node(step.operator, f"n{at}", step.inputs, step.outputs, step.attributes)
+            for at, step in enumerate(shown)
+        ]
+        return nodes, [onnx_model.tensor(name, array) for name, array in self._constants.items() if name in needed]
 
 
 def _without_positions(step: _Step) -> _Step:
@@ -255,6 +257,7 @@ def _data(one: Input) -> Array:
     return np.frombuffer(one.data or b"", dtype.newbyteorder("<")).astype(dtype).reshape(static(one.spec.shape))
 
 
-def _described(name: str, spec: Spec) -> bytes:
+def described(name: str, spec: Spec) -> bytes:
+    """An input or output of a graph."""
     lengths = [length if isinstance(length, int) else expression_text(length) for length in spec.shape]
     return onnx_model.described(name, spec.dtype, lengths)

@@ -20,24 +20,21 @@ ELEMENT_TYPES = {
     "float32": 1, "uint8": 2, "int8": 3, "int16": 5, "int32": 6, "int64": 7, "bool": 9, "float16": 10, "float64": 11,
     "bfloat16": 16,
 }  # fmt: skip
-_FLOAT, _INT, _STRING, _TENSOR, _INTS, _STRINGS = 1, 2, 3, 4, 7, 8
+_FLOAT, _INT, _STRING, _TENSOR, _GRAPH, _INTS, _STRINGS = 1, 2, 3, 4, 5, 7, 8
 """What an attribute holds."""
 
 Array = npt.NDArray[Any]
-Attribute = Union[int, float, str, Array, Sequence[int], Sequence[str]]
+Attribute = Union[int, float, str, bytes, Array, Sequence[int], Sequence[str]]
+"""Bytes are those of a graph."""
 Length = Union[int, str]
 """Of a dimension; a text names one that is known when the model runs."""
 
 
-def model(
-    nodes: Iterable[bytes],
-    initializers: Iterable[bytes],
-    inputs: Iterable[bytes],
-    outputs: Iterable[bytes],
-    metadata: Mapping[str, str],
+def graph(
+    nodes: Iterable[bytes], initializers: Iterable[bytes], inputs: Iterable[bytes], outputs: Iterable[bytes]
 ) -> bytes:
-    """A whole model, of messages that the functions below made."""
-    graph = b"".join(
+    """A graph, of messages that the functions below made."""
+    return b"".join(
         [
             *(_bytes(1, node) for node in nodes),
             _text(2, "plan"),
@@ -46,6 +43,10 @@ def model(
             *(_bytes(12, one) for one in outputs),
         ]
     )
+
+
+def model(graph: bytes, metadata: Mapping[str, str]) -> bytes:
+    """A whole model."""
     return b"".join(
         [
             _integer(1, IR_VERSION),
@@ -102,6 +103,8 @@ def _attribute(name: str, value: Attribute) -> bytes:
         return _text(1, name) + _varint(2 << 3 | 5) + struct.pack("<f", value) + _integer(20, _FLOAT)
     if isinstance(value, str):
         return _text(1, name) + _text(4, value) + _integer(20, _STRING)
+    if isinstance(value, bytes):
+        return _text(1, name) + _bytes(6, value) + _integer(20, _GRAPH)
     if isinstance(value, np.ndarray):
         return _text(1, name) + _bytes(5, tensor("", value)) + _integer(20, _TENSOR)
     if value and isinstance(value[0], str):

@@ -30,6 +30,11 @@ def to_onnx(document: Document, wanted: Callable[[str], bool] = lambda role: Tru
 
     The document has been checked (plans/check.py). Raises PlanInvalidError for what ONNX cannot say, by its name.
     """
+    return converted(document, wanted).to_bytes({"grid.plan.sha256": document.sha256})
+
+
+def converted(document: Document, wanted: Callable[[str], bool] = lambda role: True) -> Graph:
+    """The same as a graph that is not written yet."""
     graph = Graph(document, [output for output in document.outputs if wanted(output.role)])
     for spec in document.specs:
         numpy_type(spec.dtype)
@@ -43,7 +48,7 @@ def to_onnx(document: Document, wanted: Callable[[str], bool] = lambda role: Tru
             graph.names[number] = name
             graph.made_by[number] = node
             number += 1
-    return graph.to_bytes({"grid.plan.sha256": document.sha256})
+    return graph
 
 
 # ------------------------------------------------------------------ normalisation

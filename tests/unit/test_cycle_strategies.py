@@ -19,12 +19,11 @@ from cycle_world import MODEL, World, diff, world
 from plan_documents import linear
 from safetensors.numpy import save
 
-from grid_jupyter.client.device import _train
+from grid_jupyter.client.device import _Plan, _train
 from grid_jupyter.cycles.hosting import buffers_of
 from grid_jupyter.cycles.terms import advice, read_terms
 from grid_jupyter.errors import BadRequest, Conflict, InvalidDataError
 from grid_jupyter.plans.document import canonical
-from grid_jupyter.plans.engine import Training
 from grid_jupyter.plans.onnx_engine import OnnxEngine
 from grid_jupyter.plans.reader import read_plan
 
@@ -302,13 +301,14 @@ def test_a_device_trains_what_fedprox_asks_for(tmp_path: Path):
     x = rng.standard_normal((4, 3)).astype(numpy.float32)
     y = rng.standard_normal((4, 1)).astype(numpy.float32)
     config = {"batch_size": 4, "lr": 0.1, "proximal_mu": 0.5}
-    program = OnnxEngine("cpu", 1).load(read_plan(canonical(linear())))
-    training = Training(program, dict(MODEL), {}, {}, {"lr": numpy.asarray(0.1, numpy.float32)})
-    _train(training, {"x": {"x": x}, "y": {"y": y}}, config, 5, numpy.random.default_rng(0))
+    plan = _Plan(OnnxEngine("cpu", 1), read_plan(canonical(linear())))
+    hyper = {"lr": numpy.asarray(0.1, numpy.float32)}
+    values: dict[str, dict[str, Any]] = {"param": dict(MODEL), "buffer": {}, "state": {}, "hyper": hyper}
+    _train(plan, values, {"x": {"x": x}, "y": {"y": y}}, config, 5, numpy.random.default_rng(0))
     w = MODEL["w"].astype(numpy.float64)
     for _ in range(5):
         w = w - 0.1 * (2 / 4 * x.T @ (x @ w - y) + 0.5 * (w - MODEL["w"]))
-    numpy.testing.assert_allclose(training.params["w"], w, rtol=1e-5)
+    numpy.testing.assert_allclose(values["param"]["w"], w, rtol=1e-5)
 
 
 # ------------------------------------------------------------------ nothing lost, nothing infinite, nothing big

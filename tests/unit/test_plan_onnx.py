@@ -400,7 +400,7 @@ def test_onnx_is_written_here_and_nothing_else_is_handed_to_the_runtime():
     assert len(made_at) == 1
     assert made_at[0][0] == "onnx_engine.py"
     calls = re.findall(r"self\._session\((.*)\), limits", (PACKAGE / "plans" / "onnx_engine.py").read_text())
-    assert calls == ["to_onnx(document, wanted)"]
+    assert calls == ["to_onnx(document, wanted)", "onnx_steps.steps_to_onnx(document)"]
 
 
 def test_an_engine_is_chosen_by_name_or_by_what_is_installed():
