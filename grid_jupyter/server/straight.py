@@ -79,6 +79,7 @@ def take_parts(connection: Any, size: int, pace: Pace, give_up: Callable[[], Non
             raise
         finally:
             looking.cancel()
+            part = memoryview(b"")  # `look` knows itself, and would keep the buffer until garbage is collected
 
     connection._read_fixed_body = read
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import os
 import ssl
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import psutil
 import pytest
 from flows.certificates import Authority
 from tornado.netutil import bind_sockets
@@ -105,6 +107,29 @@ def test_a_body_comes_as_it_was_sent_and_its_connection_goes_on(tmp_path: Path, 
             await writer.wait_closed()
 
     asyncio.run(asyncio.wait_for(work(), 30))
+
+
+def test_the_memory_that_a_body_came_in_is_free_when_it_is_here(tmp_path: Path):
+    body = bytes_of(5, MB)
+
+    async def work() -> None:
+        async with served(tmp_path, 0) as (port, _):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            used = []
+            for _ in range(32):
+                writer.write(asked(body))
+                await answered(reader)
+                used.append(psutil.Process().memory_info().rss)
+            writer.close()
+            await writer.wait_closed()
+            assert used[-1] - used[7] < 8 * MB
+
+    gc.collect()
+    gc.disable()
+    try:
+        asyncio.run(asyncio.wait_for(work(), 30))
+    finally:
+        gc.enable()
 
 
 def test_what_came_over_a_connection_that_was_cut_is_there_to_the_last_byte(tmp_path: Path):
