@@ -20,7 +20,9 @@ class Optims:
     """
 
     def __init__(self, workers: Iterable[Any], optim: torch.optim.Optimizer) -> None:
-        """`workers` are workers, or their ids."""
+        """`workers` are workers, or their ids. Raises TypeError for what is no optimiser, such as its class."""
+        if not isinstance(optim, torch.optim.Optimizer):
+            raise TypeError("Optims copies an optimiser's settings; make one: (workers, Adam(model.parameters()))")
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         for worker in workers:
             made = copy.copy(optim)

@@ -183,6 +183,8 @@ def test_optims_know_their_workers():
         optims.get_optim("theo")
     with pytest.raises(InvalidDataError, match="2 parameters, and here are 1"):
         optims.get_optim("bob", [torch.zeros(1)])
+    with pytest.raises(TypeError, match="make one"):
+        Optims(["bob"], torch.optim.Adam)  # type: ignore[arg-type]
 
 
 def test_models_are_added_scaled_and_averaged():
