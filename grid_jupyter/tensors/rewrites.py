@@ -201,7 +201,8 @@ def _as_rows(x: Any, shape: list[int]) -> Any:
 def _matrix(many: Any) -> Any:
     """The matrix that was expanded; of what is a view of it, since the gradient of an expansion is as large as that."""
     root, shape, stride = many._root, many.shape[1:], many.stride()[1:]
-    if root is not None and _has_numbers(root) and root._offset == many._offset and root.requires_grad:
+    alike = root is not None and root.dtype == many.dtype and not root.is_complex()  # that may be conjugated lazily
+    if alike and _has_numbers(root) and root._offset == many._offset and root.requires_grad:
         if (root.shape, root.stride()) == (shape, stride):
             return root
         if (root.shape[::-1], root.stride()[::-1]) == (shape, stride):

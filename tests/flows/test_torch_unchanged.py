@@ -609,6 +609,19 @@ def test_batches_meet_a_matrix_as_they_do_locally(worker: VirtualWorker):
     both(worker, products_with_one_matrix, tolerance=1e-6)  # a local bmm of an expanded matrix stays one
 
 
+def products_with_one_conjugated_matrix(where: Any) -> Any:
+    torch.manual_seed(5)
+    left, right = (torch.randn(3, 4, 4, dtype=torch.complex64) for _ in range(2))
+    x, w = where.tensor(left).requires_grad_(), where.tensor(right[0]).requires_grad_()
+    found = [x.mT @ w.conj(), x.mT @ w.mH, w.mH @ x, w.conj() @ x, w.T @ x]
+    sum(one.abs().sum() for one in found).backward()
+    return [*found, x.grad, w.grad]
+
+
+def test_batches_meet_a_conjugated_matrix_as_they_do_locally(worker: VirtualWorker):
+    both(worker, products_with_one_conjugated_matrix, tolerance=1e-5)
+
+
 def test_lengths_of_packed_sequences_are_of_this_side(worker: VirtualWorker):
     with pytest.raises(RemoteOperationError, match="lengths of a packed sequence"):
         rnn.pack_padded_sequence(send(torch.ones(4, 2, 3), worker), send(torch.tensor([4, 2]), worker))
