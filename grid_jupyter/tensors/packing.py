@@ -57,7 +57,8 @@ def pad_each(rows: Any, batch_first: bool = False, padding: float = 0.0, side: s
         return composite._op_dk(_COMPOSITE, rows, batch_first, padding, side)
     longest = max(len(one) for one in rows)
     padded = []
-    for one in rows:
+    for row in rows:
+        one = row.to(rows[0].dtype)  # as torch copies them
         missing = longest - len(one)
         ends = [missing, 0] if side == "left" else [0, missing]
         padded.append(torch.nn.functional.pad(one, [0, 0] * (one.dim() - 1) + ends, value=padding))

@@ -622,6 +622,10 @@ def test_batches_meet_a_conjugated_matrix_as_they_do_locally(worker: VirtualWork
     both(worker, products_with_one_conjugated_matrix, tolerance=1e-5)
 
 
+def test_sequences_of_several_dtypes_are_padded_to_that_of_the_first(worker: VirtualWorker):
+    both(worker, lambda where: rnn.pad_sequence([where.tensor(X[0].int()), where.tensor(W)]))
+
+
 def test_lengths_of_packed_sequences_are_of_this_side(worker: VirtualWorker):
     with pytest.raises(RemoteOperationError, match="lengths of a packed sequence"):
         rnn.pack_padded_sequence(send(torch.ones(4, 2, 3), worker), send(torch.tensor([4, 2]), worker))
