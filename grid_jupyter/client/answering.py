@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -17,6 +18,9 @@ from grid_jupyter.worker.executor import Broken, Executor
 
 T = TypeVar("T")
 _MAX_WAITING = 16
+_random_state = threading.Lock()
+"""Held while a worker's state is in torch's one random generator: two workers that exchange it at once would leave the
+state of one to the process."""
 
 
 class Shelf:
@@ -41,13 +45,14 @@ class Shelf:
         return waited.result()
 
     def _apart(self, work: Callable[..., T], *args: Any) -> T:
-        callers = torch.default_generator.get_state()
-        torch.default_generator.set_state(self._random)
-        try:
-            return work(*args)
-        finally:
-            self._random = torch.default_generator.get_state()
-            torch.default_generator.set_state(callers)
+        with _random_state:
+            callers = torch.default_generator.get_state()
+            torch.default_generator.set_state(self._random)
+            try:
+                return work(*args)
+            finally:
+                self._random = torch.default_generator.get_state()
+                torch.default_generator.set_state(callers)
 
     def another_executor(self) -> Executor:
         """An executor with templates and modes of its own, over the same objects: for one more connection."""

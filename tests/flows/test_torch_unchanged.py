@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -624,6 +625,23 @@ def test_batches_meet_a_conjugated_matrix_as_they_do_locally(worker: VirtualWork
 
 def test_sequences_of_several_dtypes_are_padded_to_that_of_the_first(worker: VirtualWorker):
     both(worker, lambda where: rnn.pad_sequence([where.tensor(X[0].int()), where.tensor(W)]))
+
+
+def test_workers_in_two_threads_leave_the_random_numbers_of_this_side_as_they_are():
+    def compute(place: VirtualWorker) -> None:
+        x: Any = send(torch.ones(200, 200), place)
+        for _ in range(40):
+            x = (x @ x) * 1e-3
+            x.sum().get()
+
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    threads = [threading.Thread(target=compute, args=(VirtualWorker(id=name),)) for name in ("theo", "andy")]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_lengths_of_packed_sequences_are_of_this_side(worker: VirtualWorker):
