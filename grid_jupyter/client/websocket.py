@@ -59,6 +59,7 @@ class _Connection:
 
     def operations(self, header: memoryview) -> None:
         self._check()
+        self._worker.session.flush()  # what its owner computed before comes first
         self._worker.shelf.run(self._answering.executor.feed, header)
 
     def request(self, message: messages.Request) -> tuple[messages.Reply, bytes | memoryview]:

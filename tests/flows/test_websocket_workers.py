@@ -114,6 +114,16 @@ def test_two_clients_have_templates_and_modes_of_their_own(here: WebsocketServer
         assert z.grad.get().tolist() == [2, 2], "its owner computes on it as well"
 
 
+def test_what_the_owner_changed_is_there_for_what_others_compute_next(here: WebsocketServerWorker):
+    with handle(here) as bob:
+        mine: Any = torch.ones(2).send(here)  # type: ignore[attr-defined]
+        (theirs,) = bob.search(mine.id_at_location)
+        theirs.sum().get()
+        for _ in range(3):
+            mine += 1
+        assert (theirs * 10).get().tolist() == [40, 40]
+
+
 def test_large_tensors_go_beside_the_stream(here: WebsocketServerWorker):
     with handle(here) as bob:
         large = torch.arange(100_000.0)
