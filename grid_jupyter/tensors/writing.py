@@ -13,6 +13,8 @@ import torch
 
 aten = torch.ops.aten
 _LIST = "List[Tensor]"
+_IN_DTYPE_OF_OUT = frozenset({"aten::sum", "aten::nansum", "aten::prod", "aten::mean", "aten::cumsum", "aten::cumprod"})
+"""What torch computes in the dtype of `out`, where no other is asked for: halves that are added up to a float."""
 _OPTIONS = ["dtype", "layout", "device", "pin_memory"]
 """What factories take, and their forms with `out=` do not."""
 
@@ -59,20 +61,39 @@ def writing(op: Any, plain: Any) -> Callable[..., Any]:
 
 
 def _in_place(op: Any, plain: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
-    _write(op, target, plain(_before(op, target), *args, **kwargs))
+    _write(op, target, plain(_before(op, target, [*args, *kwargs.values()]), *args, **kwargs))
     return target
 
 
 def _each_in_place(op: Any, plain: Any, targets: list[Any], *args: Any, **kwargs: Any) -> None:
-    found = plain([_before(op, target) for target in targets], *args, **kwargs)
+    if len({id(_whole(target)) for target in targets}) < len(targets):  # what is written to one changes another
+        for index, target in enumerate(targets):
+            own = [[one[index]] if isinstance(one, (list, tuple)) else one for one in args]
+            _in_place_of_one(op, plain, target, own, kwargs)
+        return
+    found = plain([_before(op, target, [*args, *kwargs.values()]) for target in targets], *args, **kwargs)
     for target, made in zip(targets, found, strict=True):
         _write(op, target, made)
 
 
-def _before(op: Any, target: Any) -> Any:
+def _in_place_of_one(op: Any, plain: Any, target: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
+    (made,) = plain([_before(op, target, [*args, *kwargs.values()])], *args, **kwargs)
+    _write(op, target, made)
+
+
+def _whole(target: Any) -> Any:
+    """What a tensor is a view of, as far as this side knows."""
+    root = getattr(target, "_root", None)
+    return target if root is None else root
+
+
+def _before(op: Any, target: Any, others: list[Any]) -> Any:
     """What backward() needs of a tensor that is written to: what was there before."""
-    if not target.requires_grad or not torch.is_grad_enabled():
+    if not torch.is_grad_enabled():
         return target
+    if not target.requires_grad:
+        reached = any(isinstance(one, torch.Tensor) and one.requires_grad for one in _flat(others))
+        return aten.clone.default(target) if reached else target
     if target.is_leaf:
         raise RuntimeError(f"{op}: a leaf that requires grad cannot be changed in place; use torch.no_grad()")
     return aten.clone.default(target)
@@ -86,6 +107,10 @@ def _into(op: Any, plain: Any, names: list[str], *args: Any, **kwargs: Any) -> A
         raise RuntimeError(f"{op}: no gradient goes through out=, and one of the tensors requires grad")
     if not tensors and any(one.name == "dtype" for one in plain._schema.arguments):
         kwargs["dtype"] = targets[0].dtype  # a factory: its result is made on this side
+    elif op._schema.name in _IN_DTYPE_OF_OUT and kwargs.get("dtype") is None:
+        given, wanted = tensors[0].dtype, targets[0].dtype
+        if op._schema.name != "aten::mean" or given.is_floating_point or given.is_complex:
+            kwargs["dtype"] = wanted
     for target, found in zip(targets, _flat([plain(*args, **kwargs)]), strict=True):
         _write(op, target, found)
     if not op._schema.returns:

@@ -188,11 +188,44 @@ def tensors_to_write_to(where: Any) -> Any:
     return [total, *largest, places, numbers, nn.init.eye_(where.tensor(torch.ones(2, 3)))]
 
 
+def gradients_of_what_is_written(where: Any) -> Any:
+    found = []
+    for change in (
+        torch.Tensor.atan2_, torch.Tensor.remainder_, torch.Tensor.fmod_, torch.Tensor.xlogy_, torch.Tensor.clamp_max_,
+    ):  # fmt: skip
+        x, w = where.tensor(X.abs() + 0.5), where.tensor(X.flip(0).abs() + 0.3).requires_grad_()
+        change(x, w).pow(2).sum().backward()
+        found += [x, w.grad]
+    return found
+
+
+def sums_in_the_dtype_of_out(where: Any) -> Any:
+    found = []
+    for of in (torch.float16, torch.bfloat16, torch.float32, torch.int32):
+        x = where.tensor(torch.tensor([300.0, 400.0, 1.0]).to(of))
+        for out in (torch.float32, torch.float64):
+            one, many = (where.tensor(torch.zeros(shape, dtype=out)) for shape in ((), (3,)))
+            found += [torch.sum(x, (0,), out=one).clone(), torch.prod(x, 0, out=one).clone()]
+            found += [torch.cumsum(x, 0, out=many).clone(), torch.cumprod(x, 0, out=many)]
+            found += [torch.mean(x, (0,), out=one)] if of.is_floating_point else []
+    return found
+
+
+def lists_that_name_a_tensor_twice(where: Any) -> Any:
+    x, y = where.tensor(X), where.tensor(X)
+    torch._foreach_neg_([x, y, x])
+    torch._foreach_neg_([y[0], y])
+    return [x, y]
+
+
 @pytest.mark.parametrize(
     "lines",
-    [changes_that_autograd_follows, whole_numbers, diagonals, tensors_to_write_to],
+    [
+        changes_that_autograd_follows, whole_numbers, diagonals, tensors_to_write_to, gradients_of_what_is_written,
+        sums_in_the_dtype_of_out, lists_that_name_a_tensor_twice,
+    ],
     ids=lambda lines: lines.__name__,
-)
+)  # fmt: skip
 def test_tensors_are_changed_as_they_are_locally(worker: VirtualWorker, lines: Callable[[Any], Any]):
     both(worker, lines)
 
