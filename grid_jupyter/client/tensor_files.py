@@ -38,7 +38,8 @@ def room_for(memory: bytearray, arrays: Mapping[str, Array]) -> tuple[bytearray,
     data[: len(header)] = header
     found = {}
     for (name, array), (begin, _) in zip(arrays.items(), places, strict=True):
-        found[name] = numpy.frombuffer(data, array.dtype, array.size, begin).reshape(array.shape)
+        dtype = array.dtype.newbyteorder("<")  # as a file has it, whatever the array has
+        found[name] = numpy.frombuffer(data, dtype, array.size, begin).reshape(array.shape)
     return data, found
 
 
