@@ -43,19 +43,22 @@ def take_parts(connection: Any, size: int, pace: Pace, give_up: Callable[[], Non
         buffer = memoryview(mmap.mmap(-1, min(size, length), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         stream, loop = connection.stream, asyncio.get_running_loop()
         part, filled, came = buffer[:0], 0, 0
+        coming: asyncio.Future[int] = loop.create_future()
         ending: asyncio.Task[None] | None = None
         looking: asyncio.TimerHandle
 
-        async def end() -> None:
-            await hand_over(delegate, part[:filled])
+        async def end(last: bytes) -> None:
+            await hand_over(delegate, memoryview(last))
             give_up()
 
         def look() -> None:
-            nonlocal filled, ending, looking
+            nonlocal ending, looking
             now = time.monotonic()
-            if pace.is_waiting and pace.is_too_slow(came + _unread(stream), now):
-                filled += _rest(stream, part[filled:])  # of which nobody was woken
-                ending = asyncio.create_task(end())
+            # `coming` may be done, and nobody have heard of it: then its bytes are where those of `_rest` would come
+            if pace.is_waiting and not coming.done() and pace.is_too_slow(came + _unread(stream), now):
+                count = _rest(stream, part[filled:])  # of which nobody was woken
+                # a copy: the stream writes there what comes until the connection is closed
+                ending = asyncio.create_task(end(bytes(part[: filled + count])))
             else:
                 looking = loop.call_later(max(pace.left_s(now), pace.window_s / 10), look)
 
@@ -68,7 +71,8 @@ def take_parts(connection: Any, size: int, pace: Pace, give_up: Callable[[], Non
                     wake(_WAKE if length >= _WAKE else 1)  # so much comes in any case, however much of it is here
                     while filled < len(part):
                         pace.wait(time.monotonic())
-                        count = await stream.read_into(part[filled:], partial=True)
+                        coming = asyncio.ensure_future(stream.read_into(part[filled:], partial=True))
+                        count = await coming
                         pace.work(time.monotonic())
                         if ending is not None:
                             raise StreamClosedError

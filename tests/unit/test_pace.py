@@ -137,6 +137,33 @@ def test_a_body_that_trickles_is_given_up_and_what_came_is_there_to_the_last_byt
     asyncio.run(go())
 
 
+def test_what_comes_while_the_last_of_a_slow_body_is_kept_does_not_change_it():
+    sent = bytes(at % 251 for at in range(2 * MB))
+
+    async def go() -> None:
+        got, keeping = bytearray(), asyncio.Event()
+
+        async def busy() -> None:
+            keeping.set()
+            await asyncio.sleep(0.3)
+
+        async with port(got, partial(Pace, 10_000, 0.3), busy) as where:
+            reader, writer = await asyncio.open_connection("127.0.0.1", where)
+            writer.write(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(sent))
+            at = 0
+            while not keeping.is_set():
+                writer.write(sent[at : at + 1])
+                at += 1
+                await asyncio.wait([asyncio.create_task(keeping.wait())], timeout=0.02)
+            writer.write(sent[at:MB])  # a line that is well again, just too late
+            assert b"too-slow" in await asyncio.wait_for(reader.readuntil(b"}"), PATIENCE_S)
+            writer.close()
+        assert got
+        assert got == sent[: len(got)]
+
+    asyncio.run(go())
+
+
 def test_a_body_that_comes_as_fast_as_it_has_to_is_taken_whatever_the_node_does_meanwhile():
     async def go() -> None:
         got = bytearray()
