@@ -371,14 +371,14 @@ class Live:
 
         def happened(step: Step) -> None:
             before, after = step.before, step.after
-            self.state = after
-            if after.attempt != before.attempt:
+            known, self.state = self.state, after  # another one than `before` where nobody heard how a step ended
+            if after.attempt != known.attempt:
                 self._reported.clear()
             then(step.result)
             announcing.publish(self._ground.bus, self.stored, self.terms, before, after)
             if step.queued:
                 self._ground.bus.publish("notices-queued", model=self.stored.name, version=self.stored.version)
-            if (after.phase, after.attempt, after.end) != (before.phase, before.attempt, before.end):
+            if (after.phase, after.attempt, after.end) != (known.phase, known.attempt, known.end):
                 self._tell(devices=after.phase != "closing")
 
         return await self._steps.take(work, happened)
@@ -447,14 +447,16 @@ class Live:
 
     async def _aggregate(self) -> None:
         """Make the checkpoint of the cycle that was closed, then begin the next one, together with it."""
-        ground, training, sequence = self._ground, self.stored.id, self.state.sequence
+        ground, training = self._ground, self.stored.id
         ground.at("closing")
         known = self._closing()
         if known is None:
-            known = await ground.table.transact(
-                lambda rows: (rows.reports(training, sequence), rows.checkpoint(training))
+            known = await self._step(
+                lambda rows, state, now: (state, (rows.reports(training, state.sequence), rows.checkpoint(training)))
             )
-        reports, model = known
+            if self.state.phase != "closing":  # it was done before, and nobody heard of it
+                return
+        reports, model, sequence = *known, self.state.sequence
         averaged: list[str] = []
         if self.stored.averaging is not None:
             report = await self._averaged(self.stored.averaging, model, reports)

@@ -24,12 +24,12 @@ from tornado.netutil import bind_sockets
 from grid_jupyter.client.training_line import TrainingLine
 from grid_jupyter.cycles.service import Placed
 from grid_jupyter.cycles.small_models import LARGEST
-from grid_jupyter.errors import InvalidMessageError, NotFound
+from grid_jupyter.errors import InvalidMessageError, NotFound, OutcomeUnknownError
 from grid_jupyter.link.http import Address
 from grid_jupyter.server.door import application, http_server
 from grid_jupyter.server.report_doors import REPORT_RULES
 from grid_jupyter.server.training_doors import TRAINING_RULES
-from grid_jupyter.store.database import Database
+from grid_jupyter.store.database import DOUBT_TEXT, Database
 from grid_jupyter.wire.places import parted, with_model
 from grid_jupyter.wire.training import CycleRequest, NextPlace
 
@@ -197,6 +197,43 @@ def test_a_report_whose_transaction_was_kept_though_it_seemed_to_fail_keeps_its_
             numpy.testing.assert_array_equal((await here.checkpoint())["w"], MODEL["w"] - 2)
 
     asyncio.run(go())
+
+
+def test_a_cycle_that_began_though_nobody_heard_of_it_goes_on_and_takes_those_who_reported_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    lost = 0
+    transact = Database._transact
+
+    def at(point: str) -> None:
+        nonlocal lost
+        lost += point == "checkpoint-durable"
+
+    def unheard(self: Database, work: Any) -> Any:
+        nonlocal lost
+        result = transact(self, work)
+        if lost == 1:  # as after a COMMIT whose answer was lost, and that nobody can be asked about
+            lost += 1
+            raise OutcomeUnknownError(DOUBT_TEXT)
+        return result
+
+    monkeypatch.setattr(Database, "_transact", unheard)
+
+    async def go() -> None:
+        async with world(tmp_path, at=at) as here:
+            await here.host(max_diffs=1, num_cycles=3)
+            place = await here.accepted()
+            await here.report(place, diff(1, 1, 1))
+            stands = await here.stands(after=0)
+            assert (stands["completed"], stands["phase"]) == (1, "open")
+            answer = await here.ask(place[0])
+            assert (answer["status"], answer["cycle_id"]) == ("accepted", 2)
+            await here.report((place[0], answer["request_key"]), diff(2, 2, 2))
+            await here.stands(after=1)
+            numpy.testing.assert_array_equal((await here.checkpoint())["w"], MODEL["w"] - 3)
+
+    asyncio.run(go())
+    assert lost > 1
 
 
 @asynccontextmanager
