@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import http.client
 import os
+import re
 import secrets
 import time
 from typing import Any, NamedTuple
@@ -40,6 +41,7 @@ OTHER_MODEL = (
     "between here and there changes or keeps answers (a proxy, a cache), or the Node's disk is damaged: ask its owner"
 )
 _SPEED_BYTES = 1 << 20
+_OFFSET = re.compile(r"[0-9]{1,15}")
 _PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0
 
@@ -186,7 +188,8 @@ class TrainingLine:
         except (msgspec.MsgspecError, InvalidMessageError):
             raise GridError(f"{self.address.url} answered with something else than expected") from None
         if model is not None:
-            self._small = str(answer.get("next", answer).get("request_key")), model
+            place = answer.get("next", answer)
+            self._small = (str(place.get("request_key")), model) if isinstance(place, dict) else None
         return answer
 
     def _exchange(
@@ -226,8 +229,8 @@ class TrainingLine:
                 pause = min(_LONGEST_PAUSE_S, pause * 2)
                 lost = True
                 continue
-            if answer.status == TooSlowError.status and stands.offset > slow_at:  # what came is kept, as when it is cut
-                self.close()
+            if answer.status == TooSlowError.status and slow_at < stands.offset <= len(body or b""):
+                self.close()  # what came is kept, as when it is cut
                 slow_at, goes_on, lost = stands.offset, True, True
                 continue
             if answer.status != 200:
@@ -241,7 +244,7 @@ class TrainingLine:
         if answer.status != 200:
             return _Stands()  # it is sent from the start, and the answer to that says what is wrong
         offset = answer.headers.get("upload-offset", "0")
-        return _Stands(int(offset) if offset.isdigit() else 0, answer.headers.get("upload-complete") == "?1")
+        return _Stands(int(offset) if _OFFSET.fullmatch(offset) else 0, answer.headers.get("upload-complete") == "?1")
 
     def _unavailable(self, error: Exception) -> NodeUnavailableError:
         return NodeUnavailableError(

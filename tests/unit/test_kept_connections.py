@@ -10,8 +10,11 @@ from contextlib import closing, contextmanager
 
 import pytest
 
+from grid_jupyter.client.training_line import TrainingLine
+from grid_jupyter.errors import TooSlowError
 from grid_jupyter.link.http import Address
 from grid_jupyter.link.kept import LARGE, Kept
+from grid_jupyter.wire.places import WITH_MODEL, with_model
 
 BODY = bytes(range(256)) * 90
 PLAIN = b"HTTP/1.1 200 OK\r\nContent-Type: a/b\r\nContent-Length: 3\r\n\r\nabc"
@@ -184,3 +187,22 @@ def test_a_path_that_would_say_more_than_a_path_is_refused(path: str):
         with pytest.raises(http.client.InvalidURL):
             kept.exchange("GET", path, None, {})
         assert asked.requests == []
+
+
+@pytest.mark.parametrize("offset", ["\u00b2", "9" * 5000, "-1", "1e3", "7000000"])
+def test_a_node_that_says_nonsense_of_what_came_is_an_error_of_the_tree(offset: str):
+    slow = plain(b'{"code": "too-slow", "error": "too slow"}').replace(b"200 OK", b"408 Slow")
+    head = b"HTTP/1.1 200 OK\r\nUpload-Offset: " + offset.encode("latin-1") + b"\r\nContent-Length: 0\r\n\r\n"
+    with (
+        answering(*[[slow], [head]] * 4) as (kept, _),
+        closing(TrainingLine(kept._address, 2.0)) as line,
+        pytest.raises(TooSlowError),
+    ):
+        line.report("worker", "key", bytes(2 << 20), 1, zipped=False)
+
+
+@pytest.mark.parametrize("said", [b'{"next": 5}', b'{"next": []}', b'{"next": {}}', b"{}"])
+def test_a_place_that_is_none_comes_with_no_model(said: bytes):
+    answer = plain(with_model(said, b"model"), b"Content-Type: " + WITH_MODEL.encode())
+    with answering(answer) as (kept, _), closing(TrainingLine(kept._address, 2.0)) as line:
+        line.report("worker", "key", b"diff", 1, zipped=False, then={})
