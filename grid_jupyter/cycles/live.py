@@ -130,6 +130,7 @@ class Live:
         self.problem = ""
         """Why the cycle that is closing has no checkpoint yet."""
         self._watching: asyncio.Task[None] | None = None
+        self._tidying: asyncio.Task[None] | None = None
         self._steps = Steps(ground.table, stored.id, ground.clock, self._announce)
         self.leaving = False  # it is being deleted: nobody registers, or asks, any more
         self._opening = False  # the next cycle is about to begin, and who asks now does in the same transaction
@@ -155,6 +156,8 @@ class Live:
             self._watching.cancel()
             await asyncio.wait([self._watching])
         await self._steps.settled()
+        if self._tidying is not None:  # an object store keeps what no row names, unless it is deleted now
+            await asyncio.wait([self._tidying])
         await self.folding.closed()
         self._tell()
 
@@ -490,14 +493,21 @@ class Live:
             done += rows.drop_checkpoints(training, after.number + 1 - self.terms.keep_checkpoints)
             return self._gather(rows, state, now), (after, list(rows.folded(training, sequence)), done)
 
+        def opened(came: tuple[StoredCheckpoint, list[str], list[str]]) -> None:
+            latest, folded, done = came
+            self._train(latest)
+            ground.at("cycle-opened")
+            tidying = asyncio.to_thread(self._tidy, model, folded, done, over=self.over)
+            self._tidying = asyncio.create_task(tidying)
+
         self._opening = True
         try:
             self._waiting.tell(others=False)  # devices ask behind this step, and are one transaction with it
-            _, folded, done = await self._step(work, lambda came: self._train(came[0]))
+            await self._step(work, opened)
         finally:
             self._opening = False
-        ground.at("cycle-opened")
-        await asyncio.to_thread(self._tidy, model, folded, done, over=self.over)
+        if self._tidying is not None:
+            await asyncio.shield(self._tidying)
         asyncio.get_running_loop().call_later(SPARE_S, ground.blobs.drop_spares, SPARE_S)
 
     def _closing(self) -> tuple[list[StoredReport], StoredCheckpoint] | None:
