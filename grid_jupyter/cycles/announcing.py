@@ -156,7 +156,7 @@ def _key(stored: StoredTraining, state: Training, type: NoticeType) -> str:  # n
 # ------------------------------------------------------------------ told after the step
 
 
-def events(terms: Terms, before: Training, after: Training) -> Iterator[tuple[str, int]]:
+def events(before: Training, after: Training) -> Iterator[tuple[str, int]]:
     """Names of what happened, and of which cycle."""
     if after.completed > before.completed:
         yield "cycle-completed", before.sequence
@@ -172,7 +172,7 @@ def events(terms: Terms, before: Training, after: Training) -> Iterator[tuple[st
         yield "training-started", after.sequence
 
 
-def publish(bus: Bus, stored: StoredTraining, terms: Terms, before: Training, after: Training) -> None:
+def publish(bus: Bus, stored: StoredTraining, before: Training, after: Training) -> None:
     """Tell what happened on the bus."""
-    for name, cycle in events(terms, before, after):
+    for name, cycle in events(before, after):
         bus.publish(name, model=stored.name, version=stored.version, cycle=cycle)

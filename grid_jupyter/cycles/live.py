@@ -378,7 +378,7 @@ class Live:
             if after.attempt != known.attempt:
                 self._reported.clear()
             then(step.result)
-            announcing.publish(self._ground.bus, self.stored, self.terms, before, after)
+            announcing.publish(self._ground.bus, self.stored, before, after)
             if step.queued:
                 self._ground.bus.publish("notices-queued", model=self.stored.name, version=self.stored.version)
             if (after.phase, after.attempt, after.end) != (known.phase, known.attempt, known.end):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
@@ -101,12 +102,13 @@ def send(where: int, pieces: list[bytes], length: int, pause_s: float) -> tuple[
 
         def trickle() -> None:
             left = length - sum(map(len, pieces))
-            for piece in pieces:
-                line.sendall(piece)
-                stop.wait(pause_s)
-            while left and not stop.wait(pause_s):
-                line.sendall(b"t")
-                left -= 1
+            with contextlib.suppress(OSError):  # the Node closes the connection when it has answered
+                for piece in pieces:
+                    line.sendall(piece)
+                    stop.wait(pause_s)
+                while left and not stop.wait(pause_s):
+                    line.sendall(b"t")
+                    left -= 1
 
         sending = threading.Thread(target=trickle)
         sending.start()

@@ -548,7 +548,7 @@ def test_the_first_notice_of_each_kind_follows_from_the_states_alone():
     assert announcements(terms, opened, opened) == ()
     reset, _ = on(terms, opened, Tick(), 200.0)
     assert [one.type for one in announcements(terms, opened, reset)] == ["cycle reset", "worker_online_status"]
-    assert [name for name, _ in events(terms, opened, reset)] == ["cycle-reset", "cycle-opened"]
+    assert [name for name, _ in events(opened, reset)] == ["cycle-reset", "cycle-opened"]
 
 
 # ------------------------------------------------------------------ the bus
